@@ -1,0 +1,28 @@
+# make demo   the whole loop on real photographs
+# make test   the tests
+# make check  lint, types, import contracts
+#
+# Each makes its environment first. Another Python: make test PYTHON=python3.12
+
+.PHONY: demo test check env-demo env-dev clean
+
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+demo: env-demo
+	$(BIN)/edgeloop demo $(ARGS)
+
+test: env-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: env-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+env-demo env-dev: env-%:
+	@PYTHON="$(PYTHON)" scripts/make_env $(VENV) $*
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Bundles to devices, and the commands that join the stages."""

@@ -1,0 +1,74 @@
+"""What runs on the device, and the contract every other stage imports.
+
+The few names most scripts need, loaded only when used::
+
+    import edge_agent
+
+    with edge_agent.open("birds-3.edgeloop") as model:
+        label, score = model.classify(edge_agent.read_picture("robin.jpg")).best
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .bundle import Bundle, open_bundle
+    from .classifier import Classifier, Result, Score
+    from .errors import EdgeloopError
+    from .pictures import read_picture
+    from .preprocess import PreprocessSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bundle",
+    "Classifier",
+    "EdgeloopError",
+    "PreprocessSpec",
+    "Result",
+    "Score",
+    "__version__",
+    "open",
+    "open_bundle",
+    "read_picture",
+]
+
+_HOME = {
+    "Bundle": "bundle",
+    "Classifier": "classifier",
+    "EdgeloopError": "errors",
+    "PreprocessSpec": "preprocess",
+    "Result": "classifier",
+    "Score": "classifier",
+    "open_bundle": "bundle",
+    "read_picture": "pictures",
+}
+
+
+def open(bundle: str | Path, *, threads: int | None = None) -> Classifier:  # noqa: A001  reads as edge_agent.open
+    """Verify a bundle and load its model, ready to classify.
+
+    Args:
+        bundle: path of a ``.edgeloop`` file, or of the directory one was unpacked into.
+        threads: inference threads; one per core up to four by default.
+
+    Raises:
+        BundleError: the bundle is damaged, hostile or made for a newer agent.
+        ModelError: its model does not load or does not match its manifest.
+    """
+    from .bundle import open_bundle
+    from .classifier import Classifier
+
+    return Classifier.from_bundle(open_bundle(bundle), threads=threads)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'edge_agent' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,98 @@
+"""What OpenCV can open: USB cameras, network streams and video files."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import cv2
+import numpy as np
+
+from ..config import CameraSettings
+from ..errors import CameraError
+from .frames import Frame
+
+
+class OpenCVCamera:
+    """A `cv2.VideoCapture` as a camera.
+
+    A video file plays at its own speed, as a camera would; a live source delivers as it comes.
+
+    Args:
+        settings: its source, and whether a file starts again at its end.
+
+    Raises (when iterated or entered):
+        CameraError: the source cannot be opened, or a live one stopped delivering.
+    """
+
+    def __init__(self, settings: CameraSettings) -> None:
+        self.settings = settings
+        self.is_file = isinstance(settings.source, str) and Path(settings.source).is_file()
+        self._capture: cv2.VideoCapture | None = None
+
+    def __enter__(self) -> Self:
+        self._capture = self._opened()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
+
+    def __iter__(self) -> Iterator[Frame]:
+        capture = self._capture
+        if capture is None:
+            raise CameraError(f"{self.shown_source}: not open")
+        # Some cameras claim 0 or 1000 frames/s; only a file's rate is a promise worth keeping.
+        rate = capture.get(cv2.CAP_PROP_FPS) if self.is_file else 0.0
+        interval_s = 1.0 / rate if 0.1 <= rate <= 1000 else 0.0
+        start, seq, in_this_round = time.monotonic(), 0, 0
+        while True:
+            read, image = capture.read()
+            if read and image is not None and image.size:
+                if interval_s:
+                    time.sleep(max(0.0, start + seq * interval_s - time.monotonic()))
+                # asarray: OpenCV's type is wider than what a colour capture gives
+                yield Frame(np.asarray(image, np.uint8), seq)
+                seq, in_this_round = seq + 1, in_this_round + 1
+            elif not self.is_file:
+                raise CameraError(f"{self.shown_source}: stopped delivering frames")
+            elif not in_this_round:
+                raise CameraError(f"{self.shown_source}: holds no frame that can be decoded")
+            elif not self.settings.loop:
+                return
+            else:
+                # Opened anew: not every container can be wound back.
+                capture.release()
+                capture = self._capture = self._opened()
+                in_this_round = 0
+
+    def _opened(self) -> cv2.VideoCapture:
+        source = self.settings.source
+        if isinstance(source, str) and source.isdecimal():
+            source = int(source)
+        if isinstance(source, str) and "://" not in source and not os.path.exists(source):
+            raise CameraError(f"{source}: no such video file or device; check the camera's source in agent.yaml")
+        try:
+            capture = cv2.VideoCapture(source)
+        except cv2.error as error:
+            raise CameraError(f"{self.shown_source}: cannot be opened: {error}") from error
+        if not capture.isOpened():
+            raise CameraError(f"{self.shown_source}: cannot be opened as a video or camera; is it plugged in and free?")
+        return capture
+
+    @property
+    def shown_source(self) -> str:
+        """The source without the password an address may hold, for messages and logs."""
+        return without_password(self.settings.source)
+
+
+def without_password(source: int | str) -> str:
+    """``rtsp://user:secret@host/x`` as ``rtsp://***@host/x``."""
+    text = str(source)
+    scheme, separator, rest = text.partition("://")
+    # The last @: a password may hold an unescaped one, and hiding too much of a path does no harm.
+    return f"{scheme}://***@{rest.rpartition('@')[2]}" if separator and "@" in rest else text

@@ -1,0 +1,88 @@
+"""Root of the one command, `edgeloop`: a table of names, each loaded only when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import EdgeloopError, MissingExtraError
+
+# name: module, command object in it, the extra it needs ("" is the plain install), what it does
+COMMANDS = {
+    "demo": (
+        "deploy.cli",
+        "demo_command",
+        "demo",
+        "The whole loop on real photographs; needs no camera, broker or network.",
+    ),
+    "train": ("trainer.cli", "train_command", "train", "Train a classifier on a folder of photographs."),
+    "convert": ("converter.cli", "convert_command", "train", "Quantize a run to int8, prove it, pack it as a bundle."),
+    "inspect": ("edge_agent.commands.inspect", "inspect_command", "", "Show what is in a bundle."),
+    "predict": ("edge_agent.commands.predict", "predict_command", "", "Classify picture files."),
+    "run": ("edge_agent.commands.run", "run_command", "", "Run the agent: cameras to labels over MQTT."),
+}
+
+
+class Commands(click.Group):
+    """The table above as a group; `edgeloop --help` imports none of it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        """In the order of the loop."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the module of one command."""
+        if name not in COMMANDS:
+            return None
+        module, attribute, extra, _ = COMMANDS[name]
+        try:
+            return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
+        except ImportError as error:
+            if not extra:
+                raise
+            raise MissingExtraError(f"edgeloop {name}", extra, error.name) from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The list in `--help`, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (*_, text) in COMMANDS.items()])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgeloop")
+def cli() -> None:
+    """Image classification for cameras at the edge: photographs to int8 model to labels over MQTT."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: exit 0 done, 1 refused or failed (the reason in one line), 2 wrong use."""
+    # OpenCV reports damaged files on its own as well; ours is the one line that counts.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    try:
+        code: Any = cli.main(arguments, prog_name="edgeloop", standalone_mode=False)
+    except EdgeloopError as error:
+        click.echo(f"edgeloop: {error}", err=True)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("edgeloop: interrupted", err=True)
+        code = 130
+    except BrokenPipeError:
+        # The reader went away, as `head` does. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        click.echo(f"edgeloop: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

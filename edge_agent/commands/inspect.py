@@ -1,0 +1,78 @@
+"""`edgeloop inspect`: what is in a bundle, for people and for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from ..bundle import Bundle, open_bundle
+from ..manifest import TensorEntry
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="The manifest with digest and labels, as JSON.")
+def inspect_command(bundle: Path, *, as_json: bool) -> None:
+    """Verify BUNDLE and show what it holds."""
+    opened = open_bundle(bundle)
+    if as_json:
+        value = {"digest": opened.digest, "labels": opened.labels, "manifest": opened.manifest}
+        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    else:
+        click.echo("\n".join(_lines(opened)))
+
+
+def _lines(bundle: Bundle) -> list[str]:
+    manifest = bundle.manifest
+    metrics, provenance, preprocess = manifest.metrics, manifest.provenance, manifest.preprocess
+    calibration = provenance.calibration
+    height, width = preprocess.size
+    labels_width = max(len("all"), *(len(label) for label in bundle.labels))
+    rows: list[tuple[str, float | None, float | None]] = [("all", metrics.float32.accuracy, metrics.int8.accuracy)]
+    rows += [
+        (label, metrics.float32.per_class.get(label), metrics.int8.per_class.get(label)) for label in bundle.labels
+    ]
+    facts = [
+        ("digest", bundle.digest),
+        ("created", manifest.created),
+        ("labels", f"{len(bundle.labels)}: {', '.join(bundle.labels)}"),
+        ("input", f"{height}x{width} {preprocess.channels}, {preprocess.fit}; {_tensor(manifest.tensors.input)}"),
+        ("output", f"{manifest.outputs}; {_tensor(manifest.tensors.output)}"),
+        ("thresholds", f"enter {manifest.thresholds.enter}, leave {manifest.thresholds.leave}"),
+        ("backbone", provenance.backbone),
+        ("run", f"{provenance.run}, data {provenance.data_fingerprint[:12]}, edgeloop {provenance.edgeloop}"),
+        ("quantizer", provenance.quantizer),
+        ("calibrated", f"on {calibration.pictures} pictures of the {calibration.split} split, seed {calibration.seed}"),
+        ("canary", f"{len(bundle.canary())} pictures"),
+        ("needs", f"edgeloop {manifest.min_agent} or newer"),
+        (
+            "agreement",
+            f"{100 * metrics.agreement:.1f} % of {metrics.pictures} test pictures: the same answer from float and int8",
+        ),
+    ]
+    return [
+        f"{manifest.name} {manifest.version}",
+        *(f"  {name:<11} {value}" for name, value in facts),
+        f"  {'recognised':<11} {'':<{labels_width}}   float    int8",
+        *(
+            f"  {'':<11} {label:<{labels_width}} {_percent(float_share)} {_percent(int8_share)}"
+            for label, float_share, int8_share in rows
+        ),
+        "  files",
+        *(
+            f"  {entry.size:>11,}  {entry.sha256[:12]}  {name}"
+            for name, entry in manifest.files.items()
+            if not name.endswith(".jpg")
+        ),
+    ]
+
+
+def _tensor(tensor: TensorEntry) -> str:
+    scale = f", scale {tensor.scale:g}, zero point {tensor.zero_point}" if tensor.scale else ""
+    return f"{tensor.dtype} {list(tensor.shape)}{scale}"
+
+
+def _percent(share: float | None) -> str:
+    return "      -" if share is None else f"{100 * share:5.1f} %"

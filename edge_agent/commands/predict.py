@@ -1,0 +1,51 @@
+"""`edgeloop predict`: classify picture files, through exactly what the agent runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+import edge_agent
+
+from ..errors import PictureError
+
+
+@click.command("predict")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="How many labels to show of each.")
+@click.option("--threads", type=click.IntRange(1, 64), help="Inference threads; one per core up to four by default.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def predict_command(bundle: Path, pictures: tuple[Path, ...], top: int, threads: int | None, *, as_json: bool) -> None:
+    """Classify PICTURES with the model in BUNDLE.
+
+    A picture that cannot be read is named on standard error, and the exit code is 1.
+    """
+    from ..pictures import read_picture
+
+    failed = 0
+    with edge_agent.open(bundle, threads=threads) as model:
+        for path in pictures:
+            try:
+                result = model.classify(read_picture(path))
+            except PictureError as error:
+                click.echo(f"edgeloop: {error}", err=True)
+                failed += 1
+                continue
+            best = result.top(top)
+            if as_json:
+                line = {
+                    "picture": str(path),
+                    "top": [{"label": label, "score": round(score, 6)} for label, score in best],
+                    "timing_ms": {
+                        "preprocess": round(result.preprocess_ms, 3),
+                        "inference": round(result.inference_ms, 3),
+                    },
+                }
+                click.echo(msgspec.json.encode(line).decode())
+            else:
+                click.echo(f"{path}: {', '.join(f'{label} {score:.3f}' for label, score in best)}")
+    if failed:
+        raise click.exceptions.Exit(1)

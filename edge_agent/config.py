@@ -1,0 +1,234 @@
+"""`agent.yaml` as typed settings. docs/agent.md describes every key.
+
+A key nobody knows is an error with a suggestion, and every problem is reported at once: a device
+is configured from afar, and each round trip costs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import msgspec
+import yaml
+
+from .errors import ConfigError
+
+DEFAULT_PATH = Path("/etc/edgeloop/agent.yaml")
+MAX_BYTES = 256 * 1024
+
+Slug = Annotated[
+    str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z", description="letters, digits, - and _")
+]
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
+
+
+class CameraSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One camera.
+
+    Attributes:
+        source: a device number (``0``), a device (``/dev/video0``), an ``rtsp://`` or ``http://``
+            address, or a video file, relative to agent.yaml.
+        loop: start a video file again when it ends.
+    """
+
+    source: int | str
+    loop: bool = False
+
+
+class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The broker.
+
+    Attributes:
+        host, port: where it listens.
+        protocol: MQTT version.
+        username: account at the broker.
+        password_file: file whose first line is the password, relative to agent.yaml. The
+            environment variable EDGELOOP_MQTT_PASSWORD is used when it is left out.
+        prefix: first level of every topic.
+        results: also publish every single inference.
+        keepalive_s: seconds; the broker announces our death after one and a half of them.
+    """
+
+    host: str = "localhost"
+    port: Port = 1883
+    protocol: Literal["5", "3.1.1"] = "5"
+    username: str | None = None
+    password_file: str | None = None
+    prefix: Slug = "edgeloop"
+    results: bool = False
+    keepalive_s: Annotated[int, msgspec.Meta(ge=2, le=3600)] = 30
+
+
+class DecisionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How scores become a label; see `edge_agent.decision`.
+
+    Attributes:
+        smoothing_s: time constant of the scores' moving average, seconds; 0 takes each frame as it is.
+        enter: smoothed score a label must reach; the bundle's when left out.
+        leave: smoothed score under which a label is given up; the bundle's when left out.
+        min_time_s: seconds a new label must hold before it is decided.
+    """
+
+    smoothing_s: Seconds = 0.5
+    enter: Fraction | None = None
+    leave: Fraction | None = None
+    min_time_s: Seconds = 0.3
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything in agent.yaml.
+
+    Attributes:
+        device: this device's name in topics.
+        bundle: the model to run, relative to agent.yaml.
+        cameras: by name.
+        threads: inference threads; one per core up to four when left out.
+    """
+
+    device: Slug
+    bundle: str
+    cameras: Annotated[dict[Slug, CameraSettings], msgspec.Meta(min_length=1)]
+    mqtt: MqttSettings = MqttSettings()
+    decision: DecisionSettings = DecisionSettings()
+    threads: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
+
+
+def load_settings(path: str | os.PathLike[str]) -> Settings:
+    """Read agent.yaml; relative paths in it become relative to its directory.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: over {MAX_BYTES // 1024} KiB; no agent.yaml is that large")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror or error}; write one, docs/agent.md shows how"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text") from error
+    try:
+        document = yaml.load(text, _Loader)  # noqa: S506  a SafeLoader, with less
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: not YAML{where}: {getattr(error, 'problem', None) or error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply") from error
+    problems = list(_problems(document, Settings, ""))
+    if problems:
+        raise ConfigError(f"{path}: {'; '.join(problems)}")
+    settings = msgspec.convert(document, Settings)
+    problems = list(_contradictions(settings))
+    if problems:
+        raise ConfigError(f"{path}: {'; '.join(problems)}")
+    return _anchored(settings, path.resolve().parent)
+
+
+def mqtt_password(settings: MqttSettings) -> str | None:
+    """The broker password: from the file, else from the environment. Never logged.
+
+    Raises:
+        ConfigError: the file cannot be read or is empty.
+    """
+    if settings.password_file is None:
+        return os.environ.get("EDGELOOP_MQTT_PASSWORD")
+    try:
+        with open(settings.password_file, encoding="utf-8") as file:
+            password = file.readline(4096).rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{settings.password_file}: the MQTT password cannot be read: {error}") from error
+    if not password:
+        raise ConfigError(f"{settings.password_file}: the MQTT password is empty; write it on the first line")
+    return password
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, which can expand without bound, and without keys that stand twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  theirs
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _problems(value: Any, expected: Any, where: str) -> Iterator[str]:
+    """Every difference between a parsed document and a type; msgspec alone stops at the first."""
+    if isinstance(expected, type) and issubclass(expected, msgspec.Struct):
+        if not isinstance(value, dict):
+            yield f"{where or 'the file'}: expected keys and values, found {_described(value)}"
+            return
+        fields = {field.encode_name: field for field in msgspec.structs.fields(expected)}
+        for key in value.keys() - fields.keys():
+            close = difflib.get_close_matches(str(key), fields, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(fields)}"
+            yield f"unknown key {_path(where, key)!r}, {hint}"
+        for name, field in fields.items():
+            if name in value:
+                yield from _problems(value[name], field.type, _path(where, name))
+            elif field.required:
+                yield f"{_path(where, name)!r} is missing"
+        return
+    inner = get_args(expected)[0] if get_origin(expected) is Annotated else expected
+    if get_origin(inner) is dict and isinstance(value, dict):
+        key_type, value_type = get_args(inner)
+        for key, item in value.items():
+            yield from _problems(key, key_type, f"{where}: name {key!r}")
+            yield from _problems(item, value_type, _path(where, key))
+        value = dict.fromkeys(value)  # what is left to check is the number of entries
+        expected = (
+            Annotated[dict[Any, None], *expected.__metadata__] if get_origin(expected) is Annotated else dict[Any, None]
+        )
+    try:
+        msgspec.convert(value, expected)
+    except msgspec.ValidationError as error:
+        yield f"{where}: {str(error)[:1].lower()}{str(error)[1:]}, found {_described(value)}"
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    decision = settings.decision
+    if decision.enter is not None and decision.leave is not None and decision.leave > decision.enter:
+        yield f"decision.leave ({decision.leave}) must not be above decision.enter ({decision.enter})"
+    if settings.mqtt.password_file is not None and settings.mqtt.username is None:
+        yield "mqtt.password_file is given, but no mqtt.username"
+
+
+def _anchored(settings: Settings, folder: Path) -> Settings:
+    """Paths relative to agent.yaml made absolute; camera sources only where such a file exists."""
+    cameras = {
+        name: msgspec.structs.replace(camera, source=str(folder / camera.source))
+        if isinstance(camera.source, str) and (folder / camera.source).is_file()
+        else camera
+        for name, camera in settings.cameras.items()
+    }
+    password_file = settings.mqtt.password_file
+    mqtt = msgspec.structs.replace(settings.mqtt, password_file=password_file and str(folder / password_file))
+    return msgspec.structs.replace(settings, bundle=str(folder / settings.bundle), cameras=cameras, mqtt=mqtt)
+
+
+def _path(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return "nothing" if value is None else repr(value)[:60]

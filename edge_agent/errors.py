@@ -1,0 +1,73 @@
+"""Every error edgeloop raises on purpose.
+
+    EdgeloopError
+     ├─ ConfigError     agent.yaml, or an argument that contradicts it
+     ├─ PictureError    a file that is not a picture we can use
+     ├─ BundleError     a bundle that is damaged, hostile or too new
+     ├─ ModelError      a model the runtime refuses, or that breaks the contract
+     ├─ CameraError     a camera that cannot be opened or has failed
+     ├─ BrokerError     an MQTT broker that refuses us
+     ├─ DataError       photographs, or a run, that cannot be worked with
+     ├─ GateError       a quantized model that lost too much to be packed
+     └─ MissingExtraError  a command whose optional packages are not installed
+
+Libraries raise these; only the command line and the agent's outermost loop catch them, and
+print the message as it is. A message says what was expected, what was found and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EdgeloopError(Exception):
+    """Base of all of them. ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(EdgeloopError):
+    """Settings that cannot be used; nothing was started."""
+
+    exit_code = 2
+
+
+class PictureError(EdgeloopError):
+    """A file that is not a whole picture of a usable size."""
+
+
+class BundleError(EdgeloopError):
+    """A bundle that must not be used. ``problems`` holds every reason found, not only the first."""
+
+    def __init__(self, where: object, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{where}: not a usable bundle: {'; '.join(self.problems)}")
+
+
+class ModelError(EdgeloopError):
+    """A model the runtime cannot load, or whose tensors break the contract."""
+
+
+class CameraError(EdgeloopError):
+    """A camera that cannot be opened, or stopped delivering."""
+
+
+class BrokerError(EdgeloopError):
+    """An MQTT broker that refuses the connection for good."""
+
+
+class DataError(EdgeloopError):
+    """Photographs or a run directory that cannot be worked with."""
+
+
+class GateError(EdgeloopError):
+    """The quantized model lost more than it may; nothing was written."""
+
+
+class MissingExtraError(EdgeloopError):
+    """A command needs packages the plain install leaves out."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, extra: str, missing: str | None) -> None:
+        super().__init__(f"{what} needs the package {missing}; install it with: pip install 'edgeloop[{extra}]'")

@@ -1,0 +1,44 @@
+"""Writing files so that a crash or a power cut leaves the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """A new file that takes ``path``'s place when the block ends, and vanishes when the block raises.
+
+    The bytes reach the disk before the rename, and the rename before the block's caller goes on.
+
+    Args:
+        path: the final name; its directory must exist.
+        mode: permission bits of the new file, whatever the umask.
+    """
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".part", dir=path.parent, delete=False) as file:
+        try:
+            yield cast("BinaryIO", file)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes | str, *, mode: int = 0o644) -> None:
+    """Replace a file by ``data`` (text as UTF-8) in one step; see `replacing`."""
+    with replacing(path, mode=mode) as file:
+        file.write(data.encode() if isinstance(data, str) else data)

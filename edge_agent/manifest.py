@@ -1,0 +1,125 @@
+"""What a bundle says of itself: `manifest.json` and `canary/expected.json` as typed values.
+
+docs/bundle.md describes every field. Unknown fields are ignored, so that a later agent may add
+some without locking out this one; a change that an older agent must not ignore raises `FORMAT`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from .preprocess import PreprocessSpec
+
+FORMAT = 1
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?\Z")]
+Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}\Z")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Size = Annotated[int, msgspec.Meta(ge=0)]
+Text = Annotated[str, msgspec.Meta(max_length=1000)]
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One other file of the bundle."""
+
+    sha256: Digest
+    size: Size
+
+
+class TensorEntry(msgspec.Struct, frozen=True):
+    """Shape, dtype and affine quantization (real = scale * (stored - zero_point)) of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: Literal["uint8", "int8", "float32"]
+    scale: float = 0.0
+    zero_point: int = 0
+
+
+class Tensors(msgspec.Struct, frozen=True):
+    """The model's one input and one output."""
+
+    input: TensorEntry
+    output: TensorEntry
+
+
+class Thresholds(msgspec.Struct, frozen=True):
+    """Score a label must reach to be decided (``enter``), and stay above to be kept (``leave``)."""
+
+    enter: Fraction = 0.6
+    leave: Fraction = 0.4
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """How one model did on the test split, through `edge_agent.Classifier`. ``per_class`` is recall by label."""
+
+    accuracy: Fraction
+    per_class: dict[str, Fraction]
+
+
+class Metrics(msgspec.Struct, frozen=True, rename={"float32": "float"}):
+    """The float model and the quantized one on the same frozen test split.
+
+    ``agreement`` is the share of pictures on which both name the same class first.
+    """
+
+    pictures: Size
+    float32: Scored
+    int8: Scored
+    agreement: Fraction
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """The representative dataset the integer ranges were measured on."""
+
+    pictures: Size
+    per_class: dict[str, Size]
+    seed: int
+    split: str
+
+
+class Provenance(msgspec.Struct, frozen=True):
+    """Where the model comes from."""
+
+    run: Text
+    backbone: Text
+    data_fingerprint: Digest
+    edgeloop: Text
+    quantizer: Text
+    calibration: Calibration
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """`manifest.json`. ``files`` lists every other file but the signature, so its digest covers them all."""
+
+    format: int
+    name: Name
+    version: Version
+    created: Text
+    min_agent: Version
+    labels_sha256: Digest
+    preprocess: PreprocessSpec
+    tensors: Tensors
+    outputs: Literal["softmax"]
+    thresholds: Thresholds
+    metrics: Metrics
+    provenance: Provenance
+    files: dict[str, FileEntry]
+
+
+class CanaryPicture(msgspec.Struct, frozen=True):
+    """A test picture that travels with the model: the device must score it as the desktop did, within a tolerance."""
+
+    file: str
+    label: str
+    scores: tuple[Fraction, ...]
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """A dotted version as numbers to compare: 1.10 is newer than 1.9, and 1.0 equals 1."""
+    numbers = [int(part) for part in version.split(".")]
+    while len(numbers) > 1 and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)

@@ -1,0 +1,186 @@
+"""The connection to the broker. Publishing never waits for the network."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any, Protocol, Self
+
+import msgspec
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from ..config import MqttSettings, mqtt_password
+from ..errors import BrokerError
+from .messages import Info, Observation
+from .topics import Topics
+
+log = logging.getLogger(__name__)
+
+ONLINE, OFFLINE = b"online", b"offline"
+MAX_QUEUED = 1000
+"""Events kept in memory while the broker is away; about half a megabyte."""
+
+_GOODBYE_S = 2.0
+_RECONNECT_S = (1, 30)
+# Reasons that will not go away by trying again: MQTT 5 codes; paho maps those of 3.1.1 to them.
+_REFUSALS = {
+    0x84: "does not speak this MQTT version",
+    0x86: "refuses the user name or password",
+    0x87: "does not authorise this device",
+}
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Publisher(Protocol):
+    """Where the agent's messages go."""
+
+    def info(self, info: Info) -> None:
+        """What runs here now."""
+
+    def label(self, observation: Observation) -> None:
+        """The decided label of a camera; the latest one stands for the present."""
+
+    def event(self, observation: Observation) -> None:
+        """A label changed."""
+
+    def result(self, observation: Observation) -> None:
+        """One inference."""
+
+
+class RecordingPublisher:
+    """Keeps every message in a list, for tests: ``messages`` holds (kind, message) pairs."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, Info | Observation]] = []
+
+    def info(self, info: Info) -> None:
+        """See `Publisher`."""
+        self.messages.append(("info", info))
+
+    def label(self, observation: Observation) -> None:
+        """See `Publisher`."""
+        self.messages.append(("label", observation))
+
+    def event(self, observation: Observation) -> None:
+        """See `Publisher`."""
+        self.messages.append(("event", observation))
+
+    def result(self, observation: Observation) -> None:
+        """See `Publisher`."""
+        self.messages.append(("result", observation))
+
+
+class MqttPublisher:
+    """Publishes to a broker; a context manager.
+
+    Connecting happens in the background and goes on for as long as it takes. After every connect
+    the retained messages (status, info, labels) are sent again, so that a broker that lost them
+    knows the present. Leaving the block says ``offline``; dying without leaving it lets the
+    broker say so.
+
+    Args:
+        settings: the broker.
+        device: this device's name.
+    """
+
+    def __init__(self, settings: MqttSettings, device: str) -> None:
+        self.topics = Topics(settings.prefix, device)
+        self.refused = threading.Event()
+        """Set when the broker turned us away at the first connection for a reason that will not pass."""
+        self._settings = settings
+        self._reason = ""
+        self._was_connected = False
+        self._lock = threading.Lock()
+        self._retained: dict[str, bytes] = {}
+        self._client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            # Fixed, so that the broker ends a half-dead older connection of ours when we come back.
+            client_id=f"{settings.prefix}-{device}",
+            protocol=paho.MQTTv5 if settings.protocol == "5" else paho.MQTTv311,
+        )
+        if settings.username is not None:
+            self._client.username_pw_set(settings.username, mqtt_password(settings))
+        self._client.will_set(self.topics.status, OFFLINE, qos=1, retain=True)
+        self._client.max_queued_messages_set(MAX_QUEUED)
+        self._client.reconnect_delay_set(*_RECONNECT_S)
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_connect_fail = self._on_connect_fail
+
+    def __enter__(self) -> Self:
+        self._client.connect_async(self._settings.host, self._settings.port, keepalive=self._settings.keepalive_s)
+        self._client.loop_start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._client.is_connected():
+            goodbye = self._client.publish(self.topics.status, OFFLINE, qos=1, retain=True)
+            try:
+                goodbye.wait_for_publish(_GOODBYE_S)
+            except (RuntimeError, ValueError) as error:
+                log.warning("could not say goodbye to the broker: %s", error)
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def check(self) -> None:
+        """Raise what the network thread found out.
+
+        Raises:
+            BrokerError: the broker refused the first connection for good.
+        """
+        if self.refused.is_set():
+            raise BrokerError(f"{self._where} {self._reason}; check mqtt in agent.yaml")
+
+    def info(self, info: Info) -> None:
+        """See `Publisher`; retained, QoS 1."""
+        self._retain(self.topics.info, _encode(info))
+
+    def label(self, observation: Observation) -> None:
+        """See `Publisher`; retained, QoS 1. While the broker is away only the latest is kept."""
+        self._retain(self.topics.label(observation.camera), _encode(observation))
+
+    def event(self, observation: Observation) -> None:
+        """See `Publisher`; QoS 1. While the broker is away the first `MAX_QUEUED` are kept in memory."""
+        outcome = self._client.publish(self.topics.event(observation.camera), _encode(observation), qos=1)
+        if outcome.rc == paho.MQTT_ERR_QUEUE_SIZE:
+            log.warning("an event was dropped: %d are waiting for the broker", MAX_QUEUED)
+
+    def result(self, observation: Observation) -> None:
+        """See `Publisher`; QoS 0, dropped while the broker is away."""
+        if self._client.is_connected():
+            self._client.publish(self.topics.result(observation.camera), _encode(observation), qos=0)
+
+    def _retain(self, topic: str, payload: bytes) -> None:
+        # Under the lock, so that a reconnect in between cannot send an older state after this one.
+        with self._lock:
+            self._retained[topic] = payload
+            if self._client.is_connected():
+                self._client.publish(topic, payload, qos=1, retain=True)
+
+    # --- called by paho's network thread ---
+
+    def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            self._reason = _REFUSALS.get(reason.value, f"refuses the connection: {reason}")
+            if reason.value in _REFUSALS and not self._was_connected:
+                self.refused.set()
+            log.warning("%s %s", self._where, self._reason)
+            return
+        self._was_connected = True
+        log.info("connected to %s", self._where)
+        with self._lock:
+            for topic, payload in {self.topics.status: ONLINE, **self._retained}.items():
+                client.publish(topic, payload, qos=1, retain=True)
+
+    def _on_disconnect(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            log.warning("lost %s (%s); trying again", self._where, reason)
+
+    def _on_connect_fail(self, _client: paho.Client, _data: Any) -> None:
+        log.warning("%s cannot be reached; trying again", self._where)
+
+    @property
+    def _where(self) -> str:
+        return f"the broker at {self._settings.host}:{self._settings.port}"

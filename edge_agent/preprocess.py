@@ -1,0 +1,158 @@
+"""Camera frame to model input: the only resize in the repository.
+
+The trainer's cache, the calibrator, `predict` and the agent all call `preprocess`, so a picture
+gives the same bytes in all four. Frames are BGR everywhere in edgeloop, as OpenCV and Picamera2
+deliver them; the channel order the model wants is in the spec, and the swap happens here, after
+the resize, where it is cheapest.
+
+The arithmetic is OpenCV's, restricted to the operations whose result does not depend on the
+processor (docs/preprocessing.md has the measurements):
+
+* an axis at least twice too long is halved by the mean of neighbouring pixels, rounded half up;
+* one bilinear step in OpenCV's bit-exact variant covers what is left.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+Fit = Literal["stretch", "crop", "letterbox"]
+
+MIN_SIZE, MAX_SIZE = 8, 2048
+PAD_LEVEL = 114
+"""Grey of letterbox bars. Any constant does, as the network is trained with it; this is near most pictures' mean."""
+
+_Side = Annotated[int, msgspec.Meta(ge=MIN_SIZE, le=MAX_SIZE)]
+
+
+class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How frames become model input; travels in the run and in the bundle.
+
+    Attributes:
+        size: height and width of the model input in pixels, 8 to 2048 each.
+        fit: ``stretch`` fills the input with the whole frame, ignoring its aspect ratio; ``crop``
+            keeps the aspect ratio and cuts the longer axis to its centre; ``letterbox`` keeps
+            aspect ratio and whole frame, and fills up with grey bars.
+        channels: order of the model's input channels. Frames are always BGR.
+    """
+
+    size: tuple[_Side, _Side]
+    fit: Fit = "stretch"
+    channels: Literal["rgb", "bgr"] = "rgb"
+
+    def __post_init__(self) -> None:
+        # msgspec checks what it decodes; this checks what scripts construct.
+        if len(self.size) != 2 or not all(MIN_SIZE <= side <= MAX_SIZE for side in self.size):
+            raise ValueError(f"size must be (height, width), each {MIN_SIZE} to {MAX_SIZE} pixels, not {self.size}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one input picture: height, width, 3."""
+        return (*self.size, 3)
+
+
+def preprocess(frame: Pixels, spec: PreprocessSpec, out: Pixels | None = None) -> Pixels:
+    """Turn a frame of any size into the model's input.
+
+    Args:
+        frame: (H, W, 3) uint8, BGR, levels 0 to 255, at least one pixel. Not modified.
+        spec: size, fit and channel order of the input.
+        out: (height, width, 3) uint8 to write into, such as a view of the interpreter's input
+            tensor; a new array when left out. Must not overlap ``frame``.
+
+    Returns:
+        ``out``, or the new array: (height, width, 3) uint8 in the spec's channel order.
+
+    Raises:
+        TypeError, ValueError: ``frame`` or ``out`` is not of the shape and dtype above.
+    """
+    _check("frame", frame)
+    if out is None:
+        out = np.empty(spec.shape, np.uint8)
+    else:
+        _check("out", out)
+        if out.shape != spec.shape:
+            raise ValueError(f"out must have the shape {spec.shape}, not {out.shape}")
+
+    source, target = frame, out
+    if spec.fit == "crop":
+        source = _centre_with_aspect(frame, *spec.size)
+    elif spec.fit == "letterbox":
+        target = _place_for(frame, out)
+
+    height, width = target.shape[:2]
+    resized = halve(source, height, width)
+    if resized.shape != target.shape:
+        resized = cv2.resize(resized, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)  # type: ignore[assignment]
+    if spec.channels == "rgb":
+        cv2.cvtColor(resized, cv2.COLOR_BGR2RGB, dst=target)
+    else:
+        np.copyto(target, resized)
+    return out
+
+
+def halve(frame: Pixels, height: int, width: int) -> Pixels:
+    """Halve each axis for as long as it is at least twice ``height`` or ``width``.
+
+    The last row or column of an odd axis is left out: on an axis of 449 pixels or more nobody
+    sees it, and every output pixel stays the exact mean of whole pixels.
+
+    Args:
+        frame: (H, W, 3) uint8.
+        height: rows the caller will scale to, pixels.
+        width: columns the caller will scale to, pixels.
+
+    Returns:
+        (H', W', 3) uint8, ``frame`` itself where nothing needs halving.
+    """
+    while True:
+        rows, columns = frame.shape[:2]
+        tall, wide = rows >= 2 * height, columns >= 2 * width
+        if not (tall or wide):
+            return frame
+        even = frame[: rows // 2 * 2 if tall else rows, : columns // 2 * 2 if wide else columns]
+        to = (columns // 2 if wide else columns, rows // 2 if tall else rows)
+        # Both axes at once is the one area resize OpenCV has vectorised. Along one axis bilinear
+        # at exactly one half is the same mean, faster than INTER_AREA there and bit-exact by promise.
+        how = cv2.INTER_AREA if tall and wide else cv2.INTER_LINEAR_EXACT
+        frame = cv2.resize(even, to, interpolation=how)  # type: ignore[assignment]
+
+
+def _centre_with_aspect(frame: Pixels, height: int, width: int) -> Pixels:
+    """The largest centred part of the frame with the aspect ratio height : width, as a view."""
+    rows, columns = frame.shape[:2]
+    if columns * height > rows * width:
+        keep = max(1, round(rows * width / height))
+        left = (columns - keep) // 2
+        return frame[:, left : left + keep]
+    keep = max(1, round(columns * height / width))
+    top = (rows - keep) // 2
+    return frame[top : top + keep]
+
+
+def _place_for(frame: Pixels, out: Pixels) -> Pixels:
+    """Fill what the letterboxed frame leaves of ``out`` with grey; return the view it goes into."""
+    rows, columns = frame.shape[:2]
+    height, width = out.shape[:2]
+    if columns * height > rows * width:
+        fitted = (max(1, round(rows * width / columns)), width)
+    else:
+        fitted = (height, max(1, round(columns * height / rows)))
+    top, left = (height - fitted[0]) // 2, (width - fitted[1]) // 2
+    out[:top], out[top + fitted[0] :] = PAD_LEVEL, PAD_LEVEL
+    out[:, :left], out[:, left + fitted[1] :] = PAD_LEVEL, PAD_LEVEL
+    return out[top : top + fitted[0], left : left + fitted[1]]
+
+
+def _check(name: str, pixels: Any) -> None:
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
+        found = f"{pixels.dtype} array" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise TypeError(f"{name} must be a uint8 array, not {found}")
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise ValueError(f"{name} must have the shape (height, width, 3) with at least one pixel, not {pixels.shape}")

@@ -1,0 +1,72 @@
+"""Writing the run directory: everything a later stage, or a later you, wants to know of a training.
+
+docs/run.md describes the files. The directory appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_agent.errors import DataError
+from edge_agent.preprocess import PreprocessSpec
+
+from .data import Dataset
+
+FORMAT = 1
+
+
+@contextmanager
+def new_run(out: Path) -> Iterator[Path]:
+    """A temporary directory that becomes ``out`` when the block ends, and vanishes when it raises.
+
+    Raises:
+        DataError: ``out`` exists already: a run is never overwritten.
+    """
+    if out.exists():
+        raise DataError(f"{out}: exists already; name another directory or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+    try:
+        yield folder
+        for file in folder.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        folder.chmod(0o755)
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_inputs(folder: Path, dataset: Dataset, spec: PreprocessSpec) -> None:
+    """`labels.txt`, `preprocess.json` and `split.csv`: what the model is about, and on which pictures."""
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in dataset.labels), encoding="utf-8")
+    (folder / "preprocess.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
+    fields = ("sha256", "path", "label", "group", "split")
+    with (folder / "split.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(fields)
+        writer.writerows([getattr(photo, field) for field in fields] for photo in dataset.photos)
+
+
+def write_history(folder: Path, history: Mapping[str, Sequence[float]]) -> None:
+    """`history.csv`: one row an epoch."""
+    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", *history])
+        for epoch, values in enumerate(zip(*history.values(), strict=True), start=1):
+            writer.writerow([epoch, *(f"{value:.6f}" for value in values)])
+
+
+def write_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
+    """`metrics.json` and `run.json`."""
+    (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
