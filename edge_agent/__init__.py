@@ -10,6 +10,7 @@ The few names most scripts need, loaded only when used::
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from .errors import EdgeloopError
     from .pictures import read_picture
     from .preprocess import PreprocessSpec
+
+# Read by OpenCV when it is loaded, so it stands here: a small file that claims gigapixels must not
+# take the device's memory. 64 megapixels (192 MB decoded) is above every camera a Pi can carry.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(64 * 2**20))
 
 __version__ = "0.1.0"
 

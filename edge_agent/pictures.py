@@ -6,10 +6,6 @@ import os
 import stat
 from pathlib import Path
 
-# Read by OpenCV when it is loaded: a small file that claims gigapixels must not take the device's
-# memory. 64 megapixels (192 MB decoded) is above every camera a Pi can carry.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(64 * 2**20))
-
 import cv2
 import numpy as np
 
@@ -34,7 +30,7 @@ def read_picture(path: str | os.PathLike[str]) -> Pixels:
 
     Raises:
         PictureError: no such file, not a regular file, not a picture, truncated, under 16 pixels
-            a side, over 64 megapixels or over 64 MiB.
+            a side, over 64 megapixels (a gigapixel in scripts that import cv2 before edge_agent) or over 64 MiB.
     """
     return decode_picture(read_bytes(path), path)
 

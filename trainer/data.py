@@ -232,15 +232,16 @@ def _without_duplicates(photos: Sequence[Photo]) -> list[int]:
 
 def _pixel_cache(count: int, spec: PreprocessSpec) -> Pixels:
     """Room for ``count`` preprocessed pictures on disk; gone when the last reference is."""
-    file = tempfile.TemporaryFile(prefix="edgeloop-pixels-")  # noqa: SIM115  the array keeps it open
     try:
-        # Taken up front: a full disk is an error here, and a bus error in the middle of a memory map.
-        _reserve(file.fileno(), count * int(np.prod(spec.shape)))
+        with tempfile.TemporaryFile(prefix="edgeloop-pixels-") as file:
+            # Taken up front: a full disk is an error here, and a bus error in the middle of a memory map.
+            _reserve(file.fileno(), count * int(np.prod(spec.shape)))
+            # The map keeps the file alive when this handle is closed.
+            return np.memmap(file, np.uint8, "r+", shape=(count, *spec.shape))
     except OSError as error:
         raise DataError(
             f"no room in {tempfile.gettempdir()} for {count} pictures: {error.strerror}; free some or set TMPDIR"
         ) from error
-    return np.memmap(file, np.uint8, "r+", shape=(count, *spec.shape))
 
 
 def _reserve(handle: int, size: int) -> None:

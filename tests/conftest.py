@@ -1,0 +1,267 @@
+"""Real parts, made once: photographs, a trained run, its bundle, a broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+
+import edge_agent
+from edge_agent.preprocess import Pixels
+
+QUIET = Console(quiet=True)
+CLASSES = ("brick", "grass", "stars")
+IMAGE_SIZE = 96
+
+
+def _missing_mosquitto() -> str:
+    return "" if shutil.which("mosquitto", path=SEARCH) and shutil.which("mosquitto_sub") else "Mosquitto is not installed"
+
+
+def _missing_index() -> str:
+    check = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--no-deps", "--ignore-installed", "click"]
+    return "" if subprocess.run(check, check=False, capture_output=True).returncode == 0 else "no package index answers"
+
+
+SEARCH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+PARTS: dict[str, Callable[[], str]] = {"mosquitto": _missing_mosquitto, "index": _missing_index}
+_verdicts: dict[str, str] = {}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what lacks its real part; fail it where all parts are required."""
+    for marker in item.iter_markers("needs"):
+        for part in marker.args:
+            if part not in _verdicts:
+                _verdicts[part] = PARTS[part]()
+            if _verdicts[part]:
+                if os.environ.get("EDGELOOP_REQUIRE") == "all":
+                    pytest.fail(f"{_verdicts[part]}, and EDGELOOP_REQUIRE=all")
+                pytest.skip(_verdicts[part])
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line it said on standard error."""
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 1, f"expected one line, got: {self.err}"
+        return lines[0]
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(scope="session")
+def edgeloop() -> Run:
+    """Run the command line in a process of its own, as a user does."""
+
+    def run(*arguments: object, timeout: float = 240, **environment: str) -> Ran:
+        command = [sys.executable, "-m", "edge_agent.cli", *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **environment}
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def areas() -> dict[str, dict[str, Pixels]]:
+    """The demo's photographs, cut into areas that do not overlap."""
+    from deploy.demo.photographs import load_areas
+
+    return load_areas()
+
+
+@pytest.fixture(scope="session")
+def photo_folder(areas: dict[str, dict[str, Pixels]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder per class of real photographs, 16 each."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(5)
+    for label in CLASSES:
+        (folder / label).mkdir()
+        for number in range(16):
+            write_crop(folder / label / f"{number:02d}.jpg", areas[label]["train"], random)
+    return folder
+
+
+def write_crop(path: Path, area: Pixels, random: np.random.Generator, side: int = 120) -> None:
+    """A random part of a photograph as a picture file."""
+    top, left = (int(random.integers(0, limit - side)) for limit in area.shape[:2])
+    cv2.imwrite(str(path), area[top : top + side, left : left + side])
+
+
+@pytest.fixture(scope="session")
+def run_folder(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, small training run."""
+    from trainer.train import Recipe, train
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(photo_folder, out, Recipe(image_size=IMAGE_SIZE, epochs=30), console=QUIET)
+    return out
+
+
+@pytest.fixture(scope="session")
+def bundle_file(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, small int8 bundle."""
+    from converter.convert import convert
+
+    out = tmp_path_factory.mktemp("bundles") / "ground-1.2.edgeloop"
+    # 9 test pictures: one more wrong is 11 points. These tests are not about the gate.
+    convert(run_folder, out, console=QUIET, max_drop=12)
+    return out
+
+
+@pytest.fixture(scope="session")
+def classifier(bundle_file: Path) -> Iterator[edge_agent.Classifier]:
+    """The bundle's model, loaded."""
+    with edge_agent.open(bundle_file, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port on loopback nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@dataclass
+class Mosquitto:
+    """A real Mosquitto on loopback."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        binary = shutil.which("mosquitto", path=SEARCH)
+        assert binary is not None
+        self.process = subprocess.Popen(
+            [binary, "-c", str(self.folder / "mosquitto.conf")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_until(self._listens, 10, "Mosquitto to listen")
+
+    def stop(self) -> None:
+        """End it."""
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait(10)
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 0.2).close()
+        except OSError:
+            return False
+        return True
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path, free_port: int) -> Iterator[Mosquitto]:
+    """Mosquitto that lets everyone in, or, where the test wrote a ``passwords`` file before starting it, only some."""
+    folder = tmp_path / "mosquitto"
+    folder.mkdir()
+    (folder / "mosquitto.conf").write_text(f"listener {free_port} 127.0.0.1\nallow_anonymous true\nuser root\n")
+    broker = Mosquitto(folder, free_port)
+    broker.start()
+    yield broker
+    broker.stop()
+
+
+class Subscriber:
+    """`mosquitto_sub`: a subscriber that is not ours. A context manager."""
+
+    def __init__(self, port: int, topic: str) -> None:
+        self._lines: list[str] = []
+        self._command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(port), "-t", topic, "-F", "%j", "-V", "5"]
+
+    def __enter__(self) -> Subscriber:
+        import threading
+
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.terminate()
+        self._process.wait(5)
+        self._thread.join(5)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.append(line)
+
+    def messages(self, ending: str) -> list[dict[str, object]]:
+        """What arrived so far on topics with this ending: topic, payload (decoded JSON or text), retain, qos."""
+        found = []
+        for line in list(self._lines):
+            message = json.loads(line)
+            if message["topic"].endswith(ending):
+                payload = message["payload"]
+                if isinstance(payload, str) and payload.startswith("{"):
+                    message["payload"] = json.loads(payload)
+                found.append(message)
+        return found
+
+    def wait_for(self, ending: str, payload: object = None, timeout_s: float = 20) -> dict[str, object]:
+        """The first message there (with that payload)."""
+        wait_until(lambda: self._matching(ending, payload) is not None, timeout_s, f"{ending} {payload or ''}")
+        found = self._matching(ending, payload)
+        assert found is not None
+        return found
+
+    def _matching(self, ending: str, payload: object) -> dict[str, object] | None:
+        return next((m for m in self.messages(ending) if payload is None or m["payload"] == payload), None)
+
+
+@pytest.fixture
+def subscriber(mosquitto: Mosquitto) -> Iterator[Subscriber]:
+    """`mosquitto_sub` on everything of the broker."""
+    with Subscriber(mosquitto.port, "edgeloop/#") as opened:
+        yield opened
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Poll until a condition holds; fail with ``what`` was waited for."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout_s} s in vain for {what}")
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def video_file(areas: dict[str, dict[str, Pixels]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of 40 frames at 20 frames/s: brick, then stars."""
+    path = tmp_path_factory.mktemp("video") / "brick-stars.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20, (160, 120))
+    for number in range(40):
+        area = areas["brick" if number < 20 else "stars"]["video"]
+        writer.write(np.ascontiguousarray(area[number : number + 120, :160]))
+    writer.release()
+    return path
