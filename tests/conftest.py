@@ -8,10 +8,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import cv2
 import numpy as np
@@ -27,7 +29,9 @@ IMAGE_SIZE = 96
 
 
 def _missing_mosquitto() -> str:
-    return "" if shutil.which("mosquitto", path=SEARCH) and shutil.which("mosquitto_sub") else "Mosquitto is not installed"
+    return (
+        "" if shutil.which("mosquitto", path=SEARCH) and shutil.which("mosquitto_sub") else "Mosquitto is not installed"
+    )
 
 
 def _missing_index() -> str:
@@ -95,12 +99,12 @@ def areas() -> dict[str, dict[str, Pixels]]:
 
 @pytest.fixture(scope="session")
 def photo_folder(areas: dict[str, dict[str, Pixels]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder per class of real photographs, 16 each."""
+    """A folder per class of real photographs, 20 each."""
     folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(5)
     for label in CLASSES:
         (folder / label).mkdir()
-        for number in range(16):
+        for number in range(20):
             write_crop(folder / label / f"{number:02d}.jpg", areas[label]["train"], random)
     return folder
 
@@ -196,9 +200,7 @@ class Subscriber:
         self._lines: list[str] = []
         self._command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(port), "-t", topic, "-F", "%j", "-V", "5"]
 
-    def __enter__(self) -> Subscriber:
-        import threading
-
+    def __enter__(self) -> Self:
         self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()

@@ -8,6 +8,7 @@ import stat
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,15 @@ def test_a_zip_entry_that_claims_10_gb_is_refused_without_reading_it(files: dict
 
 @pytest.mark.parametrize(
     "name",
-    ["../evil", "/etc/passwd", "canary/../../evil.jpg", "canary\\..\\x.jpg", "C:evil", "canary/x.exe", "a/model.tflite"],
+    [
+        "../evil",
+        "/etc/passwd",
+        "canary/../../evil.jpg",
+        "canary\\..\\x.jpg",
+        "C:evil",
+        "canary/x.exe",
+        "a/model.tflite",
+    ],
 )
 def test_names_that_lead_elsewhere_have_no_place(files: dict[str, bytes], tmp_path: Path, name: str) -> None:
     path = write_zip(tmp_path / "x.edgeloop", {**files, name: b"evil"})
@@ -161,9 +170,10 @@ def test_compressed_encrypted_and_doubled_entries_are_refused(files: dict[str, b
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model.tflite", bytes(10_000_000))  # a small bomb
     assert "compressed or encrypted" in problems(path)
-    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("card.md", b"one")
-        archive.writestr("card.md", b"two")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("card.md", b"two")
     assert "there twice" in problems(path)
 
 
@@ -213,7 +223,9 @@ def test_a_manifest_that_is_no_manifest_is_refused(files: dict[str, bytes], tmp_
     assert "manifest.json" in problems(write_zip(tmp_path / "x.edgeloop", {**files, "manifest.json": manifest}))
 
 
-@pytest.mark.parametrize("labels", [b"one\n", b"a\na\n", b"a\n\n", b"a\n\x1b[31mred\n", b"a\n\xff\n", b"a\n" + b"b" * 201])
+@pytest.mark.parametrize(
+    "labels", [b"one\n", b"a\na\n", b"a\n\n", b"a\n\x1b[31mred\n", b"a\n\xff\n", b"a\n" + b"b" * 201]
+)
 def test_labels_that_could_mislead_are_refused(files: dict[str, bytes], tmp_path: Path, labels: bytes) -> None:
     import hashlib
 
@@ -235,10 +247,8 @@ def test_random_bytes_and_random_damage_never_raise_anything_else(bundle_file: P
         for _ in range(chance.randint(1, 12)):
             tail[chance.randrange(len(tail))] = chance.randrange(256)
         (tmp_path / "x.edgeloop").write_bytes(chance.choice([whole[:toc] + tail, chance.randbytes(400), bytes(tail)]))
-        try:
+        with suppress(EdgeloopError):
             open_bundle(tmp_path / "x.edgeloop")
-        except EdgeloopError:
-            pass
 
 
 def test_a_file_changed_after_the_check_is_not_handed_out(bundle_file: Path, tmp_path: Path) -> None:
@@ -276,7 +286,9 @@ def test_a_missing_file_and_a_pipe_are_refused_without_waiting(tmp_path: Path) -
     assert "not a regular file" in problems(tmp_path / "pipe.edgeloop")
 
 
-def test_a_bundle_that_would_be_refused_is_not_written(bundle_file: Path, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_bundle_that_would_be_refused_is_not_written(
+    bundle_file: Path, files: dict[str, bytes], tmp_path: Path
+) -> None:
     manifest = open_bundle(bundle_file).manifest
     content = {name: data for name, data in files.items() if name != "manifest.json"}
     target = tmp_path / "bad.edgeloop"

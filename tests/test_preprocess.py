@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,7 +37,7 @@ def test_pixels_are_the_same_on_every_processor_and_opencv_version(fit: Fit) -> 
 @settings(max_examples=60, deadline=None)
 def test_halving_is_the_mean_of_pixel_pairs_rounded_half_up(rows: int, columns: int, down: int, across: int) -> None:
     frame = noise(rows << down, columns << across)
-    expected = frame.astype(np.uint16)
+    expected: npt.NDArray[Any] = frame.astype(np.uint16)
     while expected.shape[0] >= 2 * rows or expected.shape[1] >= 2 * columns:
         both = expected.shape[0] >= 2 * rows and expected.shape[1] >= 2 * columns
         if both:

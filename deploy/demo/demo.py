@@ -74,6 +74,9 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
     started = time.monotonic()
     console = Console()
     host, port = _parse_broker(broker)
+    if host is not None:
+        with Watcher(host, port, Topics("edgeloop", DEVICE), CAMERA), console.status("Asking the broker"):
+            pass  # better now than after two minutes of work
     with ExitStack() as cleanup:
         folder = cleanup.enter_context(_workplace(keep))
 

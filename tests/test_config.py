@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.config import MqttSettings, Settings, load_settings, mqtt_password
+from edge_agent.errors import ConfigError
+
+GOOD = """\
+device: porch-pi
+bundle: birds-3.edgeloop
+cameras:
+  feeder:
+    source: 0
+"""
+
+
+def load(folder: Path, text: str | bytes) -> Settings:
+    path = folder / "agent.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_settings(path)
+
+
+def refusal(folder: Path, text: str | bytes) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    return message
+
+
+def test_five_lines_are_enough_and_defaults_fill_the_rest(tmp_path: Path) -> None:
+    settings = load(tmp_path, GOOD)
+    assert settings.cameras["feeder"].source == 0
+    assert (settings.mqtt.host, settings.mqtt.port, settings.mqtt.protocol) == ("localhost", 1883, "5")
+    assert settings.decision.enter is None
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "clip.avi").touch()
+    settings = load(tmp_path, GOOD.replace("source: 0", "source: clip.avi"))
+    assert settings.bundle == str(tmp_path / "birds-3.edgeloop")
+    assert settings.cameras["feeder"].source == str(tmp_path / "clip.avi")
+    address = load(tmp_path, GOOD.replace("source: 0", "source: rtsp://host/stream"))
+    assert address.cameras["feeder"].source == "rtsp://host/stream"
+
+
+def test_unknown_keys_get_a_suggestion_and_all_problems_come_at_once(tmp_path: Path) -> None:
+    said = refusal(
+        tmp_path,
+        GOOD.replace("device: porch-pi", "devcie: porch-pi")
+        + "mqtt:\n  prot: 1\n  port: 99999\n  protocol: 5\ndecision: {enter: 2}\nthreads: many\n",
+    )
+    assert "unknown key 'devcie', did you mean 'device'?" in said
+    assert "'device' is missing" in said
+    assert "unknown key 'mqtt.prot', did you mean" in said
+    assert "mqtt.port" in said
+    assert "mqtt.protocol" in said
+    assert "decision.enter" in said
+    assert "threads" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "expected keys and values, found nothing"),
+        ("- a\n- b\n", "found a list"),
+        ("device: [unclosed", "not YAML in line"),
+        (b"device: \xff\xfe", "not UTF-8"),
+        (GOOD.replace("device: porch-pi", "device: porch/pi"), "device"),
+        (GOOD.replace("device: porch-pi", "device: '#'"), "device"),
+        (GOOD.replace("  feeder:", "  'a/b':"), "cameras: name 'a/b'"),
+        (GOOD.replace("    source: 0\n", "    loop: true\n"), "'cameras.feeder.source' is missing"),
+        (GOOD.split("cameras", maxsplit=1)[0] + "cameras: {}\n", "cameras"),
+        (GOOD + "device: again\n", "'device' stands there twice"),
+        (GOOD + "decision: {enter: 0.3, leave: 0.5}\n", "must not be above"),
+        (GOOD + "mqtt: {password_file: secret}\n", "no mqtt.username"),
+        (GOOD + "mqtt: &m {port: 1}\ndecision: *m\n", "aliases"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "aliases"),
+        ("[" * 5000, "nested too deeply"),
+        ("!!python/object/apply:os.system ['true']\n", "not YAML"),
+        ("x: " + "a" * 300_000, "over 256 KiB"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(tmp_path: Path, text: str | bytes, says: str) -> None:
+    assert says in refusal(tmp_path, text)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"docs/agent\.md"):
+        load_settings(tmp_path / "agent.yaml")
+
+
+@given(text=st.text(max_size=200))
+def test_no_text_raises_anything_but_a_refusal(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    with suppress(ConfigError):
+        load_settings(path)
+
+
+def test_the_password_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text("from the file\nnot this\n")
+    monkeypatch.setenv("EDGELOOP_MQTT_PASSWORD", "from the environment")
+    settings = load(tmp_path, GOOD + "mqtt: {username: me, password_file: secret}\n")
+    assert mqtt_password(settings.mqtt) == "from the file"
+    assert mqtt_password(MqttSettings(username="me")) == "from the environment"
+    (tmp_path / "secret").write_text("\n")
+    with pytest.raises(ConfigError, match="is empty"):
+        mqtt_password(settings.mqtt)

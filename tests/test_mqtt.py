@@ -1,0 +1,243 @@
+"""The agent as a process, against a real Mosquitto, watched by `mosquitto_sub`."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from edge_agent.config import MqttSettings
+from edge_agent.mqtt import MqttPublisher, Topics
+
+from .conftest import Mosquitto, Run, Subscriber, wait_until
+
+pytestmark = pytest.mark.needs("mosquitto")
+
+
+class AgentProcess:
+    """`edgeloop run` in a process of its own."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        (folder / "agent.yaml").write_text(yaml.safe_dump(settings))
+        self.log = folder / "agent.log"
+        command = [sys.executable, "-m", "edge_agent.cli", "run", "--config", str(folder / "agent.yaml")]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def end(self, how: signal.Signals | None = None, timeout_s: float = 15) -> int:
+        if how is not None:
+            self.process.send_signal(how)
+        return self.process.wait(timeout_s)
+
+
+@contextmanager
+def agent(
+    folder: Path, bundle: Path, video: Path, port: int, *, loop: bool = True, **mqtt: Any
+) -> Iterator[AgentProcess]:
+    settings = {
+        "device": "pi",
+        "bundle": str(bundle),
+        "cameras": {"door": {"source": str(video), "loop": loop}},
+        "mqtt": {"host": "127.0.0.1", "port": port, "keepalive_s": 2, **mqtt},
+    }
+    running = AgentProcess(folder, settings)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait(5)
+
+
+def label_of(message: dict[str, Any]) -> str:
+    return str(message["payload"]["label"])
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_foreign_subscriber_gets_status_info_labels_and_events(
+    mosquitto: Mosquitto, subscriber: Subscriber, bundle_file: Path, video_file: Path, tmp_path: Path, protocol: str
+) -> None:
+    with agent(tmp_path, bundle_file, video_file, mosquitto.port, loop=False, protocol=protocol) as running:
+        assert running.end(timeout_s=60) == 0, running.log.read_text()
+    subscriber.wait_for("/status", "offline")
+    assert [m["payload"] for m in subscriber.messages("/status")] == ["online", "offline"]
+    labels = [label_of(m) for m in subscriber.messages("/camera/door/label")]
+    assert labels[-1] == "stars"
+    assert "brick" in labels
+    assert [label_of(m) for m in subscriber.messages("/event")] == labels
+    info: Any = subscriber.wait_for("/info")["payload"]
+    assert info["model"]["name"] == "ground"
+    said = running.log.read_text()
+    assert "the video has ended" in said
+    assert "all cameras have ended" in said
+
+
+def test_who_subscribes_later_gets_the_retained_state(
+    mosquitto: Mosquitto, subscriber: Subscriber, bundle_file: Path, video_file: Path, tmp_path: Path
+) -> None:
+    with agent(tmp_path, bundle_file, video_file, mosquitto.port):
+        subscriber.wait_for("/camera/door/label")
+        with Subscriber(mosquitto.port, "edgeloop/pi/#") as late:
+            for ending, payload in (("/status", "online"), ("/info", None), ("/label", None)):
+                assert late.wait_for(ending, payload)["retain"] == 1
+            assert not [m for m in late.messages("/event") if m["retain"]]
+
+
+def test_the_broker_tells_of_an_agent_killed_with_9(
+    mosquitto: Mosquitto, subscriber: Subscriber, bundle_file: Path, video_file: Path, tmp_path: Path
+) -> None:
+    with agent(tmp_path, bundle_file, video_file, mosquitto.port) as running:
+        subscriber.wait_for("/status", "online")
+        subscriber.wait_for("/label")
+        assert running.end(signal.SIGKILL) == -signal.SIGKILL
+    will = subscriber.wait_for("/status", "offline")
+    assert will["qos"] == 0 or will["qos"] == 1
+    with Subscriber(mosquitto.port, "edgeloop/pi/status") as late:
+        assert late.wait_for("/status", "offline")["retain"] == 1
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_the_agent_stops_cleanly_when_told_to(
+    mosquitto: Mosquitto,
+    subscriber: Subscriber,
+    bundle_file: Path,
+    video_file: Path,
+    tmp_path: Path,
+    how: signal.Signals,
+) -> None:
+    with agent(tmp_path, bundle_file, video_file, mosquitto.port) as running:
+        subscriber.wait_for("/label")
+        assert running.end(how) == 0
+        assert f"stopped by {how.name}" in running.log.read_text()
+    subscriber.wait_for("/status", "offline")
+    assert "Traceback" not in running.log.read_text()
+
+
+def test_every_result_comes_on_request_with_the_frames_age(
+    mosquitto: Mosquitto, subscriber: Subscriber, bundle_file: Path, video_file: Path, tmp_path: Path
+) -> None:
+    with agent(tmp_path, bundle_file, video_file, mosquitto.port, loop=False, results=True) as running:
+        assert running.end(timeout_s=60) == 0
+    subscriber.wait_for("/status", "offline")
+    results: list[Any] = [m["payload"] for m in subscriber.messages("/result")]
+    assert len(results) > 20
+    assert [r["seq"] for r in results] == sorted({r["seq"] for r in results})
+    for result in results:
+        timing = result["timing_ms"]
+        assert timing["capture_to_publish"] >= timing["preprocess"] + timing["inference"]
+        assert len(result["top"]) == 3
+
+
+def test_a_refused_password_ends_the_agent_with_one_clear_line(
+    tmp_path: Path, free_port: int, bundle_file: Path, video_file: Path
+) -> None:
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    passwords = folder / "passwords"
+    subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "me", "right"], check=True)
+    (folder / "mosquitto.conf").write_text(
+        f"listener {free_port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\nuser root\n"
+    )
+    broker = Mosquitto(folder, free_port)
+    broker.start()
+    try:
+        (tmp_path / "secret").write_text("wrong-secret\n")
+        with agent(
+            tmp_path, bundle_file, video_file, free_port, username="me", password_file=str(tmp_path / "secret")
+        ) as running:
+            assert running.end(timeout_s=30) == 1
+        last = running.log.read_text().splitlines()[-1]
+        assert last.startswith("edgeloop: the broker at 127.0.0.1:")
+        assert "refuses the user name or password" in last or "does not authorise" in last
+        assert "wrong-secret" not in running.log.read_text()
+        (tmp_path / "secret").write_text("right\n")
+        with agent(
+            tmp_path, bundle_file, video_file, free_port, username="me", password_file=str(tmp_path / "secret")
+        ) as running:
+            wait_until(lambda: "connected to" in running.log.read_text(), 20, "the connection")
+            assert running.end(signal.SIGTERM) == 0
+    finally:
+        broker.stop()
+
+
+def test_a_broker_that_is_away_stops_nothing_and_hears_the_present_when_it_is_back(
+    mosquitto: Mosquitto, bundle_file: Path, video_file: Path, tmp_path: Path
+) -> None:
+    mosquitto.stop()
+    with agent(tmp_path, bundle_file, video_file, mosquitto.port) as running:
+        wait_until(lambda: "camera door: " in running.log.read_text(), 20, "a label without a broker")
+        mosquitto.start()
+        with Subscriber(mosquitto.port, "edgeloop/#") as first:
+            first.wait_for("/status", "online")
+            first.wait_for("/camera/door/label")
+        mosquitto.stop()  # this Mosquitto keeps nothing on disk: it forgets what was retained
+        time.sleep(0.5)
+        mosquitto.start()
+        with Subscriber(mosquitto.port, "edgeloop/#") as second:
+            second.wait_for("/status", "online")
+            second.wait_for("/info")
+            second.wait_for("/camera/door/label")
+        assert running.end(signal.SIGTERM) == 0
+
+
+def test_an_unreachable_broker_is_no_reason_to_hang_at_the_end(
+    bundle_file: Path, video_file: Path, tmp_path: Path, free_port: int
+) -> None:
+    with agent(tmp_path, bundle_file, video_file, free_port, loop=False) as running:
+        assert running.end(timeout_s=30) == 0
+        assert "cannot be reached; trying again" in running.log.read_text()
+
+
+def test_publishing_does_not_wait_for_a_broker_that_does_not_answer(free_port: int) -> None:
+    """A listener that accepts and never says a word: the worst kind of broker."""
+    import socket
+
+    from edge_agent.mqtt.messages import ModelId, Observation, Timing
+
+    observation = Observation(
+        1, "pi", "door", 0, "2026-01-01T00:00:00.000Z", "x", 1.0, (), ModelId("m", "1", "0"), Timing(0, 0, 0)
+    )
+    with socket.create_server(("127.0.0.1", free_port)) as server:
+        accepted: list[socket.socket] = []
+        threading.Thread(target=lambda: accepted.append(server.accept()[0]), daemon=True).start()
+        publisher = MqttPublisher(MqttSettings(host="127.0.0.1", port=free_port), "pi")
+        with publisher:
+            wait_until(lambda: bool(accepted), 5, "the connection")
+            start = time.monotonic()
+            for _ in range(200):
+                publisher.label(observation)
+                publisher.event(observation)
+                publisher.result(observation)
+            elapsed = time.monotonic() - start
+        accepted[0].close()
+    assert elapsed < 10  # 600 calls: any wait for the network would be minutes
+
+
+def test_topics_are_the_documented_ones() -> None:
+    topics = Topics("edgeloop", "pi")
+    assert topics.status == "edgeloop/pi/status"
+    assert topics.info == "edgeloop/pi/info"
+    assert topics.label("door") == "edgeloop/pi/camera/door/label"
+    assert topics.event("door") == "edgeloop/pi/camera/door/event"
+    assert topics.result("door") == "edgeloop/pi/camera/door/result"
+
+
+def test_two_agents_that_claim_one_name_are_noticed_in_the_log(
+    mosquitto: Mosquitto, bundle_file: Path, video_file: Path, tmp_path: Path, edgeloop: Run
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with (
+        agent(tmp_path / "a", bundle_file, video_file, mosquitto.port) as one,
+        agent(tmp_path / "b", bundle_file, video_file, mosquitto.port),
+    ):
+        wait_until(lambda: "lost the broker" in one.log.read_text(), 20, "the first to be told")
