@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 
 from edge_agent.classifier import Classifier
 from edge_agent.errors import ConfigError, ModelError
@@ -57,14 +57,18 @@ def convert(
         run, progress=lambda photos: track(photos, "Reading calibration pictures", console=console)
     )
 
-    with tempfile.TemporaryDirectory(prefix="edgeloop-convert-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="edgeloop-convert-") as scratch, Progress(console=console) as progress:
         folder = Path(scratch) / "saved_model"
-        with console.status("Exporting the model"):
-            export(load_model(run.path / "model.keras", run.spec, len(run.labels)), folder, run.spec)
-        with console.status("Converting to float32"):
-            float_model = to_float(folder)
-        with console.status("Quantizing to int8"):
-            int8_model = to_int8(folder, pictures.pixels)
+        steps = len(pictures.pixels) + 4
+        bar = progress.add_task("Exporting", total=steps)
+        model = load_model(run.path / "model.keras", run.spec, len(run.labels))
+        progress.advance(bar)
+        export(model, folder, run.spec)
+        progress.update(bar, advance=1, description="Converting to float32")
+        float_model = to_float(folder)
+        progress.update(bar, advance=1, description="Quantizing to int8")
+        int8_model = to_int8(folder, pictures.pixels, advance=lambda: progress.advance(bar))
+        progress.update(bar, completed=steps)
 
     verdict = Verdict(_score(run, float_model, "float32", console), _score(run, int8_model, "int8", console))
     verdict.check(max_drop)

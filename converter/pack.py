@@ -121,7 +121,7 @@ def _card(manifest: Manifest, run: Run) -> str:
     height, width = manifest.preprocess.size
     before, after = metrics.float32, metrics.int8
     rows = [
-        f"| {label} | {_percent(before.per_class.get(label))} | {_percent(after.per_class.get(label))} |"
+        f"| {label.replace('|', '/')} | {_percent(before.per_class.get(label))} | {_percent(after.per_class.get(label))} |"
         for label in run.labels
     ]
     weakest = min(after.per_class, key=lambda label: after.per_class[label])
@@ -136,7 +136,7 @@ def _card(manifest: Manifest, run: Run) -> str:
             f"- Integer ranges measured on {provenance.calibration.pictures} of them",
             f"- Tested on {metrics.pictures} pictures it never saw",
             f"- Recognises {_percent(before.accuracy)} of those in float, {_percent(after.accuracy)} in int8",
-            f"- Weakest class: {weakest}, of which it recognises {_percent(after.per_class[weakest])}",
+            *([f"- Weakest class: {weakest}, {_percent(after.per_class[weakest])}"] if after.accuracy < 1 else []),
             "- Names one of these classes whatever it sees; below the thresholds the agent says `unknown`",
             "",
             "| class | recognised, float | int8 |",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,18 +61,20 @@ def to_float(folder: Path) -> bytes:
     return _convert(_converter(folder))
 
 
-def to_int8(folder: Path, pixels: Pixels) -> bytes:
+def to_int8(folder: Path, pixels: Pixels, *, advance: Callable[[], object] = lambda: None) -> bytes:
     """The SavedModel as TFLite in static int8: per-channel weights, uint8 pixels in, float32 scores out.
 
     Args:
         folder: the SavedModel.
         pixels: (pictures, height, width, 3) uint8, the representative dataset.
+        advance: called after each of them.
     """
     import tensorflow as tf
 
     def feed() -> Iterator[list[Any]]:
         for picture in pixels:
             yield [picture[np.newaxis].astype(np.float32)]
+            advance()
 
     converter = _converter(folder)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]

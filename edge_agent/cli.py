@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .errors import EdgeloopError, MissingExtraError
+from .errors import EdgeloopError, MissingExtraError, one_line
 
 # name: module, command object in it, the extra it needs ("" is the plain install), what it does
 COMMANDS = {
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code: Any = cli.main(arguments, prog_name="edgeloop", standalone_mode=False)
     except EdgeloopError as error:
-        click.echo(f"edgeloop: {error}", err=True)
+        click.echo(f"edgeloop: {one_line(error)}", err=True)
         code = error.exit_code
     except click.ClickException as error:
         error.show()

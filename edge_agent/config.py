@@ -23,6 +23,9 @@ MAX_BYTES = 256 * 1024
 Slug = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z", description="letters, digits, - and _")
 ]
+# What the resolver takes without raising: labels of 1 to 63 characters, or an IPv6 address.
+_HOST = r"^[A-Za-z0-9_:-]{1,63}(?:\.[A-Za-z0-9_:-]{1,63})*\.?\Z"
+Host = Annotated[str, msgspec.Meta(pattern=_HOST, max_length=253)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
@@ -55,7 +58,7 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         keepalive_s: seconds; the broker announces our death after one and a half of them.
     """
 
-    host: str = "localhost"
+    host: Host = "localhost"
     port: Port = 1883
     protocol: Literal["5", "3.1.1"] = "5"
     username: str | None = None

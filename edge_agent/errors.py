@@ -26,6 +26,11 @@ class EdgeloopError(Exception):
     exit_code = 1
 
 
+def one_line(error: BaseException) -> str:
+    """The message as one line that cannot steer a terminal, whatever file name or bundle it quotes."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(error))
+
+
 class ConfigError(EdgeloopError):
     """Settings that cannot be used; nothing was started."""
 

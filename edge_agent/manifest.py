@@ -19,7 +19,8 @@ Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
-Text = Annotated[str, msgspec.Meta(max_length=1000)]
+# Shown on terminals, so without control characters.
+Text = Annotated[str, msgspec.Meta(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -77,7 +78,7 @@ class Calibration(msgspec.Struct, frozen=True):
     pictures: Size
     per_class: dict[str, Size]
     seed: int
-    split: str
+    split: Text
 
 
 class Provenance(msgspec.Struct, frozen=True):

@@ -29,7 +29,7 @@ def native_noise_hidden() -> Iterator[None]:
         )
         try:
             yield
-        except BaseException:
+        except Exception:
             kept.seek(0)
             with os.fdopen(os.dup(terminal), "wb") as out:
                 shutil.copyfileobj(kept, out)

@@ -199,6 +199,7 @@ def test_missing_unlisted_and_damaged_files_are_reported_together(files: dict[st
         (lambda m: m.update(min_agent="99.0"), "needs edgeloop 99.0 or newer"),
         (lambda m: m.update(name="../x"), r"name"),
         (lambda m: m.update(version="1; rm -rf"), r"version"),
+        (lambda m: m.update(created="\x1b[2Jnow"), "created"),
         (lambda m: m["preprocess"].update(size=[100000, 224]), "2048"),
         (lambda m: m["preprocess"].update(mean=[1, 2, 3]), "unknown field `mean`"),
         (lambda m: m.pop("files"), "missing required field `files`"),

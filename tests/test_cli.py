@@ -66,6 +66,18 @@ def test_predict_refuses_each_bad_picture_in_one_line_and_goes_on_with_the_rest(
     assert len(ran.out.splitlines()) == 1
 
 
+def test_names_that_would_steer_the_terminal_are_shown_harmless(
+    edgeloop: Run, bundle_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a\x1b[2Jb.jpg").write_text("no picture")
+    (tmp_path / "a\nb-1.edgeloop").write_text("no bundle")
+    for arguments in (("predict", bundle_file, tmp_path / "a\x1b[2Jb.jpg"), ("inspect", tmp_path / "a\nb-1.edgeloop")):
+        ran = edgeloop(*arguments)
+        assert ran.code == 1
+        assert "\x1b" not in ran.err
+        assert ran.line.startswith("edgeloop: ")
+
+
 def test_deep_and_cmyk_pictures_are_classified(edgeloop: Run, bundle_file: Path, picture: Path, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -77,6 +77,8 @@ def test_unknown_keys_get_a_suggestion_and_all_problems_come_at_once(tmp_path: P
         (GOOD.replace("  feeder:", "  'a/b':"), "cameras: name 'a/b'"),
         (GOOD.replace("    source: 0\n", "    loop: true\n"), "'cameras.feeder.source' is missing"),
         (GOOD.split("cameras", maxsplit=1)[0] + "cameras: {}\n", "cameras"),
+        (GOOD + "mqtt: {host: 'a..b'}\n", "mqtt.host"),
+        (GOOD + "mqtt: {host: ''}\n", "mqtt.host"),
         (GOOD + "device: again\n", "'device' stands there twice"),
         (GOOD + "decision: {enter: 0.3, leave: 0.5}\n", "must not be above"),
         (GOOD + "mqtt: {password_file: secret}\n", "no mqtt.username"),

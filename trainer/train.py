@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 
 import edge_agent
 from edge_agent.errors import DataError, MissingExtraError
@@ -181,7 +181,8 @@ def _fit_head(
         metrics=["accuracy"],
     )
     counts = np.bincount(truth[splits["train"]], minlength=int(truth.max()) + 1)
-    with console.status("Training the head"), native_noise_hidden():
+    with Progress(console=console) as progress, native_noise_hidden():
+        bar = progress.add_task("Training the head", total=epochs)
         history = head.fit(
             features[splits["train"]],
             truth[splits["train"]],
@@ -190,10 +191,12 @@ def _fit_head(
             epochs=epochs,
             class_weight={i: counts.sum() / (len(counts) * count) for i, count in enumerate(counts)},
             callbacks=[
-                keras.callbacks.EarlyStopping("val_loss", min_delta=1e-4, patience=PATIENCE, restore_best_weights=True)
+                keras.callbacks.EarlyStopping("val_loss", min_delta=1e-4, patience=PATIENCE, restore_best_weights=True),
+                keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: progress.advance(bar)),
             ],
             verbose=0,
         ).history
+        progress.update(bar, total=len(history["loss"]))
     return {name: [float(value) for value in values] for name, values in history.items()}
 
 

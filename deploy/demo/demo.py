@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -74,6 +75,8 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
     started = time.monotonic()
     console = Console()
     host, port = _parse_broker(broker)
+    if keep is None and not os.access(Path.cwd(), os.W_OK):
+        raise ConfigError(f"{Path.cwd()}: cannot be written to, and the bundle is to be left there; or name a --keep")
     if host is not None:
         with Watcher(host, port, Topics("edgeloop", DEVICE), CAMERA), console.status("Asking the broker"):
             pass  # better now than after two minutes of work
@@ -186,9 +189,7 @@ def _live_line(seen: Seen, truth: list[str]) -> Text:
     line.append(f"{decided:<8}", style="bold green" if decided == truth[result.seq] else "bold yellow")
     line.append(
         f" frame {result.seq + 1:>3}/{len(truth)}: {result.label} {result.score:.2f}, "
-        f"{result.timing_ms.preprocess + result.timing_ms.inference:.1f} ms, "
-        f"published {result.timing_ms.capture_to_publish:.1f} ms after capture, "
-        f"{100 * seen.accuracy(truth):.1f} % right so far"
+        f"age {result.timing_ms.capture_to_publish:.1f} ms, {100 * seen.accuracy(truth):.1f} % right"
     )
     return line
 

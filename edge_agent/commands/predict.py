@@ -9,7 +9,7 @@ import msgspec
 
 import edge_agent
 
-from ..errors import PictureError
+from ..errors import PictureError, one_line
 
 
 @click.command("predict")
@@ -31,7 +31,7 @@ def predict_command(bundle: Path, pictures: tuple[Path, ...], top: int, threads:
             try:
                 result = model.classify(read_picture(path))
             except PictureError as error:
-                click.echo(f"edgeloop: {error}", err=True)
+                click.echo(f"edgeloop: {one_line(error)}", err=True)
                 failed += 1
                 continue
             best = result.top(top)
