@@ -121,7 +121,9 @@ def _card(manifest: Manifest, run: Run) -> str:
     height, width = manifest.preprocess.size
     before, after = metrics.float32, metrics.int8
     rows = [
-        f"| {label.replace('|', '/')} | {_percent(before.per_class.get(label))} | {_percent(after.per_class.get(label))} |"
+        "| "
+        + " | ".join((label.replace("|", "/"), *(_percent(s.per_class.get(label)) for s in (before, after))))
+        + " |"
         for label in run.labels
     ]
     weakest = min(after.per_class, key=lambda label: after.per_class[label])

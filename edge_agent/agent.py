@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from . import __version__
 from .bundle import Bundle
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 TOP = 3
 _POLL_S = 0.2
+_GOODBYE_S = 2.0
 
 
 @dataclass
@@ -42,7 +44,7 @@ class CameraCount:
 
 @dataclass
 class Agent:
-    """Classifies what cameras see until they end or it is told to stop.
+    """Classifies what cameras see, from entering its block until leaving it. A context manager.
 
     Args:
         device: name in messages.
@@ -73,8 +75,7 @@ class Agent:
         self._decisions: dict[str, Decision] = {}
         self._threads: list[threading.Thread] = []
 
-    def start(self) -> None:
-        """Say what runs here, and start capturing and classifying."""
+    def __enter__(self) -> Self:
         self.publisher.info(self._info())
         work = [("inference", self._infer)] + [
             (f"camera {name}", lambda name=name: self._capture(name)) for name in self.cameras
@@ -82,16 +83,17 @@ class Agent:
         self._threads = [threading.Thread(target=target, name=name, daemon=True) for name, target in work]
         for thread in self._threads:
             thread.start()
+        return self
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until all work is done, at most so long; whether it is. Lets signal handlers run."""
+        """Wait at most so long for all cameras to end; whether they have. Signal handlers run meanwhile."""
         self._threads[0].join(timeout_s)
         return not self._threads[0].is_alive()
 
-    def stop(self) -> None:
-        """End all threads; returns when they have ended or, where a camera hangs, after two seconds."""
+    def __exit__(self, *exception: object) -> None:
         self._stopping.set()
-        deadline = time.monotonic() + 2.0
+        # A camera may hang in its driver; its thread dies with the process.
+        deadline = time.monotonic() + _GOODBYE_S
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():

@@ -29,11 +29,11 @@ def pictures(areas: dict[str, dict[str, Pixels]]) -> dict[str, Pixels]:
 
 def run_agent(bundle_file: Path, cameras: dict[str, Camera], **options: Any) -> tuple[Agent, RecordingPublisher]:
     publisher = RecordingPublisher()
-    with edge_agent.open(bundle_file, threads=1) as classifier:
-        agent = Agent("pi", open_bundle(bundle_file), classifier, cameras, publisher, AT_ONCE, **options)
-        agent.start()
+    with (
+        edge_agent.open(bundle_file, threads=1) as classifier,
+        Agent("pi", open_bundle(bundle_file), classifier, cameras, publisher, AT_ONCE, **options) as agent,
+    ):
         assert agent.wait(60)
-        agent.stop()
     return agent, publisher
 
 
@@ -129,17 +129,16 @@ def test_one_camera_that_fails_does_not_stop_the_others(
     assert [o.label for o in observations(publisher, "label") if o.camera == "good"] == ["stars"]
 
 
-def test_stop_ends_an_endless_camera(bundle_file: Path, pictures: dict[str, Pixels]) -> None:
+def test_leaving_the_block_ends_an_endless_camera(bundle_file: Path, pictures: dict[str, Pixels]) -> None:
     def forever() -> Iterator[Pixels]:
         while True:
             yield pictures["brick"]
 
     with edge_agent.open(bundle_file, threads=1) as classifier:
         camera = ListCamera(forever(), interval_s=0.01)
-        agent = Agent("pi", open_bundle(bundle_file), classifier, {"door": camera}, RecordingPublisher(), AT_ONCE)
-        agent.start()
-        assert not agent.wait(0.5)
-        agent.stop()
+        publisher = RecordingPublisher()
+        with Agent("pi", open_bundle(bundle_file), classifier, {"door": camera}, publisher, AT_ONCE) as agent:
+            assert not agent.wait(0.5)
         assert not any(thread.is_alive() for thread in agent._threads)
 
 

@@ -57,10 +57,8 @@ def test_all_four_see_the_same_pixels(run_folder: Path, bundle_file: Path, invok
     with edge_agent.open(bundle_file) as classifier:
         # Slow enough that no frame is replaced by the next one.
         camera = ListCamera([read_picture(file) for file in files], interval_s=0.2)
-        agent = Agent("x", bundle, classifier, {"c": camera}, RecordingPublisher(), Rules(0.6, 0.4, 0, 0))
-        agent.start()
-        assert agent.wait(30)
-        agent.stop()
+        with Agent("x", bundle, classifier, {"c": camera}, RecordingPublisher(), Rules(0.6, 0.4, 0, 0)) as agent:
+            assert agent.wait(30)
     seen_by_agent = list(invoked)
 
     assert len(predicted) == len(seen_by_agent) == len(chosen)

@@ -48,7 +48,7 @@ def run(config: Path) -> None:
         Classifier.from_bundle(bundle, threads=settings.threads) as classifier,
         MqttPublisher(settings.mqtt, settings.device) as publisher,
     ):
-        agent = Agent(
+        with Agent(
             device=settings.device,
             bundle=bundle,
             classifier=classifier,
@@ -57,13 +57,9 @@ def run(config: Path) -> None:
             rules=rules_of(bundle.manifest.thresholds, settings.decision),
             results=settings.mqtt.results,
             sources={name: camera.shown_source for name, camera in cameras.items()},
-        )
-        agent.start()
-        try:
+        ) as agent:
             while not stop_requests and not agent.wait(0.2):
                 publisher.check()
-        finally:
-            agent.stop()
         why = f"stopped by {signal.Signals(stop_requests[0]).name}" if stop_requests else "all cameras have ended"
         counts = "; ".join(
             f"{name}: {c.classified} of {c.captured} frames classified" for name, c in agent.counts.items()
