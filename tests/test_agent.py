@@ -59,7 +59,7 @@ def test_labels_and_events_are_published_when_they_change_and_only_then(
 
 
 def test_every_result_is_published_on_request(bundle_file: Path, pictures: dict[str, Pixels]) -> None:
-    camera = ListCamera([pictures["brick"]] * 4, interval_s=0.1)
+    camera = ListCamera([pictures["brick"]] * 4, interval_s=0.4)
     _, publisher = run_agent(bundle_file, {"door": camera}, results=True)
     assert [o.seq for o in observations(publisher, "result")] == [0, 1, 2, 3]
 
@@ -121,7 +121,7 @@ def test_one_camera_that_fails_does_not_stop_the_others(
 ) -> None:
     cameras: dict[str, Camera] = {
         "bad": Failing(pictures["brick"], error),
-        "good": ListCamera([pictures["stars"]] * 6, interval_s=0.1),
+        "good": ListCamera([pictures["stars"]] * 6, interval_s=0.4),
     }
     agent, publisher = run_agent(bundle_file, cameras)
     assert agent.failures == {"bad": error}

@@ -18,7 +18,6 @@ def frame(seq: int) -> Frame:
 
 
 def test_a_video_file_gives_every_frame_once_at_its_own_speed(video_file: Path) -> None:
-    start = time.monotonic()
     with OpenCVCamera(CameraSettings(str(video_file))) as camera:
         frames = list(camera)
     assert [f.seq for f in frames] == list(range(40))
@@ -26,7 +25,6 @@ def test_a_video_file_gives_every_frame_once_at_its_own_speed(video_file: Path) 
     # 40 frames at 20 a second: the last comes 1.95 s after the first, on a busy machine later, never earlier.
     assert frames[-1].captured_s - frames[0].captured_s > 1.9
     assert abs(frames[-1].captured_ns - time.time_ns()) < 60e9
-    assert time.monotonic() - start < 60
     assert frames[0].image.mean() > 3 * frames[-1].image.mean()  # brick is bright, stars are not
 
 

@@ -56,7 +56,7 @@ def test_all_four_see_the_same_pixels(run_folder: Path, bundle_file: Path, invok
     bundle = open_bundle(bundle_file)
     with edge_agent.open(bundle_file) as classifier:
         # Slow enough that no frame is replaced by the next one.
-        camera = ListCamera([read_picture(file) for file in files], interval_s=0.2)
+        camera = ListCamera([read_picture(file) for file in files], interval_s=0.4)
         with Agent("x", bundle, classifier, {"c": camera}, RecordingPublisher(), Rules(0.6, 0.4, 0, 0)) as agent:
             assert agent.wait(30)
     seen_by_agent = list(invoked)
