@@ -117,7 +117,7 @@ def write_frames(folder: Path, stamps: Path, scene: Scene, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stamps", type=Path)
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=8, help="at least 2")
     arguments = parser.parse_args()
     accuracies: dict[tuple[str, Fit], list[float]] = {}
     jobs = [(scene, seed) for scene in SCENES for seed in range(arguments.seeds)]
@@ -128,14 +128,20 @@ def main() -> None:
                 recipe = Recipe(fit=fit, seed=seed)
                 run = train(Path(scratch) / "data", Path(scratch) / fit, recipe, console=Console(quiet=True))
                 accuracies.setdefault((scene.name, fit), []).append(100 * run.test_accuracy)
-    print(f"Test accuracy in %, mean of {arguments.seeds} draws of objects and frames (lowest to highest)\n")
+    print(
+        f"Test accuracy in %, mean over {arguments.seeds} draws of objects and frames; in brackets the mean difference"
+    )
+    print("from stretch on the same draws, with its standard error\n")
     print(f"| object | {' | '.join(FITS)} |")
     print("| --- |" + " --- |" * len(FITS))
     for scene in SCENES:
-        cells = [accuracies[scene.name, fit] for fit in FITS]
-        print(
-            f"| {scene.name} | " + " | ".join(f"{np.mean(c):.1f} ({min(c):.1f} to {max(c):.1f})" for c in cells) + " |"
-        )
+        base = np.array(accuracies[scene.name, "stretch"])
+        cells = [f"{base.mean():.1f}"]
+        for fit in FITS[1:]:
+            gains = np.array(accuracies[scene.name, fit]) - base
+            error = gains.std(ddof=1) / np.sqrt(len(gains))
+            cells.append(f"{np.mean(accuracies[scene.name, fit]):.1f} ({gains.mean():+.1f} ± {error:.1f})")
+        print(f"| {scene.name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

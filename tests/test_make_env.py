@@ -21,8 +21,9 @@ def stand_in(folder: Path, name: str, version: str) -> Path:
 
 
 def make(folder: Path, *arguments: str, path: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": path}
-    environment.pop("PYTHON", None)
+    # Not what `make test PYTHON=...` hands down to a make that a test starts.
+    inherited = {"PYTHON", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"}
+    environment = {name: value for name, value in os.environ.items() if name not in inherited} | {"PATH": path}
     command = ["/usr/bin/make", "-C", str(REPOSITORY), "demo", f"VENV={folder / 'venv'}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
 
