@@ -54,12 +54,15 @@ _HOME = {
 }
 
 
-def open(bundle: str | Path, *, threads: int | None = None) -> Classifier:  # noqa: A001  reads as edge_agent.open
+def open(  # noqa: A001  reads as edge_agent.open
+    bundle: str | Path, *, threads: int | None = None, delegate: str | None = None
+) -> Classifier:
     """Verify a bundle and load its model, ready to classify.
 
     Args:
         bundle: path of a ``.edgeloop`` file, or of the directory one was unpacked into.
         threads: inference threads; one per core up to four by default.
+        delegate: shared library of an external delegate, such as Coral's; none by default.
 
     Raises:
         BundleError: the bundle is damaged, hostile or made for a newer agent.
@@ -68,7 +71,7 @@ def open(bundle: str | Path, *, threads: int | None = None) -> Classifier:  # no
     from .bundle import open_bundle
     from .classifier import Classifier
 
-    return Classifier.from_bundle(open_bundle(bundle), threads=threads)
+    return Classifier.from_bundle(open_bundle(bundle), threads=threads, delegate=delegate)
 
 
 def __getattr__(name: str) -> Any:

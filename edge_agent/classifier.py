@@ -65,19 +65,26 @@ class Classifier:
         labels: the class names, in the order of the model's outputs.
         spec: how frames become its input.
         threads: inference threads; one per core up to four by default.
+        delegate: shared library of an external delegate; none by default.
 
     Raises:
-        ModelError: the model does not load, or breaks the contract: one input
+        ModelError: the model or the delegate does not load, or the model breaks the contract: one input
             (1, height, width, 3) of pixel levels (uint8 or int8 with scale 1, or float32 0 to
             255), one output (1, classes).
     """
 
     def __init__(
-        self, model: bytes, *, labels: Sequence[str], spec: PreprocessSpec, threads: int | None = None
+        self,
+        model: bytes,
+        *,
+        labels: Sequence[str],
+        spec: PreprocessSpec,
+        threads: int | None = None,
+        delegate: str | None = None,
     ) -> None:
         self.labels = tuple(labels)
         self.spec = spec
-        self._model = Model(model, threads=threads)
+        self._model = Model(model, threads=threads, delegate=delegate)
         problems = contract_problems(self._model.tensors, spec, len(self.labels))
         if problems:
             self._model.close()
@@ -86,14 +93,15 @@ class Classifier:
         self._staging = np.empty(spec.shape, np.uint8) if self._input_dtype == "float32" else None
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, threads: int | None = None) -> Classifier:
+    def from_bundle(cls, bundle: Bundle, *, threads: int | None = None, delegate: str | None = None) -> Classifier:
         """Load the model of a verified bundle.
 
         Raises:
             BundleError, ModelError: the model file changed, does not load, or is not what the manifest says.
         """
         manifest = bundle.manifest
-        classifier = cls(bundle.read(MODEL), labels=bundle.labels, spec=manifest.preprocess, threads=threads)
+        model = bundle.read(MODEL)
+        classifier = cls(model, labels=bundle.labels, spec=manifest.preprocess, threads=threads, delegate=delegate)
         if classifier.tensors != manifest.tensors:
             found = classifier.tensors
             classifier.close()

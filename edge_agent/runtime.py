@@ -5,9 +5,13 @@ LiteRT wherever it has a wheel; tflite-runtime, its predecessor, on 32-bit Arm.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -34,18 +38,23 @@ class Model:
     Args:
         content: the bytes of a ``.tflite`` file.
         threads: inference threads; `default_threads` when left out.
+        delegate: shared library of an external delegate, such as Coral's `libedgetpu.so.1`; what it
+            does not take runs on the CPU.
 
     Raises:
         ModelError: not a TFLite model, uses operations the runtime lacks, or has other than one
             static input and one output.
     """
 
-    def __init__(self, content: bytes, *, threads: int | None = None) -> None:
+    def __init__(self, content: bytes, *, threads: int | None = None, delegate: str | None = None) -> None:
         self.threads = default_threads() if threads is None else threads
-        interpreter_class, self.runtime = _interpreter()
+        module, self.runtime = _interpreter_module()
+        delegates = None if delegate is None else [_load_delegate(module, delegate)]
         try:
             with _announcement_hidden():
-                self._interpreter = interpreter_class(model_content=content, num_threads=self.threads)
+                self._interpreter = module.Interpreter(
+                    model_content=content, num_threads=self.threads, experimental_delegates=delegates
+                )
                 self._interpreter.allocate_tensors()
             inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
             if len(inputs) != 1 or len(outputs) != 1:
@@ -96,22 +105,24 @@ def _announcement_hidden() -> Iterator[None]:
     _announced = True
 
 
-def _interpreter() -> tuple[Any, str]:
-    """The interpreter class, and the name and version of the package it comes from."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-
-        package = "ai-edge-litert"
-    except ImportError:
+def _interpreter_module() -> tuple[ModuleType, str]:
+    """The interpreter's module, and name and version of the package it comes from."""
+    for package in ("ai-edge-litert", "tflite-runtime"):
         try:
-            from tflite_runtime.interpreter import Interpreter
+            return import_module(f"{package.replace('-', '_')}.interpreter"), f"{package} {version(package)}"
+        except ImportError:
+            continue
+    raise ModelError("no TFLite runtime is installed; install one with: pip install ai-edge-litert")
 
-            package = "tflite-runtime"
-        except ImportError as error:
-            raise ModelError("no TFLite runtime is installed; install one with: pip install ai-edge-litert") from error
-    from importlib.metadata import version
 
-    return Interpreter, f"{package} {version(package)}"
+def _load_delegate(module: ModuleType, library: str) -> object:
+    try:
+        # First alone: on a library that does not load, LiteRT's own loader leaves a traceback on standard error.
+        ctypes.CDLL(library)
+        return module.load_delegate(library)
+    except (ValueError, OSError, AttributeError) as error:
+        reason = str(error).strip() or "its driver finds no device"
+        raise ModelError(f"{library}: no usable delegate: {reason}; install its driver, or run without it") from error
 
 
 def _entry(details: dict[str, Any]) -> TensorEntry:

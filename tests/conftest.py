@@ -39,8 +39,12 @@ def _missing_index() -> str:
     return "" if subprocess.run(check, check=False, capture_output=True).returncode == 0 else "no package index answers"
 
 
+def _missing_cc() -> str:
+    return "" if shutil.which("cc") else "no C compiler is installed"
+
+
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
-PARTS: dict[str, Callable[[], str]] = {"mosquitto": _missing_mosquitto, "index": _missing_index}
+PARTS: dict[str, Callable[[], str]] = {"mosquitto": _missing_mosquitto, "index": _missing_index, "cc": _missing_cc}
 _verdicts: dict[str, str] = {}
 
 

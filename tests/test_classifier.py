@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,49 @@ def test_threads_default_to_the_cores_and_can_be_set(models: dict[str, bytes]) -
         assert 1 <= model.threads <= 4
     with Model(models["uint8"], threads=2) as model:
         assert model.threads == 2
+
+
+# A delegate as its vendor ships it, reduced to the two functions the runtime looks for. It takes no
+# operation, and says that it was asked. The struct is TfLiteDelegate of tensorflow/lite/core/c/common.h.
+DELEGATE = r"""
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+struct delegate { void *data; int (*prepare)(void *, struct delegate *); void *copy[3]; int64_t flags; void *builder; };
+static int prepare(void *context, struct delegate *self) { fputs(self->data, stdout); fflush(stdout); return 0; }
+struct delegate *tflite_plugin_create_delegate(char **keys, char **values, size_t count, void (*report)(const char *)) {
+    struct delegate *made = calloc(1, sizeof *made);
+    made->data = "asked\n";
+    made->prepare = prepare;
+    return made;
+}
+void tflite_plugin_destroy_delegate(struct delegate *made) { free(made); }
+"""
+
+
+@pytest.mark.needs("cc")
+def test_an_external_delegate_is_loaded_and_asked(models: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "d.c").write_text(DELEGATE)
+    library, model = tmp_path / "libdelegate.so", tmp_path / "m.tflite"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "d.c")], check=True)
+    model.write_bytes(models["uint8"])
+    code = (
+        "import pathlib, sys; from edge_agent.runtime import Model\n"
+        "model = pathlib.Path(sys.argv[1]).read_bytes()\n"
+        "with Model(model, delegate=sys.argv[2]) as m: m.invoke(); print(m.output().shape)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(model), str(library)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.splitlines()[0] == "asked"
+    assert ran.stdout.splitlines()[-1] == "(1, 3)"
+
+
+def test_a_delegate_that_does_not_load_is_refused_with_the_remedy(models: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "text.so").write_text("no library")
+    for library in (tmp_path / "none.so", tmp_path / "text.so"):
+        with pytest.raises(ModelError, match=r"no usable delegate: .*; install its driver, or run without it"):
+            Model(models["uint8"], delegate=str(library))
 
 
 def test_an_opened_bundle_classifies_like_its_model(bundle_file: Path, frames: list[Pixels]) -> None:
