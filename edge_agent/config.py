@@ -125,6 +125,9 @@ def load_settings(path: str | os.PathLike[str]) -> Settings:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}: not YAML{where}: {getattr(error, 'problem', None) or error}") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        # What PyYAML's constructors let through on values that do not fit their type: 2026-99-99, !!bool maybe
+        raise ConfigError(f"{path}: holds a value that is not what it looks like: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply") from error
     problems = list(_problems(document, Settings, ""))
@@ -167,9 +170,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  theirs
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
-            seen.add(key.value)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -180,7 +183,7 @@ def _problems(value: Any, expected: Any, where: str) -> Iterator[str]:
             yield f"{where or 'the file'}: expected keys and values, found {_described(value)}"
             return
         fields = {field.encode_name: field for field in msgspec.structs.fields(expected)}
-        for key in value.keys() - fields.keys():
+        for key in [key for key in value if key not in fields]:
             close = difflib.get_close_matches(str(key), fields, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(fields)}"
             yield f"unknown key {_path(where, key)!r}, {hint}"

@@ -37,9 +37,14 @@ def run(config: Path) -> None:
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
     stop_requests: list[int] = []
-    # Handlers only take note: anything that locks could deadlock with what they interrupt.
+
+    def take_note(number: int, _frame: object) -> None:
+        # No more than that: anything that locks could deadlock with what it interrupts.
+        stop_requests.append(number)
+        signal.signal(number, signal.SIG_DFL)  # asked a second time, end at once
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _frame: stop_requests.append(received))
+        signal.signal(number, take_note)
 
     settings = load_settings(config)
     bundle = open_bundle(settings.bundle)
