@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, track
+from rich.progress import Progress, TimeElapsedColumn, track
 
 from edge_agent.classifier import Classifier
 from edge_agent.errors import ConfigError, ModelError
@@ -57,7 +57,11 @@ def convert(
         run, progress=lambda photos: track(photos, "Reading calibration pictures", console=console)
     )
 
-    with tempfile.TemporaryDirectory(prefix="edgeloop-convert-") as scratch, Progress(console=console) as progress:
+    columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn())
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeloop-convert-") as scratch,
+        Progress(*columns, console=console) as progress,
+    ):
         folder = Path(scratch) / "saved_model"
         steps = len(pictures.pixels) + 4
         bar = progress.add_task("Exporting", total=steps)

@@ -24,6 +24,10 @@ import numpy.typing as npt
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Fit = Literal["stretch", "crop", "letterbox"]
 
+DEFAULT_FIT: Fit = "letterbox"
+"""Hides nothing of the frame, as crop does; keeps shapes, as stretch does not, when photos and camera differ in
+aspect ratio; takes half of stretch's time. docs/preprocessing.md has the figures."""
+
 MIN_SIZE, MAX_SIZE = 8, 2048
 PAD_LEVEL = 114
 """Grey of letterbox bars. Any constant does, as the network is trained with it; this is near most pictures' mean."""
@@ -43,7 +47,7 @@ class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     size: tuple[_Side, _Side]
-    fit: Fit = "stretch"
+    fit: Fit = DEFAULT_FIT
     channels: Literal["rgb", "bgr"] = "rgb"
 
     def __post_init__(self) -> None:

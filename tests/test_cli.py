@@ -38,7 +38,7 @@ def test_inspect_shows_what_is_inside(edgeloop: Run, bundle_file: Path) -> None:
     for said in (
         "ground 1.2",
         "brick, grass, stars",
-        "96x96 rgb, stretch",
+        "96x96 rgb, letterbox",
         "uint8",
         "scale 1",
         "model.tflite",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 from rich.console import Console
+
+from edge_agent.preprocess import Fit
 
 from .backbones import BACKBONES
 from .train import Recipe, train
@@ -30,7 +33,7 @@ from .train import Recipe, train
 )
 @click.option(
     "--fit",
-    type=click.Choice(["stretch", "crop", "letterbox"]),
+    type=click.Choice(get_args(Fit)),
     default=Recipe.fit,
     show_default=True,
     help="How frames become square.",

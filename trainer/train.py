@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import Progress, track
+from rich.progress import Progress, TimeElapsedColumn, track
 
 import edge_agent
 from edge_agent.errors import DataError, MissingExtraError
 from edge_agent.evaluation import Evaluation
-from edge_agent.preprocess import Fit, PreprocessSpec
+from edge_agent.preprocess import DEFAULT_FIT, Fit, PreprocessSpec
 from edge_agent.quiet import native_noise_hidden
 
 from .backbones import BACKBONES
@@ -51,7 +51,7 @@ class Recipe:
 
     backbone: str = "efficientnet-lite0"
     image_size: int | None = None
-    fit: Fit = "stretch"
+    fit: Fit = DEFAULT_FIT
     epochs: int = 100
     seed: int = 0
 
@@ -181,7 +181,8 @@ def _fit_head(
         metrics=["accuracy"],
     )
     counts = np.bincount(truth[splits["train"]], minlength=int(truth.max()) + 1)
-    with Progress(console=console) as progress, native_noise_hidden():
+    columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress, native_noise_hidden():
         bar = progress.add_task("Training the head", total=epochs)
         history = head.fit(
             features[splits["train"]],
