@@ -22,7 +22,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 def read_picture(path: str | os.PathLike[str]) -> Pixels:
     """Read a JPEG, PNG, WebP or BMP file as a frame.
 
-    EXIF rotation is applied (in WebP files from OpenCV 4.12 on), 16-bit files keep their upper 8 bits,
+    EXIF rotation is applied (to WebP by OpenCV 5, not by 4.11), 16-bit files keep their upper 8 bits,
     CMYK and grey are converted to BGR, transparency is dropped.
 
     Returns:
