@@ -36,9 +36,3 @@ def replacing(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[Bi
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-def write_atomically(path: str | os.PathLike[str], data: bytes | str, *, mode: int = 0o644) -> None:
-    """Replace a file by ``data`` (text as UTF-8) in one step; see `replacing`."""
-    with replacing(path, mode=mode) as file:
-        file.write(data.encode() if isinstance(data, str) else data)

@@ -22,8 +22,6 @@ from .torch_weights import read_torch_weights
 if TYPE_CHECKING:
     import keras
 
-IMAGENET_CLASSES = 1000
-
 
 @dataclass(frozen=True)
 class Backbone:
