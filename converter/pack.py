@@ -119,14 +119,13 @@ def _card(manifest: Manifest, run: Run) -> str:
     """`card.md`: what a person should know before using the model."""
     metrics, provenance = manifest.metrics, manifest.provenance
     height, width = manifest.preprocess.size
-    before, after = metrics.float32, metrics.int8
+    before, after = metrics.float32.per_class, metrics.int8.per_class
     rows = [
-        "| "
-        + " | ".join((label.replace("|", "/"), *(_percent(s.per_class.get(label)) for s in (before, after))))
-        + " |"
+        f"| {label.replace('|', '/')} | {_percent(before.get(label))} | {_percent(after.get(label))} |"
         for label in run.labels
     ]
-    weakest = min(after.per_class, key=lambda label: after.per_class[label])
+    float_share, int8_share = _percent(metrics.float32.accuracy), _percent(metrics.int8.accuracy)
+    weakest = min(after, key=lambda label: after[label])
     return "\n".join(
         [
             f"# {manifest.name} {manifest.version}",
@@ -137,8 +136,8 @@ def _card(manifest: Manifest, run: Run) -> str:
             f"- Trained on {len(run.split('train'))} pictures (run {provenance.run})",
             f"- Integer ranges measured on {provenance.calibration.pictures} of them",
             f"- Tested on {metrics.pictures} pictures it never saw",
-            f"- Recognises {_percent(before.accuracy)} of those in float, {_percent(after.accuracy)} in int8",
-            *([f"- Weakest class: {weakest}, {_percent(after.per_class[weakest])}"] if after.accuracy < 1 else []),
+            f"- Recognises {float_share} of those in float, {int8_share} in int8",
+            *([f"- Weakest class: {weakest}, {_percent(after[weakest])}"] if after[weakest] < 1 else []),
             "- Names one of these classes whatever it sees; below the thresholds the agent says `unknown`",
             "",
             "| class | recognised, float | int8 |",

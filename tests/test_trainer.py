@@ -247,7 +247,7 @@ def test_a_class_name_cannot_inject_into_the_report(tmp_path: Path) -> None:
     photos = tuple(Photo(f"{label}/{i}.jpg", label, "test") for label in (evil, "b") for i in range(2))
     pixels = np.zeros((4, 32, 32, 3), np.uint8)
     scores = np.array([[0.1, 0.9]] * 4, np.float32)
-    dataset = Dataset(tmp_path, (evil, "b"), photos, pixels, (), 0)
+    dataset = Dataset((evil, "b"), photos, pixels, (), 0)
     history = {name: [0.5, 0.4] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
     write_report(
         tmp_path / "r.html", dataset, history, range(4), Evaluation((evil, "b"), np.array([0, 0, 1, 1]), scores)

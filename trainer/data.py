@@ -44,7 +44,6 @@ class Dataset:
     """Pictures with their labels and splits, pixels ready for the network.
 
     Attributes:
-        root: the data folder.
         labels: class names, sorted.
         photos: one entry a picture, duplicates left out.
         pixels: (photos, height, width, 3) uint8, memory-mapped, in the spec's channel order.
@@ -52,7 +51,6 @@ class Dataset:
         duplicates: how many byte-identical copies were left out.
     """
 
-    root: Path
     labels: tuple[str, ...]
     photos: tuple[Photo, ...]
     pixels: Pixels
@@ -124,7 +122,7 @@ def load_dataset(
         photos = split_photos(photos)
     pixels = cache if len(kept) == len(found) else cache[[places[i] for i in kept]]
     labels = tuple(sorted({photo.label for photo in photos}))
-    return Dataset(root, labels, tuple(photos), pixels, unreadable, len(readable) - len(kept))
+    return Dataset(labels, tuple(photos), pixels, unreadable, len(readable) - len(kept))
 
 
 def find_photos(root: Path) -> list[Photo]:

@@ -25,6 +25,12 @@ from .data import Dataset
 FORMAT = 1
 
 
+def refuse_existing(out: Path) -> None:
+    """Raise `DataError` where a run directory would overwrite something; worth asking before the work, too."""
+    if out.exists():
+        raise DataError(f"{out}: exists already; name another directory or remove it")
+
+
 @contextmanager
 def new_run(out: Path) -> Iterator[Path]:
     """A temporary directory that becomes ``out`` when the block ends, and vanishes when it raises.
@@ -32,8 +38,7 @@ def new_run(out: Path) -> Iterator[Path]:
     Raises:
         DataError: ``out`` exists already: a run is never overwritten.
     """
-    if out.exists():
-        raise DataError(f"{out}: exists already; name another directory or remove it")
+    refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
     try:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, track
 
 import edge_agent
-from edge_agent.errors import DataError, MissingExtraError
+from edge_agent.errors import MissingExtraError
 from edge_agent.evaluation import Evaluation
 from edge_agent.preprocess import DEFAULT_FIT, Fit, PreprocessSpec
 from edge_agent.quiet import native_noise_hidden
@@ -25,7 +25,7 @@ from edge_agent.quiet import native_noise_hidden
 from .backbones import BACKBONES
 from .data import Dataset, load_dataset
 from .report import write_report
-from .run import FORMAT, new_run, write_history, write_inputs, write_json
+from .run import FORMAT, new_run, refuse_existing, write_history, write_inputs, write_json
 
 if TYPE_CHECKING:
     import keras
@@ -80,8 +80,7 @@ def train(data: Path, out: Path, recipe: Recipe, *, console: Console, skip_unrea
         MissingExtraError: Keras or the weights are not installed.
     """
     started = time.monotonic()
-    if out.exists():
-        raise DataError(f"{out}: exists already; name another directory or remove it")
+    refuse_existing(out)
     backbone = BACKBONES[recipe.backbone]
     side = recipe.image_size or backbone.default_size
     spec = PreprocessSpec((side, side), fit=recipe.fit)

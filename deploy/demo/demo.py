@@ -77,7 +77,7 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
     if keep is None and not os.access(Path.cwd(), os.W_OK):
         raise ConfigError(f"{Path.cwd()}: cannot be written to, and the bundle is to be left there; or name a --keep")
     if host is not None:
-        with Watcher(host, port, Topics("edgeloop", DEVICE), CAMERA), console.status("Asking the broker"):
+        with console.status("Asking the broker"), Watcher(host, port, Topics("edgeloop", DEVICE), CAMERA):
             pass  # better now than after two minutes of work
     with ExitStack() as cleanup:
         folder = cleanup.enter_context(_workplace(keep))
