@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from edge_agent.errors import DataError
 from edge_agent.preprocess import PreprocessSpec, preprocess
+from trainer.backbones.torch_weights import read_torch_weights
 from trainer.data import SPLITS, Photo, find_photos, load_dataset, split_photos
 from trainer.report import wilson_interval
-from trainer.torch_weights import read_torch_weights
 from trainer.train import Recipe, train
 
 from .conftest import CLASSES, QUIET, Run
@@ -47,7 +47,7 @@ def test_the_backbone_recognises_what_its_weights_are_known_to_recognise() -> No
     import skimage.data
     from sklearn.datasets import load_sample_image
 
-    from trainer.backbones import efficientnet_lite0
+    from trainer.backbones.table import efficientnet_lite0
 
     model = efficientnet_lite0((224, 224), classes=1000)
     camera = np.stack([skimage.data.camera()] * 3, axis=-1)

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.evaluation import Evaluation
-
-from .data import SPLITS, Dataset
+from trainer.data import SPLITS, Dataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,9 +44,9 @@ def write_report(
     wrong = np.flatnonzero(predicted != test.truth)
     worst = wrong[np.argsort(-test.scores[wrong, predicted[wrong]], kind="stable")][:MISTAKES_SHOWN]
     low, high = wilson_interval(test.accuracy, len(tested))
-    template = Environment(loader=PackageLoader("trainer"), autoescape=select_autoescape(default=True)).get_template(
-        "report.html.j2"
-    )
+    template = Environment(
+        loader=PackageLoader("trainer.report"), autoescape=select_autoescape(default=True)
+    ).get_template("report.html.j2")
     html = template.render(
         accuracy=test.accuracy,
         low=low,
