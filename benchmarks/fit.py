@@ -1,11 +1,8 @@
 """Which fit recognises best: stretch, crop or letterbox? The measurement behind the default.
 
-    python benchmarks/fit.py STAMPS
+    python -m benchmarks.fit STAMPS
 
-STAMPS is the unpacked Debian package `tuxpaint-stamps-default`, whose photographs of animals, food
-and tools come cut out, with transparency:
-
-    apt-get download tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default_*.deb stamps
+STAMPS is an unpacked Debian package; benchmarks/stamps.py says which and how.
 
 Each object is pasted on photographed backgrounds as a 16:9 camera would see it, in four scenes: near
 the frame's centre, anywhere, at its sides, and anywhere after training on upright 3:4 pictures, as
@@ -20,39 +17,18 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-import skimage
 from rich.console import Console
 from rich.progress import track
 
-from edge_agent.pictures import read_picture
-from edge_agent.preprocess import Fit, Pixels
-from trainer.train import Recipe, train
+from edge_agent.preprocess import Fit
+from trainer.recipe import Recipe
+from trainer.train import Reading, train
 
-CLASSES = {
-    "birds": "animals/birds",
-    "insects": "animals/insects",
-    "fish": "animals/fish",
-    "mammals": "animals/mammals",
-    "fruit": "food/fruit",
-    "vegetables": "food/vegetables",
-    "flowers": "plants/flowers",
-    "tools": "household/tools",
-}
+from .stamps import CAMERA, PHONE, write_frames
+
 FITS: tuple[Fit, ...] = ("stretch", "crop", "letterbox")
-CAMERA, PHONE = (360, 640), (640, 480)
 FRAMES = {"train": 40, "val": 12, "test": 50}
-BACKGROUNDS = {
-    "train": ("brick.png", "gravel.png", "coffee.png"),
-    "test": ("grass.png", "rocket.jpg", "motorcycle_left.png"),
-}
-
-
-def cut_outs(stamps: Path, folder: str) -> list[Path]:
-    """Photographs of one class; drawings lie in folders of their own."""
-    root = stamps / "usr/share/tuxpaint/stamps" / folder
-    return sorted(path for path in root.rglob("*.png") if "cartoon" not in path.parts and "_mirror" not in path.stem)
 
 
 @dataclass(frozen=True)
@@ -72,48 +48,6 @@ SCENES = (
 )
 
 
-def compose(
-    stamp: Path, background: Pixels, size: tuple[int, int], across: tuple[float, float], random: np.random.Generator
-) -> Pixels:
-    """One frame with the object at 35 to 80 % of the frame's shorter side."""
-    rows, columns = size
-    frame = cv2.resize(background, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32)
-    picture = cv2.imread(str(stamp), cv2.IMREAD_UNCHANGED)
-    assert picture is not None
-    scale = random.uniform(0.35, 0.8) * min(size) / max(picture.shape[:2])
-    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.float32)
-    height, width = picture.shape[:2]
-    place = random.uniform(*across)
-    left = round((columns - width) * (place if random.random() < 0.5 else 1 - place))
-    top = round((rows - height) * random.random())
-    alpha = picture[..., 3:] / 255
-    area = frame[top : top + height, left : left + width]
-    area[...] = alpha * picture[..., :3] + (1 - alpha) * area
-    lit: Pixels = np.clip(frame * random.uniform(0.7, 1.2), 0, 255).astype(np.uint8)
-    return lit
-
-
-def write_frames(folder: Path, stamps: Path, scene: Scene, seed: int) -> None:
-    """train/val/test folders of classes; a third of each class's objects is for the test alone."""
-    random = np.random.default_rng(seed)
-    pictures = Path(skimage.__file__).parent / "data"
-    for label, place in CLASSES.items():
-        objects = cut_outs(stamps, place)
-        order = random.permutation(len(objects))
-        held_out = {objects[i] for i in order[: max(2, len(objects) // 3)]}
-        for split, count in FRAMES.items():
-            target = folder / split / label
-            target.mkdir(parents=True)
-            testing = split == "test"
-            choice = sorted(held_out if testing else set(objects) - held_out)
-            backgrounds = BACKGROUNDS["test" if testing else "train"]
-            size = CAMERA if testing else scene.trained_on
-            for number in range(count):
-                background = read_picture(pictures / backgrounds[int(random.integers(len(backgrounds)))])
-                frame = compose(choice[int(random.integers(len(choice)))], background, size, scene.across, random)
-                cv2.imwrite(str(target / f"{number:03d}.jpg"), frame)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stamps", type=Path)
@@ -123,10 +57,20 @@ def main() -> None:
     jobs = [(scene, seed) for scene in SCENES for seed in range(arguments.seeds)]
     for scene, seed in track(jobs, console=Console(stderr=True)):
         with tempfile.TemporaryDirectory() as scratch:
-            write_frames(Path(scratch) / "data", arguments.stamps, scene, seed)
+            folder, sizes = Path(scratch), {"train": scene.trained_on, "val": scene.trained_on}
+            write_frames(
+                folder / "data",
+                arguments.stamps,
+                FRAMES,
+                seed=seed,
+                shares={"test": 1 / 3},
+                sizes=sizes,
+                across=scene.across,
+            )
             for fit in FITS:
-                recipe = Recipe(fit=fit, seed=seed)
-                run = train(Path(scratch) / "data", Path(scratch) / fit, recipe, console=Console(quiet=True))
+                recipe = Recipe(fit=fit, seed=seed, fine_tune="none")
+                reading = Reading(cache=folder / "cache")
+                run = train(folder / "data", folder / fit, recipe, console=Console(quiet=True), reading=reading)
                 accuracies.setdefault((scene.name, fit), []).append(100 * run.test_accuracy)
     print(
         f"Test accuracy in %, mean over {arguments.seeds} draws of objects and frames; in brackets the mean difference"

@@ -1,6 +1,6 @@
 """What preparing a frame costs, beside what OpenCV alone would take, in one run on one core.
 
-python benchmarks/preprocess.py
+python -m benchmarks.preprocess
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from .calibration import representative
 from .gate import DEFAULT_MAX_DROP, Verdict
 from .pack import pack, parse_name
 from .quantize import export, load_model, to_float, to_int8
-from .run import Run, open_run
+from .run import SAVED_MODEL, Run, open_run
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,13 @@ def convert(
         Progress(*columns, console=console) as progress,
     ):
         folder = Path(scratch) / "saved_model"
-        steps = len(pictures.pixels) + 4
+        steps = len(pictures.pixels) + 3
         bar = progress.add_task("Exporting", total=steps)
-        model = load_model(run.path / "model.keras", run.spec, len(run.labels))
+        if (run.path / SAVED_MODEL).is_dir():
+            folder = run.path / SAVED_MODEL
+        else:
+            export(load_model(run.path / "model.keras", run.spec, len(run.labels)), folder, run.spec)
         progress.advance(bar)
-        export(model, folder, run.spec)
         progress.update(bar, advance=1, description="Converting to float32")
         float_model = to_float(folder)
         progress.update(bar, advance=1, description="Quantizing to int8")

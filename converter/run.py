@@ -16,7 +16,9 @@ from edge_agent.pictures import decode_picture, read_bytes
 from edge_agent.preprocess import Pixels, PreprocessSpec
 
 FORMAT = 1
-_FILES = ("model.keras", "labels.txt", "preprocess.json", "split.csv", "run.json")
+_FILES = ("labels.txt", "preprocess.json", "split.csv", "run.json")
+SAVED_MODEL = "saved_model"
+"""In place of `model.keras` where the backbone was a SavedModel, which a `.keras` file could only point at."""
 _COLUMNS = {"sha256", "path", "label", "group", "split"}
 
 
@@ -95,6 +97,8 @@ def open_run(path: Path, *, data: Path | None = None) -> Run:
         DataError: not a run, or one whose files contradict each other. All problems at once.
     """
     missing = [name for name in _FILES if not (path / name).is_file()]
+    if not (path / "model.keras").is_file() and not (path / SAVED_MODEL).is_dir():
+        missing.insert(0, "model.keras")
     if missing:
         raise DataError(
             f"{path}: not a run directory: {', '.join(missing)} missing; name one that `edgeloop train` made"

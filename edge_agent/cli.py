@@ -21,6 +21,12 @@ COMMANDS = {
         "The whole loop on real photographs; needs no camera, broker or network.",
     ),
     "train": ("trainer.cli", "train_command", "train", "Train a classifier on a folder of photographs."),
+    "evaluate": (
+        "trainer.evaluate_cli",
+        "evaluate_command",
+        "train",
+        "Score a run or a bundle on a folder of photographs.",
+    ),
     "convert": ("converter.cli", "convert_command", "train", "Quantize a run to int8, prove it, pack it as a bundle."),
     "inspect": ("edge_agent.commands.inspect", "inspect_command", "", "Show what is in a bundle."),
     "predict": ("edge_agent.commands.predict", "predict_command", "", "Classify picture files."),

@@ -8,6 +8,7 @@
      ├─ CameraError     a camera that cannot be opened or has failed
      ├─ BrokerError     an MQTT broker that refuses us
      ├─ DataError       photographs, or a run, that cannot be worked with
+     ├─ ResourceError   too little memory for the work
      ├─ GateError       a quantized model that lost too much to be packed
      └─ MissingExtraError  a command whose optional packages are not installed
 
@@ -63,6 +64,10 @@ class BrokerError(EdgeloopError):
 
 class DataError(EdgeloopError):
     """Photographs or a run directory that cannot be worked with."""
+
+
+class ResourceError(EdgeloopError):
+    """The machine has too little memory for the work."""
 
 
 class GateError(EdgeloopError):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
@@ -43,8 +44,19 @@ def _missing_cc() -> str:
     return "" if shutil.which("cc") else "no C compiler is installed"
 
 
+def _missing(module: str, extra: str) -> Callable[[], str]:
+    return lambda: "" if find_spec(module) else f"{module} is not installed: pip install 'edgeloop[{extra}]'"
+
+
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
-PARTS: dict[str, Callable[[], str]] = {"mosquitto": _missing_mosquitto, "index": _missing_index, "cc": _missing_cc}
+PARTS: dict[str, Callable[[], str]] = {
+    "mosquitto": _missing_mosquitto,
+    "index": _missing_index,
+    "cc": _missing_cc,
+    "jax": _missing("jax", "jax"),
+    "torch": _missing("torch", "torch"),
+    "hub": _missing("keras_hub", "hub"),
+}
 _verdicts: dict[str, str] = {}
 
 
@@ -58,6 +70,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 if os.environ.get("EDGELOOP_REQUIRE") == "all":
                     pytest.fail(f"{_verdicts[part]}, and EDGELOOP_REQUIRE=all")
                 pytest.skip(_verdicts[part])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The pixel cache of these tests alone, for child processes, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @dataclass(frozen=True)
@@ -122,10 +142,11 @@ def write_crop(path: Path, area: Pixels, random: np.random.Generator, side: int 
 @pytest.fixture(scope="session")
 def run_folder(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small training run."""
-    from trainer.train import Recipe, train
+    from trainer.recipe import Recipe
+    from trainer.train import train
 
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(photo_folder, out, Recipe(image_size=IMAGE_SIZE, epochs=30), console=QUIET)
+    train(photo_folder, out, Recipe(image_size=IMAGE_SIZE, fine_tune="none"), console=QUIET)
     return out
 
 

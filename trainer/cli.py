@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -11,7 +11,10 @@ from rich.console import Console
 from edge_agent.preprocess import Fit
 
 from .backbones import BACKBONES
-from .train import Recipe, train
+from .checkpoint import unfinished_path
+from .distribution import TeamLostError, form_team, leave
+from .recipe import FineTune, Precision, Recipe
+from .train import Reading, assist, train
 
 
 @click.command("train")
@@ -21,10 +24,16 @@ from .train import Recipe, train
 )
 @click.option(
     "--backbone",
-    type=click.Choice(sorted(BACKBONES)),
     default=Recipe.backbone,
     show_default=True,
-    help="Network to train a head on.",
+    help=f"Network to build on: {', '.join(BACKBONES)}, kerashub:PRESET or savedmodel:PATH.",
+)
+@click.option(
+    "--weights",
+    default=Recipe.weights,
+    show_default=True,
+    metavar="auto|package|imagenet|none|FILE",
+    help="Weights the backbone starts from.",
 )
 @click.option(
     "--image-size",
@@ -39,11 +48,33 @@ from .train import Recipe, train
     help="How frames become square.",
 )
 @click.option(
-    "--epochs",
-    type=click.IntRange(1),
-    default=Recipe.epochs,
+    "--fine-tune",
+    type=click.Choice(get_args(FineTune)),
+    default=Recipe.fine_tune,
     show_default=True,
-    help="Passes over the training pictures, at most.",
+    help="How much of the backbone learns after the head.",
+)
+@click.option(
+    "--epochs", type=click.IntRange(1), help="Fine-tuning passes over the training pictures, at most; by their number."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1, 4096), default=Recipe.batch_size, show_default=True, help="Pictures a step."
+)
+@click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="Peak rate of the fine-tuning.")
+@click.option(
+    "--augment",
+    type=click.FloatRange(0, 2),
+    default=Recipe.augment,
+    show_default=True,
+    help="Strength of random views, light and mixing; 0 for none.",
+)
+@click.option("--flip/--no-flip", default=Recipe.flip, show_default=True, help="A mirrored picture keeps its class.")
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default=Recipe.precision,
+    show_default=True,
+    help="mixed computes in 16 bits; auto does so on a GPU.",
 )
 @click.option(
     "--seed",
@@ -52,13 +83,72 @@ from .train import Recipe, train
     show_default=True,
     help="The same seed on the same machine trains the same model.",
 )
-@click.option("--skip-unreadable", is_flag=True, help="Leave out pictures that cannot be read, naming them.")
-def train_command(data: Path, run: Path, *, skip_unreadable: bool, **choices: object) -> None:
+@click.option("--group-by", metavar="REGEX", help="Pictures whose paths match alike stay in one split.")
+@click.option(
+    "--split-from", type=click.Path(path_type=Path), metavar="RUN", help="Keep the splits of an earlier run's pictures."
+)
+@click.option(
+    "--max-unreadable",
+    type=click.FloatRange(0, 100),
+    default=10.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Unreadable pictures to leave out, naming them; more are refused.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where prepared pictures are kept between trainings.",
+)
+@click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write TensorBoard logs there.")
+@click.option(
+    "--distribute",
+    metavar="devices|HOST:PORT,RANK/COUNT",
+    help="Train on all GPUs of this machine, or as process RANK of COUNT, of which number 0 is at HOST:PORT.",
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted training of the same run.")
+def train_command(
+    data: Path,
+    run: Path,
+    *,
+    group_by: str | None,
+    split_from: Path | None,
+    max_unreadable: float,
+    cache: Path | None,
+    tensorboard: Path | None,
+    distribute: str | None,
+    resume: bool,
+    **choices: Any,
+) -> None:
     """Train a classifier on the photographs in DATA.
 
-    DATA is a folder per class, or train/val/test folders of those.
+    DATA is a folder per class, train/val/test folders of those, or a CSV file of path,label[,group][,split].
     """
-    trained = train(data, run, Recipe(**choices), console=Console(stderr=True), skip_unreadable=skip_unreadable)  # type: ignore[arg-type]
+    recipe = Recipe(**choices)
+    reading = Reading(max_unreadable / 100, group_by, split_from, cache)
+    team = form_team(distribute)
+    try:
+        if not team.leads:
+            assist(data, recipe, team=team, reading=reading)
+            return
+        trained = train(
+            data,
+            run,
+            recipe,
+            console=Console(stderr=True),
+            reading=reading,
+            team=team,
+            resume=resume,
+            tensorboard=tensorboard,
+        )
+    except KeyboardInterrupt:
+        remedy = "; go on with the same command and --resume" if unfinished_path(run).exists() else ""
+        click.echo(f"edgeloop: interrupted{remedy}", err=True)
+        leave(130)
+    except TeamLostError as error:
+        click.echo(f"edgeloop: {error}", err=True)
+        leave(error.exit_code)
     click.echo(f"{100 * trained.test_accuracy:.1f} % of {trained.test_pictures} test pictures recognised")
     click.echo(f"report:  {run / 'report.html'}")
     click.echo(f"next:    edgeloop convert {run} --out NAME-VERSION.edgeloop")

@@ -20,7 +20,7 @@ import msgspec
 from edge_agent.errors import DataError
 from edge_agent.preprocess import PreprocessSpec
 
-from .data import Dataset
+from .data import SPLITS, Dataset
 
 FORMAT = 1
 
@@ -43,9 +43,10 @@ def new_run(out: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
     try:
         yield folder
-        for file in folder.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        for file in folder.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
         folder.chmod(0o755)
         folder.rename(out)
     finally:
@@ -63,13 +64,32 @@ def write_inputs(folder: Path, dataset: Dataset, spec: PreprocessSpec) -> None:
         writer.writerows([getattr(photo, field) for field in fields] for photo in dataset.photos)
 
 
-def write_history(folder: Path, history: Mapping[str, Sequence[float]]) -> None:
-    """`history.csv`: one row an epoch."""
+def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """`history.csv`: one row an epoch, empty where a phase has no such figure."""
+    fields = ("epoch", "phase", "loss", "val_loss", "val_accuracy", "learning_rate")
     with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", *history])
-        for epoch, values in enumerate(zip(*history.values(), strict=True), start=1):
-            writer.writerow([epoch, *(f"{value:.6f}" for value in values)])
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        for epoch, row in enumerate(history, start=1):
+            shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+            writer.writerow({"epoch": epoch, **shown})
+
+
+def read_split(run: Path) -> dict[str, str]:
+    """The frozen split of an earlier run: sha256 of a picture to ``train``, ``val`` or ``test``.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    path = run / "split.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            split = {row["sha256"]: row["split"] for row in csv.DictReader(file)}
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise DataError(f"{path}: no split of a run ({error}); name a directory that `edgeloop train` made") from error
+    if not set(split.values()) <= set(SPLITS):
+        raise DataError(f"{path}: splits other than {', '.join(SPLITS)}; the file was changed")
+    return split
 
 
 def write_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:

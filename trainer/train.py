@@ -1,11 +1,12 @@
-"""Photographs to a run, read top to bottom: data, features, head, figures, files."""
+"""Photographs to a run, read top to bottom: data, features, head, fine-tuning, temperature, figures, files."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,46 +15,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn, track
+from rich.progress import track
 
 import edge_agent
-from edge_agent.errors import MissingExtraError
 from edge_agent.evaluation import Evaluation
-from edge_agent.preprocess import DEFAULT_FIT, Fit, PreprocessSpec
+from edge_agent.preprocess import PreprocessSpec
 from edge_agent.quiet import native_noise_hidden
 
-from .backbones import BACKBONES
-from .data import Dataset, load_dataset
-from .report import write_report
-from .run import FORMAT, new_run, refuse_existing, write_history, write_inputs, write_json
+from .backbones import build_backbone, find_backbone, write_saved_model
+from .backend import has_accelerator, memory_explained, start_keras, tensorboard_logs
+from .checkpoint import Checkpoint, check_unfinished, unfinished_training
+from .data import SPLITS, Dataset, data_root, load_dataset, suspicious_labels
+from .distribution import ALONE, Team, agree
+from .recipe import Plan, Recipe, plan, room_for
+from .report import Story, figures, write_report
+from .run import FORMAT, new_run, read_split, refuse_existing, write_history, write_inputs, write_json
+from .temperature import fit_temperature, softmax
 
 if TYPE_CHECKING:
     import keras
-
-BATCH = 32
-LEARNING_RATE = 3e-3
-WEIGHT_DECAY = 1e-3
-DROPOUT = 0.2
-PATIENCE = 15
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a user may choose about a training.
-
-    Attributes:
-        backbone: a name in `trainer.backbones.BACKBONES`.
-        image_size: side of the square model input, pixels; the backbone's own when None.
-        fit: how frames are brought to that square; see `edge_agent.preprocess`.
-        epochs: at most this many passes over the training features.
-        seed: of the head's first weights, dropout and the order of pictures.
-    """
-
-    backbone: str = "efficientnet-lite0"
-    image_size: int | None = None
-    fit: Fit = DEFAULT_FIT
-    epochs: int = 100
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,156 +45,275 @@ class TrainedRun:
     test_pictures: int
 
 
-def train(data: Path, out: Path, recipe: Recipe, *, console: Console, skip_unreadable: bool = False) -> TrainedRun:
-    """Train a head on a frozen backbone and write the run directory.
+@dataclass(frozen=True)
+class Reading:
+    """How the data is read.
+
+    Attributes:
+        max_unreadable: share of the pictures that may be unreadable; those are named and left out.
+        group_by: pattern in picture paths; pictures with the same match stay in one split.
+        split_from: an earlier run, whose pictures keep their splits.
+        cache: folder of the pixel cache; the user's own cache folder when None.
+    """
+
+    max_unreadable: float = 0.1
+    group_by: str | None = None
+    split_from: Path | None = None
+    cache: Path | None = None
+
+
+AS_USUAL = Reading()
+
+
+def train(
+    data: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    console: Console,
+    reading: Reading = AS_USUAL,
+    team: Team = ALONE,
+    resume: bool = False,
+    tensorboard: Path | None = None,
+) -> TrainedRun:
+    """Train a classifier and write the run directory.
 
     Args:
-        data: a folder per class, or train/val/test folders of those.
+        data: a folder per class, train/val/test folders of those, or a CSV file.
         out: the run directory to make; must not exist.
         recipe: the choices.
         console: where progress goes.
-        skip_unreadable: leave out pictures that cannot be read instead of refusing the data.
+        reading: how the data is read.
+        team: the processes that train together; this one leads, the others call `assist`.
+        resume: go on with this run's interrupted training.
+        tensorboard: where TensorBoard logs go, if anywhere.
 
     Raises:
-        DataError: the data cannot be trained on, or ``out`` exists. Nothing is left behind.
-        MissingExtraError: Keras or the weights are not installed.
+        DataError: the data cannot be trained on, ``out`` exists, or there is nothing to resume.
+        ConfigError: a choice that cannot be met, such as weights without a network.
+        MissingExtraError: a package that is needed is not installed.
+        ResourceError: memory ran out, or another process of the team is gone.
     """
     started = time.monotonic()
     refuse_existing(out)
-    backbone = BACKBONES[recipe.backbone]
+    check_unfinished(out, resume=resume)
+    setup = _set_up(data, recipe, reading, team, console)
+    dataset, truth, splits = setup.dataset, setup.truth, setup.splits
+    base, head, classifier, batch = setup.base, setup.head, setup.classifier, recipe.batch_size
+
+    from .batches import predict
+    from .features import frozen_features
+    from .head import fit_head
+
+    choices = {**asdict(recipe), "data": dataset.fingerprint}
+    with memory_explained(batch), unfinished_training(out, choices) as unfinished:
+        features = frozen_features(
+            base, dataset.pixels, len(truth), batch_size=batch, folder=unfinished.path, console=console
+        )
+        checkpoint = unfinished.load()
+        if checkpoint is None:
+            loss, rows = fit_head(head, features, truth, splits, setup.class_weights, seed=recipe.seed, console=console)
+            checkpoint = Checkpoint(0, tuple(rows), classifier.get_weights(), loss)
+            unfinished.save(checkpoint)
+        checkpoint = _fine_tune(setup, checkpoint, console, keep=unfinished.save, tensorboard=tensorboard)
+        classifier.set_weights(checkpoint.best)
+
+        val = len(splits["val"])
+        with console.status("Judging the model"), native_noise_hidden():
+            judged = np.concatenate([splits["val"], splits["test"]])
+            logits = predict(classifier, dataset.pixels, judged, batch)
+            suspicious = suspicious_labels(features, truth, dataset.photos, dataset.labels, seed=recipe.seed)
+        temperature = fit_temperature(logits[:val], truth[splits["val"]])
+        scores = softmax(logits / temperature).astype(np.float32)
+        model = with_temperature(base, head, temperature)
+        took_s = time.monotonic() - started
+        story = Story(
+            dataset=replace(dataset, findings=(*dataset.findings, *([suspicious] if suspicious else []))),
+            history=checkpoint.history,
+            kept=checkpoint.kept,
+            tested=splits["test"],
+            test=Evaluation(dataset.labels, truth[splits["test"]], scores[val:]),
+            val=Evaluation(dataset.labels, truth[splits["val"]], scores[:val]),
+            temperature=temperature,
+            features=features,
+            model=model,
+            subject=f"training of {out.name}",
+            recipe=_in_words(setup),
+            took_s=took_s,
+            channels=setup.spec.channels,
+        )
+        created = datetime.now(UTC)
+        with console.status("Writing the run and its report"), new_run(out) as folder:
+            write_inputs(folder, dataset, setup.spec)
+            write_history(folder, checkpoint.history)
+            write_json(folder, "metrics.json", figures(story))
+            with native_noise_hidden():
+                if find_backbone(recipe.backbone).self_contained:
+                    model.save(folder / "model.keras")
+                else:
+                    write_saved_model(model, folder / "saved_model")
+                write_report(folder / "report.html", story)
+            write_json(folder, "run.json", _record(setup, created, data, took_s))
+    return TrainedRun(out, story.test.accuracy, len(splits["test"]))
+
+
+def assist(data: Path, recipe: Recipe, *, team: Team, reading: Reading = AS_USUAL) -> None:
+    """Train along with the team's leader, on the same data and recipe; nothing is written here.
+
+    Raises:
+        As `train`.
+    """
+    console = Console(quiet=True)
+    setup = _set_up(data, recipe, reading, team, console)
+    with memory_explained(recipe.batch_size):
+        _fine_tune(setup, Checkpoint(0, (), setup.classifier.get_weights(), np.inf), console)
+
+
+@dataclass(frozen=True, eq=False)
+class _Setup:
+    """Data and network, ready to learn."""
+
+    spec: PreprocessSpec
+    dataset: Dataset
+    truth: npt.NDArray[np.intp]
+    splits: dict[str, npt.NDArray[np.intp]]
+    class_weights: npt.NDArray[np.float32]
+    plan: Plan
+    base: keras.Model
+    head: keras.Model
+    classifier: keras.Model
+    team: Team
+
+
+def _set_up(data: Path, recipe: Recipe, reading: Reading, team: Team, console: Console) -> _Setup:
+    backbone = find_backbone(recipe.backbone)
     side = recipe.image_size or backbone.default_size
     spec = PreprocessSpec((side, side), fit=recipe.fit)
     dataset = load_dataset(
         data,
         spec,
-        skip_unreadable=skip_unreadable,
-        progress=lambda photos, count: track(photos, "Reading pictures", total=count, console=console),
+        room=room_for(recipe, backbone, side),
+        cache=reading.cache,
+        max_unreadable=reading.max_unreadable,
+        group_by=reading.group_by,
+        frozen=read_split(reading.split_from) if reading.split_from else None,
+        console=console,
     )
     _tell_about(dataset, console)
-
-    with console.status("Starting Keras and loading the backbone"):
-        keras = _import_keras()
-        keras.utils.set_random_seed(recipe.seed)
-        base = backbone.build(spec.size)
-    features = _features(base, dataset, console)
     truth = np.array([dataset.labels.index(photo.label) for photo in dataset.photos], np.intp)
-    splits = {split: dataset.indices(split) for split in ("train", "val", "test")}
+    splits = {split: np.array(dataset.indices(split), np.intp) for split in SPLITS}
 
-    head = keras.Sequential(
-        [
-            keras.layers.Input(features.shape[1:]),
-            keras.layers.Dropout(DROPOUT),
-            keras.layers.Dense(len(dataset.labels), activation="softmax", name="scores"),
-        ],
-        name="head",
+    with console.status("Starting Keras"):
+        keras = start_keras()
+    keras.utils.set_random_seed(recipe.seed)
+    settled = plan(recipe, backbone, side, len(splits["train"]), accelerated=has_accelerator())
+    base = build_backbone(
+        recipe.backbone,
+        spec.size,
+        weights=recipe.weights,
+        progress=lambda chunks, count: track(chunks, "Downloading weights", total=count, console=console),
     )
-    history = _fit_head(keras, head, features, truth, splits, recipe.epochs, console)
+    from .head import new_head
 
-    tested = splits["test"]
-    test = Evaluation(dataset.labels, truth[tested], head.predict(features[tested], verbose=0))
-    metrics = {
-        "test": {"pictures": len(tested), "accuracy": test.accuracy, "per_class": test.recall()},
-        "val": {"pictures": len(splits["val"]), "accuracy": max(history["val_accuracy"])},
-    }
-    model = keras.Model(base.input, head(base.output), name="classifier")
-
-    created = datetime.now(UTC)
-    with new_run(out) as folder:
-        write_inputs(folder, dataset, spec)
-        write_history(folder, history)
-        write_json(folder, "metrics.json", metrics)
-        with native_noise_hidden():
-            model.save(folder / "model.keras")
-        write_report(folder / "report.html", dataset, history, tested, test)
-        write_json(folder, "run.json", _record(dataset, recipe, side, created, data, time.monotonic() - started))
-    return TrainedRun(out, test.accuracy, len(tested))
+    head = new_head(base.output.shape[-1], len(dataset.labels))
+    classifier = keras.Model(base.input, head(base.output), name="classifier")
+    weights = class_weights(truth[splits["train"]], len(dataset.labels))
+    return _Setup(spec, dataset, truth, splits, weights, settled, base, head, classifier, team)
 
 
-def _import_keras() -> Any:
-    try:
-        with native_noise_hidden():
-            import keras
-    except ImportError as error:
-        raise MissingExtraError("training", "train", error.name) from error
-    return keras
+def _fine_tune(
+    setup: _Setup,
+    checkpoint: Checkpoint,
+    console: Console,
+    *,
+    keep: Callable[[Checkpoint], None] = lambda _: None,
+    tensorboard: Path | None = None,
+) -> Checkpoint:
+    """The fine-tuning that is left to do after a checkpoint of the leader's."""
+    from .fine_tune import fine_tune
+
+    checkpoint = agree(setup.team, checkpoint, setup.dataset.fingerprint)
+    setup.classifier.set_weights(checkpoint.best)
+    roomy, settled = setup.dataset.roomy, setup.plan
+    if roomy is None or checkpoint.epoch >= settled.epochs or checkpoint.epochs_since_best >= settled.patience:
+        return checkpoint
+    with setup.team.watched():
+        return fine_tune(
+            setup.classifier,
+            setup.base,
+            setup.head,
+            settled,
+            roomy=roomy,
+            pixels=setup.dataset.pixels,
+            truth=setup.truth,
+            splits=setup.splits,
+            class_weights=setup.class_weights,
+            team=setup.team,
+            start=checkpoint,
+            keep=keep,
+            callbacks=[tensorboard_logs(tensorboard)] if tensorboard else [],
+            console=console,
+        )
+
+
+def class_weights(truth: npt.NDArray[np.intp], classes: int) -> npt.NDArray[np.float32]:
+    """What a picture of each class counts, so that rare classes count as much as common ones; mean 1 over pictures."""
+    counts = np.bincount(truth, minlength=classes)
+    weights: npt.NDArray[np.float32] = (counts.sum() / (classes * counts)).astype(np.float32)
+    return weights
+
+
+def with_temperature(base: keras.Model, head: keras.Model, temperature: float) -> keras.Model:
+    """The model to keep: pixels to softmax scores, the temperature folded into the last layer's weights."""
+    import keras
+
+    kernel, bias = head.get_layer("logits").get_weights()
+    scores = keras.layers.Dense(len(bias), activation="softmax", name="scores")
+    model = keras.Model(base.input, scores(base.output), name="classifier")
+    scores.set_weights([kernel / temperature, bias / temperature])
+    return model
 
 
 def _tell_about(dataset: Dataset, console: Console) -> None:
-    counts = {split: len(dataset.indices(split)) for split in ("train", "val", "test")}
+    """What there is to learn from, and what is wrong with it."""
+    counts = {split: len(dataset.indices(split)) for split in SPLITS}
     console.print(
         f"{len(dataset.photos)} pictures, {len(dataset.labels)} classes: "
         f"{counts['train']} to train, {counts['val']} to validate, {counts['test']} to test"
     )
-    for reason in dataset.skipped:
-        console.print(f"left out: {reason}", highlight=False, markup=False)
-    if dataset.duplicates:
-        console.print(f"{dataset.duplicates} exact copies left out")
+    for finding in dataset.findings:
+        console.print(f"{finding.kind}: {finding.message}", highlight=False, markup=False)
 
 
-def _features(base: keras.Model, dataset: Dataset, console: Console) -> npt.NDArray[np.float32]:
-    """Pooled features of every picture, (pictures, features) float32, computed once: the backbone is frozen."""
-    features = np.empty((len(dataset.photos), base.output.shape[-1]), np.float32)
-    starts = range(0, len(features), BATCH)
-    for start in track(starts, "Computing features", console=console):
-        batch = dataset.pixels[start : start + BATCH].astype(np.float32)
-        # Every batch of the same shape: a shorter last one would compile the network again.
-        padded = np.pad(batch, ((0, BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
-        with native_noise_hidden():
-            features[start : start + len(batch)] = np.asarray(base.predict_on_batch(padded))[: len(batch)]
-    return features
+def _in_words(setup: _Setup) -> dict[str, str]:
+    """The choices, for people."""
+    recipe, settled = setup.plan.recipe, setup.plan
+    learns = "head only" if not settled.epochs else f"head, then the top {settled.share:.0%} of the backbone"
+    return {
+        "backbone": recipe.backbone,
+        "input": f"{settled.size[1]}x{settled.size[0]} pixels, {recipe.fit}",
+        "learned": learns,
+        "fine-tuning": f"{settled.epochs} epochs at most, {recipe.batch_size} pictures a step, "
+        f"learning rate {settled.learning_rate:g}, augmentation {recipe.augment:g}",
+        "seed": str(recipe.seed),
+    }
 
 
-def _fit_head(
-    keras: Any,
-    head: keras.Model,
-    features: npt.NDArray[np.float32],
-    truth: npt.NDArray[np.intp],
-    splits: dict[str, list[int]],
-    epochs: int,
-    console: Console,
-) -> dict[str, list[float]]:
-    """Fit the head on cached features, classes weighted by their rarity; the best validation loss is kept."""
-    head.compile(
-        keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-    )
-    counts = np.bincount(truth[splits["train"]], minlength=int(truth.max()) + 1)
-    columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress, native_noise_hidden():
-        bar = progress.add_task("Training the head", total=epochs)
-        history = head.fit(
-            features[splits["train"]],
-            truth[splits["train"]],
-            validation_data=(features[splits["val"]], truth[splits["val"]]),
-            batch_size=BATCH,
-            epochs=epochs,
-            class_weight={i: counts.sum() / (len(counts) * count) for i, count in enumerate(counts)},
-            callbacks=[
-                keras.callbacks.EarlyStopping("val_loss", min_delta=1e-4, patience=PATIENCE, restore_best_weights=True),
-                keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: progress.advance(bar)),
-            ],
-            verbose=0,
-        ).history
-        progress.update(bar, total=len(history["loss"]))
-    return {name: [float(value) for value in values] for name, values in history.items()}
-
-
-def _record(
-    dataset: Dataset, recipe: Recipe, side: int, created: datetime, data: Path, took_s: float
-) -> dict[str, Any]:
+def _record(setup: _Setup, created: datetime, data: Path, took_s: float) -> dict[str, Any]:
     """`run.json`: enough to know what this run is, and to make it again."""
     import keras
 
+    dataset, recipe = setup.dataset, setup.plan.recipe
     return {
         "format": FORMAT,
         "id": f"{created:%Y%m%dT%H%M%SZ}-{dataset.fingerprint[:8]}",
         "created": f"{created:%Y-%m-%dT%H:%M:%SZ}",
         "took_s": round(took_s, 1),
         "backbone": recipe.backbone,
-        "arguments": {"image_size": side, "fit": recipe.fit, "epochs": recipe.epochs, "seed": recipe.seed},
+        "arguments": asdict(recipe),
+        "plan": {name: value for name, value in asdict(setup.plan).items() if name != "recipe"},
         "data": {
-            "root": os.fspath(data.resolve()),
+            "root": os.fspath(data_root(data).resolve()),
             "pictures": len(dataset.photos),
             "fingerprint": dataset.fingerprint,
         },

@@ -69,7 +69,8 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
     """
     # Their heavy imports are the demo's business only once it runs.
     from converter.convert import convert
-    from trainer.train import Recipe, train
+    from trainer.recipe import Recipe
+    from trainer.train import Reading, train
 
     started = time.monotonic()
     console = Console()
@@ -94,7 +95,8 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
         )
 
         _headline(console, 2, "Train", "a head on EfficientNet-Lite0, pretrained on ImageNet")
-        run = train(folder / "photos", folder / "run", Recipe(seed=seed), console=console)
+        recipe, reading = Recipe(fine_tune="none", seed=seed), Reading(cache=folder / "cache")
+        run = train(folder / "photos", folder / "run", recipe, console=console, reading=reading)
 
         _headline(console, 3, "Convert", "to int8, measured on the test photographs, packed only if nothing was lost")
         converted = convert(run.path, folder / BUNDLE, console=console)

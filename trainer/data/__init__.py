@@ -1,5 +1,19 @@
 """Photographs on disk to labelled, split and preprocessed pictures."""
 
-from .dataset import SPLITS, Dataset, Photo, find_photos, load_dataset, split_photos
+from .dataset import Dataset, load_dataset
+from .findings import Finding
+from .labels import suspicious_labels
+from .photos import SPLITS, Photo, data_root, find_photos
+from .pixels import PixelRows
 
-__all__ = ["SPLITS", "Dataset", "Photo", "find_photos", "load_dataset", "split_photos"]
+__all__ = [
+    "SPLITS",
+    "Dataset",
+    "Finding",
+    "Photo",
+    "PixelRows",
+    "data_root",
+    "find_photos",
+    "load_dataset",
+    "suspicious_labels",
+]

@@ -1,61 +1,51 @@
-"""Photographs in folders to labelled, split and preprocessed pictures.
-
-`DATA` is a folder per class, or `train`, `val` and `test` folders of those. Every picture is read
-once: hashed, decoded and preprocessed by the device's own code into one memory-mapped array.
-"""
+"""Photographs on disk to labelled, split and preprocessed pictures, read top to bottom in `load_dataset`."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
-from edge_agent.bundle import problems_of_labels
-from edge_agent.errors import DataError, PictureError
-from edge_agent.pictures import SUFFIXES, decode_picture, read_bytes
-from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
+from edge_agent.errors import DataError
+from edge_agent.preprocess import PreprocessSpec
 
-SPLITS = ("train", "val", "test")
-SHARES = {"val": 0.15, "test": 0.15}
-MIN_PER_CLASS = 5
-"""Pictures: one each for validation and test, three to learn from. Fewer cannot be split at all."""
+from . import findings as about
+from .cache import PixelCache, default_cache
+from .duplicates import near_duplicates
+from .findings import Finding
+from .groups import find_groups, group_by_name, same, with_group_names
+from .ingest import Ingested, ingest
+from .photos import SPLITS, Photo, check_classes, data_root, find_photos, in_short
+from .pixels import PixelRows
+from .split import split_photos
 
-
-@dataclass(frozen=True, slots=True)
-class Photo:
-    """One picture of the data set. ``path`` is relative to the data folder, with forward slashes."""
-
-    path: str
-    label: str
-    split: str
-    sha256: str = ""
-    group: str = ""
+MAX_UNREADABLE = 0.1
+_QUIET = Console(quiet=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Pictures with their labels and splits, pixels ready for the network.
 
     Attributes:
         labels: class names, sorted.
-        photos: one entry a picture, duplicates left out.
-        pixels: (photos, height, width, 3) uint8, memory-mapped, in the spec's channel order.
-        skipped: pictures that could not be read, with the reason.
-        duplicates: how many byte-identical copies were left out.
+        photos: one entry a picture, sorted by path within the class; copies and unreadable ones left out.
+        pixels: row i is photo i as the device sees it, `edge_agent.preprocess(frame, spec)`.
+        roomy: row i is photo i preprocessed to the enlarged size, for random crops; None when none was asked for.
+        findings: what the user should know about the data, in the order it was found.
     """
 
     labels: tuple[str, ...]
     photos: tuple[Photo, ...]
-    pixels: Pixels
-    skipped: tuple[str, ...]
-    duplicates: int
+    pixels: PixelRows
+    roomy: PixelRows | None
+    findings: tuple[Finding, ...]
 
     def indices(self, split: str) -> list[int]:
         """Places of the pictures of one split."""
@@ -72,178 +62,135 @@ def load_dataset(
     root: Path,
     spec: PreprocessSpec,
     *,
-    skip_unreadable: bool = False,
-    progress: Callable[[Iterable[Photo], int], Iterable[Photo]] = lambda photos, _: photos,
+    room: tuple[int, int] | None = None,
+    cache: Path | None = None,
+    max_unreadable: float = MAX_UNREADABLE,
+    group_by: str | None = None,
+    frozen: Mapping[str, str] | None = None,
+    console: Console = _QUIET,
 ) -> Dataset:
-    """Read a data folder whole.
+    """Read a data set whole, look it over and split it.
 
     Args:
-        root: the data folder.
+        root: a folder per class, train/val/test folders of those, or a CSV file; see `find_photos`.
         spec: how pictures become pixels.
-        skip_unreadable: leave out pictures that cannot be read; refuse them otherwise.
-        progress: wraps the iteration over the pictures, given their number.
+        room: height and width of a second, larger set of pixels to take random crops from.
+        cache: folder in which pixels are kept between runs; `default_cache()` when None.
+        max_unreadable: share of the pictures, 0 to 1, that may be unreadable and left out.
+        group_by: regular expression that finds a picture's group in its path; see `group_by_name`.
+        frozen: sha256 -> split of an earlier run's split.csv. Pictures it knows keep their split, whatever
+            their folder says; the others are split around them.
+        console: where the progress bar goes.
 
     Raises:
-        DataError: no classes, one class, too few pictures in a class, unreadable pictures, the same
-            picture in two classes or two splits. All of a kind are named at once.
+        DataError: nothing to train on (see `find_photos` and `check_classes`), too many unreadable pictures, the same
+            picture in two classes, classes that cannot be split by their groups, no room for the pixels. All of
+            a kind are named at once.
+        ConfigError: ``group_by`` is not a regular expression, or the pictures have groups already.
     """
-    found = find_photos(root)
-    _check_classes(found, root)
-    cache = _pixel_cache(len(found), spec)
+    listed = find_photos(root)
+    if group_by is not None:
+        listed = group_by_name(listed, group_by)
+    check_classes(listed, root)
+    frozen = _checked(frozen or {})
 
-    def ingest(place: int) -> tuple[str, str]:
-        """Hash of picture ``place``, and why it cannot be read or nothing."""
-        try:
-            data = read_bytes(root / found[place].path)
-            preprocess(decode_picture(data, root / found[place].path), spec, cache[place])
-        except PictureError as error:
-            return "", str(error)
-        return hashlib.sha256(data).hexdigest(), ""
+    roomy_spec = spec if room is None else PreprocessSpec(room, spec.fit, spec.channels)
+    specs = list(dict.fromkeys([spec, roomy_spec]))
+    with ExitStack() as held:
+        caches = _open_caches(held, default_cache() if cache is None else cache, specs, console)
+        read = ingest(data_root(root), listed, caches, console=console)
+        notes = _without_unreadable(listed, read, max_unreadable)
+        photos, places, more = _without_copies(listed, read)
+        notes += more
+        given = bool(photos[0].split)
+        check_classes(photos, root)
+        photos = [replace(photo, split=frozen.get(photo.sha256, photo.split)) for photo in photos]
+        # In the order of their hashes, so that names and folders have no say in borderline cases.
+        by_hash = np.argsort(np.array([photo.sha256 for photo in photos]))
+        with console.status("Looking for near duplicates"):
+            rows = read.rows[0, places][by_hash]
+            found = near_duplicates(len(photos), lambda some: caches[0].thumbs(rows[some]))
+        similar = np.empty_like(found)
+        similar[by_hash] = by_hash[found]
+        pixels = {
+            one: kept.pixel_rows(read.rows[i, places]) for i, (one, kept) in enumerate(zip(specs, caches, strict=True))
+        }
 
-    # Decoding releases the GIL, and each picture goes to its own place: nothing piles up.
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        results = [
-            result for _, result in zip(progress(found, len(found)), pool.map(ingest, range(len(found))), strict=True)
-        ]
+    covered = {(photo.label, photo.split) for photo in photos}
+    settled = {label for label in _labels(photos) if all((label, split) in covered for split in SPLITS)}
+    groups = find_groups(photos, similar, settled=settled)
+    user_groups = same([photo.group or i for i, photo in enumerate(photos)])
+    if not given:
+        photos = split_photos(photos, groups.together, frozen=frozen)
+    notes += about.leaks(photos, groups, user_groups)
+    notes += about.near_duplicates(photos, groups, similar, given=given)
+    notes += about.uneven_groups(photos, given=given or bool(frozen))
+    notes += about.imbalance(photos)
+    notes += about.small_pictures(photos, read.sides[places], spec.size)
+    photos = with_group_names(photos, groups)
+    check_classes(photos, root)
+    return Dataset(_labels(photos), tuple(photos), pixels[spec], pixels[roomy_spec] if room else None, tuple(notes))
 
-    unreadable = tuple(reason for _, reason in results if reason)
-    if unreadable and not skip_unreadable:
-        more = f"; and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
+
+def _labels(photos: Sequence[Photo]) -> tuple[str, ...]:
+    return tuple(sorted({photo.label for photo in photos}))
+
+
+def _checked(frozen: Mapping[str, str]) -> Mapping[str, str]:
+    wrong = sorted(set(frozen.values()) - set(SPLITS))
+    if wrong:
+        raise DataError(f"the earlier split names {in_short(wrong)}; expected {', '.join(SPLITS)}")
+    return frozen
+
+
+def _open_caches(held: ExitStack, base: Path, specs: Sequence[PreprocessSpec], console: Console) -> list[PixelCache]:
+    """The caches of these specs, in their order."""
+    caches = [
+        PixelCache(base, spec, waiting=lambda _: console.print("Waiting for another edgeloop that reads pictures"))
+        for spec in specs
+    ]
+    # Always in one order: two processes that each hold what the other waits for would wait forever.
+    for one in sorted(caches, key=lambda cache: cache.folder):
+        held.enter_context(one)
+    return caches
+
+
+def _without_unreadable(photos: Sequence[Photo], read: Ingested, limit: float) -> list[Finding]:
+    reasons = {photos[place].path: reason for place, reason in read.unreadable.items()}
+    if len(reasons) > limit * len(photos):
         raise DataError(
-            f"{len(unreadable)} of {len(found)} pictures cannot be used: {'; '.join(unreadable[:3])}{more}. "
-            "Repair or remove them, or leave them out with --skip-unreadable"
+            f"{len(reasons)} of {len(photos)} pictures cannot be used, more than the {100 * limit:.0f} % allowed: "
+            f"{in_short(list(reasons.values()), 3)}. Repair or remove them, or allow more with --max-unreadable"
         )
-    places = [i for i, (_, reason) in enumerate(results) if not reason]
-    readable = [replace(found[i], sha256=results[i][0]) for i in places]
-    kept = _without_duplicates(readable)
-    photos = [readable[i] for i in kept]
-    _check_classes(photos, root)
-    if not photos[0].split:
-        photos = split_photos(photos)
-    pixels = cache if len(kept) == len(found) else cache[[places[i] for i in kept]]
-    labels = tuple(sorted({photo.label for photo in photos}))
-    return Dataset(labels, tuple(photos), pixels, unreadable, len(readable) - len(kept))
+    return about.unreadable(reasons, len(photos))
 
 
-def find_photos(root: Path) -> list[Photo]:
-    """List the pictures of a data folder in sorted order, by folder name, without opening any.
-
-    Symbolic links to folders are not followed: they could lead in circles.
+def _without_copies(photos: Sequence[Photo], read: Ingested) -> tuple[list[Photo], list[int], list[Finding]]:
+    """One of every picture, its place in the list given, and what was left out.
 
     Raises:
-        DataError: no such folder, or no class folders in it.
+        DataError: a picture lies in two classes.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; expected a folder of class folders, such as {root}/robin/1.jpg")
-    folders = _folders(root)
-    splits = [folder for folder in folders if folder.name in SPLITS]
-    given = bool(splits) and len(splits) == len(folders)
-    if given and {folder.name for folder in splits} != set(SPLITS):
-        raise DataError(
-            f"{root}: has {' and '.join(f.name for f in splits)} folders only; all of {', '.join(SPLITS)} are needed"
-        )
-    photos: list[Photo] = []
-    for split_folder in splits if given else [root]:
-        for folder in _folders(split_folder):
-            before = len(photos)
-            for inside, subfolders, names in os.walk(folder):
-                subfolders.sort()
-                for name in sorted(names):
-                    if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                        path = (Path(inside) / name).relative_to(root).as_posix()
-                        photos.append(Photo(path, folder.name, split_folder.name if given else ""))
-            if len(photos) == before:
-                raise DataError(
-                    f"{folder}: no pictures in this class; add some ({', '.join(sorted(SUFFIXES))}) or remove it"
-                )
-    if not photos:
-        raise DataError(
-            f"{root}: no class folders with pictures; expected a folder a class, such as {root}/robin/1.jpg"
-        )
-    return photos
-
-
-def split_photos(photos: Sequence[Photo]) -> list[Photo]:
-    """Assign splits, 15 % of each class to test and to validation, at least one picture each.
-
-    Which pictures: those with the smallest content hashes. So the split depends on nothing but the
-    pictures themselves, not on names, order or a seed.
-    """
-    by_class = defaultdict(list)
-    for photo in photos:
-        by_class[photo.label].append(photo)
-    split = {}
-    for members in by_class.values():
-        members.sort(key=lambda photo: photo.sha256)
-        tests = max(1, round(len(members) * SHARES["test"]))
-        vals = max(1, round(len(members) * SHARES["val"]))
-        for i, photo in enumerate(members):
-            split[photo.sha256] = "test" if i < tests else "val" if i < tests + vals else "train"
-    return [replace(photo, split=split[photo.sha256]) for photo in photos]
-
-
-def _folders(path: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _check_classes(photos: Sequence[Photo], root: Path) -> None:
-    labels = tuple(sorted({photo.label for photo in photos}))
-    if len(labels) == 1:
-        raise DataError(
-            f"{root}: only one class, {labels[0]!r}; a classifier needs two, if only a second folder of everything else"
-        )
-    problems = problems_of_labels(labels)
-    splits = Counter((photo.label, photo.split) for photo in photos)
-    for label in labels:
-        if photos[0].split:
-            missing = [split for split in SPLITS if not splits[label, split]]
-            problems += [f"class {label!r} has no pictures in {split}/" for split in missing]
-        elif splits[label, ""] < MIN_PER_CLASS:
-            problems.append(
-                f"class {label!r} has {splits[label, '']} pictures, at least {MIN_PER_CLASS} different ones are needed"
-            )
-    if problems:
-        raise DataError(f"{root}: {'; '.join(problems)}")
-
-
-def _without_duplicates(photos: Sequence[Photo]) -> list[int]:
-    """Places of the first copy of every picture.
-
-    Raises:
-        DataError: copies of one picture carry two labels or lie in two splits.
-    """
-    first: dict[str, int] = {}
-    conflicts = []
-    for i, photo in enumerate(photos):
-        other = photos[first.setdefault(photo.sha256, i)]
-        if (other.label, other.split) != (photo.label, photo.split):
-            conflicts.append(f"{other.path} and {photo.path}")
+    places = [i for i in range(len(photos)) if i not in read.unreadable]
+    whole = {i: replace(photos[i], sha256=read.sha256[i].tobytes().hex()) for i in places}
+    copies = defaultdict(list)
+    for i in places:
+        copies[whole[i].sha256].append(i)
+    kept, within, across, conflicts = [], [], [], []
+    for same_bytes in copies.values():
+        # Test before val before train: what is tested with must not be trained with.
+        order = sorted(same_bytes, key=lambda i: -SPLITS.index(photos[i].split) if photos[i].split else 0)
+        kept.append(order[0])
+        if len({photos[i].label for i in order}) > 1:
+            conflicts.append(" and ".join(sorted(photos[i].path for i in order[:3])))
+            continue
+        by_split = Counter(photos[i].split for i in order)
+        if len(by_split) > 1:
+            across.append([whole[i] for i in order])
+        elif len(order) > 1:
+            within.append([whole[i] for i in order])
     if conflicts:
-        raise DataError(
-            f"the same picture lies in two classes or two splits: {'; '.join(conflicts[:5])}; keep one of each"
-        )
-    return sorted(first.values())
-
-
-def _pixel_cache(count: int, spec: PreprocessSpec) -> Pixels:
-    """Room for ``count`` preprocessed pictures on disk; gone when the last reference is."""
-    try:
-        with tempfile.TemporaryFile(prefix="edgeloop-pixels-") as file:
-            # Taken up front: a full disk is an error here, and a bus error in the middle of a memory map.
-            _reserve(file.fileno(), count * int(np.prod(spec.shape)))
-            # The map keeps the file alive when this handle is closed.
-            return np.memmap(file, np.uint8, "r+", shape=(count, *spec.shape))
-    except OSError as error:
-        raise DataError(
-            f"no room in {tempfile.gettempdir()} for {count} pictures: {error.strerror}; free some or set TMPDIR"
-        ) from error
-
-
-def _reserve(handle: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-    else:  # macOS
-        os.ftruncate(handle, size)
+        raise DataError(f"the same picture lies in two classes: {in_short(conflicts)}; keep it in the right one")
+    kept.sort()
+    notes = about.copies_across_splits(across) + about.copies(within)
+    return [whole[i] for i in kept], kept, notes

@@ -1,5 +1,7 @@
-"""What a training came to, for people."""
+"""What a training came to, for people and for programs."""
 
-from .page import wilson_interval, write_report
+from .figures import figures, scored
+from .page import write_report
+from .story import Story
 
-__all__ = ["wilson_interval", "write_report"]
+__all__ = ["Story", "figures", "scored", "write_report"]

@@ -1,129 +1,237 @@
-"""`report.html`: how good the model is, in one file a browser opens offline."""
+"""`report.html`: how good the model is, why, and what to do next, in one file a browser opens offline."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
-from math import sqrt
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.evaluation import Evaluation
-from trainer.data import SPLITS, Dataset
+from edge_agent.files import replacing
+from trainer.data import SPLITS
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from . import plots
+from .advice import calibration_noise, percent, size_sentence
+from .attention import activation_maps
+from .figures import without_temperature
+from .story import Story
+from .summary import advice_for, doubtful_findings, doubts
+from .thumbnails import data_uri, lit, matrix_uri
 
-MISTAKES_SHOWN = 12
+# What a report shows at most: with pictures of `thumbnails.MAX_BYTES`, it stays under 3 MB whatever the data.
+MISTAKES, NEAR_MISSES, TYPICAL = 18, 9, 24
+PAIRS_LISTED = 12
+FINDINGS, FINDINGS_WITH_PICTURES, FINDING_GROUPS, FINDING_PICTURES = 40, 12, 6, 2
+BINS = 10
+"""Of the reliability chart: 15 small bins of a few hundred pictures are mostly noise."""
+MATRIX_CLASSES = 25
+"""Up to so many classes the confusion matrix is a table of numbers; above, a picture and a list."""
 
 
-def write_report(
-    path: Path,
-    dataset: Dataset,
-    history: Mapping[str, Sequence[float]],
-    tested: Sequence[int],
-    test: Evaluation,
-) -> None:
-    """Write the report of one training.
+def write_report(path: Path, story: Story) -> None:
+    """Write the report.
 
     Args:
-        path: the file to write.
-        dataset: the pictures.
-        history: loss and accuracy by epoch, as Keras names them.
-        tested: places of the test pictures in the dataset.
-        test: what the model said of them.
+        path: the file; replaced in one step if it exists.
+        story: what it is about.
     """
-    from jinja2 import Environment, PackageLoader, select_autoescape
+    html = render(story)
+    with replacing(path) as file:
+        file.write(html.encode("utf-8", "replace"))
 
-    predicted, confusion = test.predicted, test.confusion()
-    wrong = np.flatnonzero(predicted != test.truth)
-    worst = wrong[np.argsort(-test.scores[wrong, predicted[wrong]], kind="stable")][:MISTAKES_SHOWN]
-    low, high = wilson_interval(test.accuracy, len(tested))
-    template = Environment(
-        loader=PackageLoader("trainer.report"), autoescape=select_autoescape(default=True)
-    ).get_template("report.html.j2")
-    html = template.render(
-        accuracy=test.accuracy,
-        low=low,
-        high=high,
-        tested=len(tested),
-        classes=[
-            {
-                "label": label,
-                "recall": confusion[i, i] / confusion[i].sum(),
-                **{
-                    split: sum(photo.label == label and photo.split == split for photo in dataset.photos)
-                    for split in SPLITS
-                },
-            }
-            for i, label in enumerate(dataset.labels)
-        ],
-        confusion=_png_of(_confusion_plot(confusion, dataset.labels)),
-        curves=_png_of(_learning_plot(history)),
-        mistakes=[
-            {
-                "path": dataset.photos[tested[i]].path,
-                "label": dataset.labels[test.truth[i]],
-                "taken_for": dataset.labels[predicted[i]],
-                "score": float(test.scores[i, predicted[i]]),
-                # Pixels are in the model's order, RGB; OpenCV writes BGR.
-                "png": _base64(cv2.imencode(".png", dataset.pixels[tested[i]][..., ::-1])[1].tobytes()),
-            }
-            for i in worst
-        ],
+
+def render(story: Story) -> str:
+    """The report as HTML: it needs no other file and no network."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("trainer.report"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    path.write_text(html, encoding="utf-8")
+    environment.filters["percent"] = percent
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    test = story.test
+    charts = _charts(story)
+    return environment.get_template("report.html.j2").render(
+        story=story,
+        test=test,
+        counts=story.counts,
+        splits=[split for split in SPLITS if split in story.counts],
+        verdict=_verdict(story),
+        doubts=doubts(story),
+        advice=advice_for(story),
+        confusion=_confusion(story),
+        classes=_classes(story),
+        charts={name: [Markup(svg) for svg in svgs] for name, svgs in charts.items()},  # noqa: S704  our own SVG, free of user text
+        size_sentence=size_sentence(story.data_size, 1 - test.accuracy) if story.data_size else "",
+        calibration=_calibration(story),
+        findings=_findings(story),
+        **_pictures(story),
+    )
 
 
-def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % confidence interval of a share observed in ``count`` trials (Wilson 1927), both 0 to 1."""
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def _verdict(story: Story) -> dict[str, Any]:
+    error = 1 - story.test.accuracy
+    if error == 0:
+        words = "None of them was taken for something else."
+    elif error > 0.5:
+        words = "It is wrong more often than right."
+    else:
+        words = f"It is wrong about once in {1 / error:.0f} pictures."
+    commonest = max(story.test.support().values())
+    return {"words": words, "guess": commonest / len(story.test.truth)}
 
 
-def _confusion_plot(confusion: npt.NDArray[np.int64], labels: Sequence[str]) -> Figure:
-    from matplotlib.figure import Figure
-
-    side = min(12.0, 2.5 + 0.5 * len(labels))
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(confusion / confusion.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="taken for", ylabel="is")
-    for row, column in zip(*np.nonzero(confusion), strict=True):
-        dark = confusion[row, column] > confusion[row].sum() / 2
-        axes.text(
-            column, row, str(confusion[row, column]), ha="center", va="center", color="white" if dark else "black"
-        )
-    return figure
+def _charts(story: Story) -> dict[str, list[str]]:
+    charts: dict[str, list[str]] = {"learning": [], "size": []}
+    if story.history:
+        charts["learning"] = plots.learning_charts(story.history, story.kept)
+    if story.data_size is not None and story.data_size.points:
+        charts["size"] = [plots.data_size_chart(story.data_size)]
+    before = without_temperature(story.test, story.temperature).reliability(BINS) if story.temperature else None
+    charts["reliability"] = [plots.reliability_chart(story.test.reliability(BINS), before)]
+    return charts
 
 
-def _learning_plot(history: Mapping[str, Sequence[float]]) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        epochs = range(1, len(history[name]) + 1)
-        axes.plot(epochs, history[name], label="train")
-        axes.plot(epochs, history[f"val_{name}"], label="validation")
-        axes.set(xlabel="epoch", ylabel=name)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    return figure
+def _calibration(story: Story) -> dict[str, float | None]:
+    before = without_temperature(story.test, story.temperature).calibration_error() if story.temperature else None
+    return {
+        "error": story.test.calibration_error(),
+        "before": before,
+        "noise": calibration_noise(story.test.reliability()),
+    }
 
 
-def _png_of(figure: Figure) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return _base64(file.getvalue())
+def _confusion(story: Story) -> dict[str, Any]:
+    test, support = story.test, story.test.support()
+    pairs = [
+        {"label": label, "taken_for": taken_for, "count": count, "pictures": support[label]}
+        for label, taken_for, count in test.confused_pairs()[:PAIRS_LISTED]
+    ]
+    matrix = test.confusion()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    if len(story.labels) > MATRIX_CLASSES:
+        return {"pairs": pairs, "rows": [], "picture": matrix_uri(shares)}
+    rows = [
+        {
+            "label": label,
+            "pictures": int(matrix[i].sum()),
+            "cells": [
+                {"count": int(matrix[i, j]), "share": float(shares[i, j]), "column": column, "right": i == j}
+                for j, column in enumerate(story.labels)
+            ],
+        }
+        for i, label in enumerate(story.labels)
+    ]
+    return {"pairs": pairs, "rows": rows, "picture": ""}
 
 
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+def _classes(story: Story) -> list[dict[str, Any]]:
+    """A row a class, worst recall first; classes without test pictures last."""
+    recall, precision, f1 = story.test.recall(), story.test.precision(), story.test.f1()
+    rows = [
+        {
+            "label": label,
+            "counts": [story.counts[split][label] for split in SPLITS if split in story.counts],
+            "recall": recall.get(label),
+            "precision": precision.get(label),
+            "f1": f1.get(label),
+        }
+        for label in story.labels
+    ]
+    return sorted(rows, key=lambda row: 2.0 if row["recall"] is None else row["recall"])
+
+
+def _pictures(story: Story) -> dict[str, Any]:
+    """Mistakes, near misses and typical right pictures, each with where the model looked."""
+    test = story.test
+    top = np.sort(test.scores, axis=1)[:, -2:]
+    second = np.argsort(-test.scores, axis=1, kind="stable")[:, 1]
+    wrong, right = np.flatnonzero(~test.right), np.flatnonzero(test.right)
+    mistakes = wrong[np.argsort(-top[wrong, -1], kind="stable")][:MISTAKES]
+    margins = top[right, -1] - top[right, -2]
+    near = right[np.argsort(margins, kind="stable")][:NEAR_MISSES]
+    typical = _typical(story)
+    places = [*mistakes.tolist(), *near.tolist(), *typical]
+    cards = _cards(story, places)
+    for place, card in zip(places, cards, strict=True):
+        card["rival"], card["rival_score"] = story.labels[second[place]], float(top[place, -2])
+    first, then = len(mistakes), len(mistakes) + len(near)
+    return {
+        "mistakes": cards[:first],
+        "mistakes_count": len(wrong),
+        "near_misses": cards[first:then],
+        "typical": cards[then:],
+        "maps": any(card["map"] for card in cards),
+    }
+
+
+def _typical(story: Story) -> list[int]:
+    """For each class, weakest first, the recognised test picture whose score is the middle one."""
+    chosen = []
+    weakest = sorted(story.test.recall().items(), key=lambda item: item[1])
+    for label, share in weakest:
+        if share:
+            index = story.labels.index(label)
+            own = np.flatnonzero(story.test.right & (story.test.truth == index))
+            order = own[np.argsort(story.test.scores[own, index], kind="stable")]
+            chosen.append(int(order[len(order) // 2]))
+    return chosen[:TYPICAL]
+
+
+def _cards(story: Story, places: Sequence[int]) -> list[dict[str, Any]]:
+    """What to show of test pictures: the picture as the model sees it, and its map for the class it named."""
+    pixels = [np.asarray(story.dataset.pixels[int(story.tested[place])]) for place in places]
+    named = [int(story.test.predicted[place]) for place in places]
+    heats: Iterable[npt.NDArray[np.float32] | None] = [None] * len(places)
+    if story.model is not None:
+        heats = activation_maps(story.model, pixels, named) or heats
+    return [
+        {
+            "path": story.photo(place).path,
+            "label": story.labels[story.test.truth[place]],
+            "taken_for": story.labels[name],
+            "score": float(story.test.scores[place, name]),
+            "picture": data_uri(picture, channels=story.channels),
+            "map": ""
+            if heat is None
+            else data_uri(lit(picture, heat, channels=story.channels), channels=story.channels),
+        }
+        for place, picture, name, heat in zip(places, pixels, named, heats, strict=True)
+    ]
+
+
+def _findings(story: Story) -> list[dict[str, Any]]:
+    """What was found in the data, with the pictures that show it."""
+    places = {photo.path: i for i, photo in enumerate(story.dataset.photos)}
+    shown: dict[str, str] = {}
+
+    def picture(path: str) -> dict[str, str]:
+        place = places.get(path)
+        if place is None:  # left out of the data, as copies and unreadable pictures are
+            return {"path": path, "uri": "", "split": "", "label": ""}
+        if path not in shown:
+            shown[path] = data_uri(np.asarray(story.dataset.pixels[place]), channels=story.channels, side=96)
+        photo = story.dataset.photos[place]
+        return {"path": path, "uri": shown[path], "split": photo.split, "label": photo.label}
+
+    doubtful = doubtful_findings(story)
+    findings = sorted(story.dataset.findings, key=lambda finding: finding not in doubtful)[:FINDINGS]
+    return [
+        {
+            "message": finding.message,
+            "doubtful": finding in doubtful,
+            "groups": [
+                [picture(path) for path in group[:FINDING_PICTURES]]
+                for group in (finding.pictures[:FINDING_GROUPS] if number < FINDINGS_WITH_PICTURES else ())
+            ],
+            "more": len(finding.pictures) > FINDING_GROUPS,
+        }
+        for number, finding in enumerate(findings)
+    ]

@@ -1,0 +1,62 @@
+"""Does training need more memory for more pictures? Peak memory of `edgeloop train` at 1,000 and 20,000.
+
+    python -m benchmarks.train_memory [--counts 1000 20000]
+
+Peak of the process's anonymous memory, sampled ten times a second: what it has allocated itself. Pages of
+the files it maps are left out: the kernel keeps as many of those as there is room for, and takes them back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from .train_throughput import write_pictures
+
+
+def peak_mib(command: list[str]) -> float:
+    """Run a command to its end; the largest RssAnon it was seen with, MiB."""
+    process = subprocess.Popen(command)
+    peak = 0
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        found = re.search(r"RssAnon:\s+(\d+) kB", status)
+        peak = max(peak, int(found[1]) if found else 0)
+        time.sleep(0.1)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return peak / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs=2, default=(1000, 20_000))
+    arguments = parser.parse_args()
+    peaks = {}
+    for count in arguments.counts:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            write_pictures(folder / "data", count)
+            command = [
+                sys.executable,
+                "-m",
+                "edge_agent.cli",
+                "train",
+                str(folder / "data"),
+                "--out",
+                str(folder / "run"),
+            ]
+            peaks[count] = peak_mib([*command, "--cache", str(folder / "cache"), "--image-size", "64", "--epochs", "1"])
+    for count, peak in peaks.items():
+        print(f"{count} pictures: {peak:.0f} MiB")
+    few, many = peaks.values()
+    print(f"ratio {many / few:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Does reading pictures slow the training down? Steps from the pixel cache against one batch that is there already.
+
+    python -m benchmarks.train_throughput [--pictures 2000] [--batch-size 32]
+
+Both run the same compiled training step, augmentation and all, through Keras' own `fit`. The one is
+fed from the memory-mapped cache as `edgeloop train` feeds it, in shuffled order; the other is given one and
+the same batch again and again. They take turns, and the ratio is that of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from edge_agent.preprocess import PreprocessSpec
+from trainer.backbones import build_backbone, find_backbone
+from trainer.backend import has_accelerator, start_keras
+from trainer.data import load_dataset
+from trainer.recipe import Recipe, plan, room_for
+
+SIDE, CLASSES = 224, 8
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """``count`` different pictures of 360x640 in eight folders."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        target = folder / f"class{number % CLASSES}"
+        target.mkdir(parents=True, exist_ok=True)
+        rough = random.integers(0, 256, (18, 32, 3), np.uint8)
+        cv2.imwrite(str(target / f"{number:06d}.jpg"), cv2.resize(rough, (640, 360), interpolation=cv2.INTER_CUBIC))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12, help="a round")
+    arguments = parser.parse_args()
+    start_keras()
+    from trainer.batches import Batches
+    from trainer.fine_tune import compiled_student
+    from trainer.head import new_head
+
+    recipe, batch = Recipe(fine_tune="all", batch_size=arguments.batch_size), arguments.batch_size
+    backbone = find_backbone(recipe.backbone)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_pictures(Path(scratch) / "data", arguments.pictures)
+        dataset = load_dataset(
+            Path(scratch) / "data",
+            PreprocessSpec((SIDE, SIDE)),
+            room=room_for(recipe, backbone, SIDE),
+            cache=Path(scratch) / "cache",
+            console=Console(stderr=True),
+        )
+        roomy = dataset.roomy
+        assert roomy is not None
+        truth = np.array([dataset.labels.index(photo.label) for photo in dataset.photos], np.intp)
+        base = build_backbone(recipe.backbone, (SIDE, SIDE))
+        settled = plan(recipe, backbone, SIDE, len(truth), accelerated=has_accelerator())
+        head = new_head(base.output.shape[-1], CLASSES)
+        student, *_ = compiled_student(base, head, settled, np.ones(CLASSES, np.float32), steps_per_epoch=100)
+
+        def batches(places: Any) -> Batches:
+            return Batches(roomy, places, truth, size=batch, classes=CLASSES, seed=recipe.seed)
+
+        resident = next(batches(np.arange(batch)).for_fit(0))
+        student.fit(itertools.repeat(resident), steps_per_epoch=3, shuffle=False, verbose=0)
+        seconds: dict[str, list[float]] = {"cache": [], "resident": []}
+        for turn in track(range(arguments.rounds), console=Console(stderr=True)):
+            for name, times in seconds.items():
+                data = batches(np.arange(len(truth))).for_fit(turn) if name == "cache" else itertools.repeat(resident)
+                start = time.perf_counter()
+                student.fit(data, steps_per_epoch=arguments.steps, shuffle=False, verbose=0)
+                times.append(time.perf_counter() - start)
+    rates = {name: arguments.steps * batch / statistics.median(times) for name, times in seconds.items()}
+    print(f"resident batch {rates['resident']:.1f} pictures/s, from the cache {rates['cache']:.1f} pictures/s")
+    print(f"ratio {rates['cache'] / rates['resident']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Augmentation keeps what it must and changes what it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_agent.pictures import read_picture
+from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
+from edge_agent.quiet import native_noise_hidden
+
+
+@pytest.fixture(scope="module")
+def augment() -> Any:
+    with native_noise_hidden():
+        import trainer.augment
+    return trainer.augment
+
+
+@pytest.fixture(scope="module")
+def views(photo_folder: Path) -> tuple[Pixels, Pixels]:
+    """A photograph as the device sees it (56 pixels), and roomier (64), eight times each."""
+    frame = read_picture(photo_folder / "brick" / "00.jpg")
+    return tuple(np.stack([preprocess(frame, PreprocessSpec((side, side)))] * 8) for side in (56, 64))  # type: ignore[return-value]
+
+
+def test_without_strength_the_model_trains_on_what_the_device_sees(augment: Any, views: tuple[Pixels, Pixels]) -> None:
+    exact, roomy = views
+    seen = np.asarray(augment.RandomView((56, 56), strength=0, flip=False, seed=1)(roomy))
+    assert seen.shape == exact.shape
+    inner = (slice(None), slice(2, -2), slice(2, -2))
+    assert np.abs(seen - exact)[inner].mean() < 6
+    shifted = np.roll(exact, 1, axis=2).astype(np.float32)
+    assert np.abs(seen - exact)[inner].mean() < np.abs(seen - shifted)[inner].mean() / 2
+
+
+def test_a_flip_is_the_mirror_image_of_half_of_the_pictures(augment: Any, views: tuple[Pixels, Pixels]) -> None:
+    exact, roomy = views
+    seen = np.asarray(augment.RandomView((56, 56), strength=0, flip=True, seed=3)(np.concatenate([roomy] * 8)))
+    mirrored = np.abs(seen - exact[0, :, ::-1]).mean(axis=(1, 2, 3)) < np.abs(seen - exact[0]).mean(axis=(1, 2, 3))
+    assert 16 < mirrored.sum() < 48
+    assert (np.abs(seen - np.where(mirrored[:, None, None, None], exact[0, :, ::-1], exact[0])).mean() < 6).all()
+
+
+def test_every_picture_of_a_batch_is_seen_differently(augment: Any, views: tuple[Pixels, Pixels]) -> None:
+    layers = [augment.RandomView((56, 56), strength=1, flip=True, seed=1), augment.RandomLight(strength=1, seed=2)]
+    seen = views[1]
+    for layer in layers:
+        seen = np.asarray(layer(seen))
+    assert seen.min() >= 0
+    assert seen.max() <= 255
+    flat = seen.reshape(8, -1)
+    assert all(np.abs(flat[i] - flat[j]).mean() > 3 for i in range(8) for j in range(i))
+
+
+def test_mixing_mixes_pictures_and_classes_by_the_same_shares(augment: Any) -> None:
+    # Picture i is all level i, so the mean level of a mixed picture tells the shares.
+    pixels = np.broadcast_to(np.arange(8, dtype=np.float32)[:, None, None, None], (8, 16, 16, 3))
+    mix = augment.Mix(alpha=0.4, seed=0)
+    kinds = set()
+    for _ in range(40):
+        mixed, truth = (np.asarray(part) for part in mix([pixels, np.eye(8, dtype=np.float32)]))
+        assert truth.sum(axis=1) == pytest.approx(1, abs=1e-5)
+        assert truth @ np.arange(8) == pytest.approx(mixed.mean(axis=(1, 2, 3)), abs=1e-4)
+        assert (np.diagonal(truth) > 0.49).all() or np.ptp(mixed, axis=(1, 2, 3)).any()
+        whole = np.array_equal(mixed, pixels)
+        kinds.add("none" if whole else "cut" if np.isin(mixed, pixels).all() else "mean")
+    assert kinds == {"none", "cut", "mean"}
+
+
+def test_strength_scales_how_far_views_go(augment: Any, views: tuple[Pixels, Pixels]) -> None:
+    def distance(strength: float) -> float:
+        layer = augment.RandomView((56, 56), strength=strength, flip=False, seed=5)
+        return float(np.abs(np.asarray(layer(views[1])) - views[0]).mean())
+
+    assert distance(0) < distance(0.3) < distance(1.5)

@@ -1,0 +1,135 @@
+"""What happens to training pictures after the cache: Keras layers, run where the network runs.
+
+The device's pictures are never changed; none of these layers is in the model that is saved. In the
+spirit of RandAugment (Cubuk et al. 2019, arXiv:1909.13719) one strength scales every range.
+
+This module imports Keras: import it inside functions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+FLIP = 0.5
+ROTATION_DEGREES = 10.0
+ZOOM = 0.25
+SHIFT = 0.1
+LIGHT = 0.25
+TINT = 0.1
+MIXED_SHARE = 0.5
+
+
+class RandomView(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """Look at the scene from a little elsewhere: flip, rotate, zoom, squeeze and shift, in one resampling.
+
+    (n, H, W, 3) of any dtype, the roomy pictures, to (n, height, width, 3) float32. On average the
+    result shows just what the device sees, so the model trains on the scale it will meet; the roomy
+    picture's finer pixels keep a zoomed-in part sharp.
+
+    Args:
+        size: height and width of the output, pixels.
+        strength: 0 none, 1 the ranges above, 2 twice those.
+        flip: mirror half of the pictures; wrong where left and right are classes.
+        seed: of the draws.
+    """
+
+    def __init__(self, size: tuple[int, int], *, strength: float, flip: bool, seed: int) -> None:
+        super().__init__(name="random_view")
+        self._size, self._strength, self._flip = size, strength, flip
+        self._seeds = keras.random.SeedGenerator(seed)
+
+    def call(self, pixels: Any) -> Any:
+        """Sample each picture through its own affine map."""
+        count, rows, columns = ops.shape(pixels)[0], pixels.shape[1], pixels.shape[2]
+        height, width = self._size
+
+        def draw(extent: float) -> Any:
+            return keras.random.uniform((count,), -extent, extent, seed=self._seeds)
+
+        angle = draw(self._strength * ROTATION_DEGREES * 3.14159265 / 180)
+        zoom, squeeze = ops.exp(draw(self._strength * ZOOM)), ops.exp(draw(self._strength * ZOOM / 3))
+        right, down = draw(self._strength * SHIFT * width), draw(self._strength * SHIFT * height)
+        mirror = ops.where(draw(1.0) < 2 * FLIP - 1, -1.0, 1.0) if self._flip else 1.0
+        # Where output pixel (x, y) comes from. The whole roomy picture is the device's whole view: its
+        # scale is rows / height, and zoom and squeeze multiply that.
+        across, along = mirror * zoom * squeeze * columns / width, zoom / squeeze * rows / height
+        cos, sin = ops.cos(angle), ops.sin(angle)
+        a, b, c, d = across * cos, -across * sin, along * sin, along * cos
+        # keras.ops resamples to the size it was given; the output is cut from its upper left corner, so
+        # the output's centre, not the picture's, maps to the (shifted) centre of the picture.
+        x0 = (columns - 1) / 2 + right - (a * (width - 1) + b * (height - 1)) / 2
+        y0 = (rows - 1) / 2 + down - (c * (width - 1) + d * (height - 1)) / 2
+        zero = ops.zeros_like(x0)
+        maps = ops.stack([a, b, x0, c, d, y0, zero, zero], axis=1)
+        seen = ops.image.affine_transform(
+            ops.cast(pixels, "float32"), maps, interpolation="bilinear", fill_mode="reflect"
+        )
+        return seen[:, :height, :width]
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """(n, height, width, 3)."""
+        return (shape[0], *self._size, 3)
+
+
+class RandomLight(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """Another hour, another lamp: exposure, contrast and tint of (n, H, W, 3) levels, kept within 0 to 255."""
+
+    def __init__(self, *, strength: float, seed: int) -> None:
+        super().__init__(name="random_light")
+        self._strength = strength
+        self._seeds = keras.random.SeedGenerator(seed)
+
+    def call(self, pixels: Any) -> Any:
+        """Scale each channel's levels, then stretch them about their mean."""
+        count = ops.shape(pixels)[0]
+
+        def draw(channels: int, extent: float) -> Any:
+            return ops.exp(keras.random.uniform((count, 1, 1, channels), -extent, extent, seed=self._seeds))
+
+        gain = draw(1, self._strength * LIGHT) * draw(3, self._strength * TINT)
+        contrast = draw(1, self._strength * LIGHT)
+        mean = ops.mean(pixels, axis=(1, 2, 3), keepdims=True)
+        return ops.clip(gain * (mean + contrast * (pixels - mean)), 0.0, 255.0)
+
+
+class Mix(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """Mix pairs of pictures and, by the same shares, their classes, in `MIXED_SHARE` of the batches.
+
+    Half of those by MixUp (Zhang et al. 2017, arXiv:1710.09412): a weighted mean of both; half by CutMix (Yun
+    et al. 2019, arXiv:1905.04899): a rectangle of the one pasted into the other. ``[pixels, truth]``,
+    (n, H, W, 3) and (n, classes), to the same.
+    """
+
+    def __init__(self, *, alpha: float, seed: int) -> None:
+        super().__init__(name="mix")
+        self._alpha = alpha
+        self._seeds = keras.random.SeedGenerator(seed)
+
+    def call(self, inputs: Any) -> Any:
+        """Mix every picture with its neighbour in the (shuffled) batch."""
+        pixels, truth = inputs
+        count, rows, columns = ops.shape(pixels)[0], pixels.shape[1], pixels.shape[2]
+        kind = keras.random.uniform((), seed=self._seeds)
+        keep = keras.random.beta((count, 1, 1, 1), self._alpha, self._alpha, seed=self._seeds)
+        keep = ops.maximum(keep, 1 - keep)
+
+        # CutMix: the pasted rectangle covers 1 - keep of the area, about a random centre, cut at the borders.
+        side = ops.sqrt(1 - keep)
+        centre = keras.random.uniform((2, count, 1, 1, 1), seed=self._seeds)
+        down = ops.abs(ops.reshape(ops.arange(rows, dtype="float32") / rows, (1, rows, 1, 1)) - centre[0])
+        across = ops.abs(ops.reshape(ops.arange(columns, dtype="float32") / columns, (1, 1, columns, 1)) - centre[1])
+        outside = 1 - ops.cast(down < side / 2, "float32") * ops.cast(across < side / 2, "float32")
+
+        mask = ops.where(kind < MIXED_SHARE / 2, keep, ops.where(kind < MIXED_SHARE, outside, 1.0))
+        share = ops.reshape(ops.mean(mask, axis=(1, 2)), (-1, 1))
+        return [
+            mask * pixels + (1 - mask) * ops.roll(pixels, 1, axis=0),
+            share * truth + (1 - share) * ops.roll(truth, 1, axis=0),
+        ]
+
+    def compute_output_shape(self, shapes: list[tuple[int | None, ...]]) -> list[tuple[int | None, ...]]:
+        """As the inputs."""
+        return shapes

@@ -1,0 +1,39 @@
+"""Networks of `keras.applications`, each with its right normalisation in the graph. Imports Keras."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from .graph import pooled
+from .networks import Application
+
+_IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
+"""Levels of 255; `keras.applications.imagenet_utils`, mode caffe."""
+
+
+def application(network: Application, size: tuple[int, int], name: str) -> keras.Model:
+    """The network with random weights, before `graph.settled`, so that published weight files fit its layers.
+
+    Args:
+        network: which one.
+        size: height and width of the input, pixels.
+        name: of the model.
+
+    Returns:
+        From pixels (n, height, width, 3) float32, RGB, 0 to 255, to pooled features (n, f) float32.
+    """
+    pixels = keras.Input((*size, 3), dtype="float32", name="pixels")
+    build = getattr(keras.applications, network.function)
+    inner = build(include_top=False, weights=None, input_tensor=_normalised(network, pixels), input_shape=(*size, 3))
+    return pooled(pixels, inner.output, name)
+
+
+def _normalised(network: Application, pixels: Any) -> Any:
+    if network.pixels == "-1..1":
+        return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="normalise")(pixels)
+    if network.pixels == "caffe":
+        bgr = keras.ops.flip(pixels, axis=-1)
+        return keras.layers.Rescaling(1.0, offset=[-mean for mean in _IMAGENET_MEAN_BGR], name="normalise")(bgr)
+    return pixels

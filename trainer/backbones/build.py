@@ -1,0 +1,91 @@
+"""From a backbone's name to the network with its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_agent.errors import ConfigError, DataError
+from edge_agent.quiet import native_noise_hidden
+from trainer.backend import start_keras
+
+from .hub import kerashub_network, saved_model_network
+from .networks import Application, KerasHub, Lite, SavedModel
+from .table import find_backbone
+from .weights import Progress, load_by_name, load_h5, no_progress, weights_file
+
+if TYPE_CHECKING:
+    import keras
+
+
+def build_backbone(
+    name: str, size: tuple[int, int], *, weights: str | Path = "auto", progress: Progress = no_progress
+) -> keras.Model:
+    """A network for a head to be put on.
+
+    Its last layer, "features", averages its last feature maps over the picture, except in a SavedModel that gives
+    vectors. Normalisation is inside, no layer's name begins with "_" or depends on what was built before, and the
+    model saves and loads with Keras alone where `Backbone.self_contained` says so.
+
+    Args:
+        name: see `find_backbone`.
+        size: height and width of the input, pixels.
+        weights: ``auto``: the package's where there is one, else ImageNet's download, else the preset's own;
+            ``package``, ``imagenet``, ``none``; a file (Keras' `.h5` or `.weights.h5` of the network without its
+            classifier, any `.keras` made of it, the pinned `.pth`), or a run directory.
+        progress: shows a download.
+
+    Returns:
+        From pixels (n, height, width, 3) float32, RGB, 0 to 255, to features (n, f) float32.
+
+    Raises:
+        ConfigError: no such backbone or weights, or too small a size.
+        DataError: the weights cannot be downloaded, or the file is not what it should be.
+        MissingExtraError: Keras or KerasHub is not installed.
+    """
+    backbone = find_backbone(name)
+    if min(size) < backbone.smallest:
+        raise ConfigError(f"{name}: takes pictures of at least {backbone.smallest} pixels a side, not {min(size)}")
+    keras = start_keras()
+    # Pixels are (rows, columns, channels) everywhere in edgeloop, whatever the user's keras.json says.
+    keras.config.set_image_data_format("channels_last")
+    network = backbone.network
+    if isinstance(network, SavedModel):
+        if weights != "auto":
+            raise ConfigError(f"{name}: a SavedModel comes with its weights; leave --weights out")
+        return saved_model_network(network, size, name=name)
+    if isinstance(network, KerasHub):
+        file = None if weights == "auto" else weights_file(backbone, size, weights)
+        model = kerashub_network(network, size, name=name, load_weights=weights == "auto")
+    else:
+        file = weights_file(backbone, size, weights, progress=progress)
+        with native_noise_hidden():
+            model = _with_random_weights(network, size, name)
+    return _with_weights(model, file, network, name)
+
+
+def _with_random_weights(network: Application | Lite, size: tuple[int, int], name: str) -> keras.Model:
+    from .applications import application
+    from .efficientnet_lite import efficientnet_lite
+
+    return efficientnet_lite(network, size) if isinstance(network, Lite) else application(network, size, name)
+
+
+def _with_weights(
+    model: keras.Model, file: Path | None, network: Application | Lite | KerasHub, name: str
+) -> keras.Model:
+    from .efficientnet_lite import load_torch_weights
+    from .graph import settled
+
+    if file is not None and file.suffix == ".h5":
+        load_h5(model, file, name=name)
+    if isinstance(network, Application):
+        with native_noise_hidden():
+            model = settled(model)
+    if file is not None and file.suffix == ".keras":
+        load_by_name(model, file, name=name)
+    if file is not None and file.suffix == ".pth":
+        if not (isinstance(network, Lite) and network.sha256):
+            raise DataError(f"{file}: a .pth file can run code when it is read, and none is pinned for {name}")
+        load_torch_weights(model, file, network.sha256)
+    return model

@@ -1,0 +1,160 @@
+"""Networks as flat graphs of plain Keras layers, whose names depend on nothing but the network. Imports Keras."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def pooled(pixels: Any, maps: Any, name: str) -> keras.Model:
+    """The network from ``pixels`` to its last feature maps, averaged over the picture by a layer called "features".
+
+    In float32 whatever the policy: the head and its cached features work in it.
+    """
+    features = keras.layers.GlobalAveragePooling2D(name="features", dtype="float32")(maps)
+    return keras.Model(pixels, features, name=name)
+
+
+def plainest(model: keras.Model) -> keras.Model:
+    """The network `settled`, with layers that are not Keras' own taken apart into those of Keras they are made of.
+
+    Left as it is in the one respect or the other where that fails or would not give the same features.
+    """
+    for apart in (True, False):
+        try:
+            copy = settled(_inlined(model) if apart else model)
+            if _same_features(model, copy):
+                return copy
+        except Exception:  # noqa: BLE001, S112  layers of others may fail in any way when taken apart
+            continue
+    return model
+
+
+def is_plain(model: keras.Model) -> bool:
+    """True where every layer is Keras' own, so that the saved model loads without any other package."""
+    return all(_is_keras_own(operation) for operation in model.operations)
+
+
+def loads_again(model: keras.Model) -> bool:
+    """True where Keras can make the model anew from what it would save of it."""
+    try:
+        keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model), safe_mode=True)
+    except Exception:  # noqa: BLE001  layers of others may fail in any way
+        return False
+    return True
+
+
+def settled(model: keras.Model) -> keras.Model:
+    """A copy with the same weights, whose layers' names do not depend on what was built before in this process.
+
+    Layers that Keras has numbered are numbered from 1 within the model, and none begins with "_", which the
+    conversion to TFLite cannot take. ImageNet's mean and variance become part of the configuration; see `_copy`.
+    """
+    names = _stable_names(model)
+    copies: dict[str, Any] = {}
+
+    def copy(operation: Any) -> Any:
+        copies[operation.name] = _copy(operation, names[operation.name])
+        return copies[operation.name]
+
+    clone = keras.models.clone_model(model, clone_function=copy)
+    for layer in model.layers:
+        if layer.name in copies and copies[layer.name].weights:
+            copies[layer.name].set_weights(layer.get_weights())
+    return clone
+
+
+def leaves(layer: Any) -> Iterator[Any]:
+    """The layers of a model, those of models within it in their place."""
+    inner = getattr(layer, "layers", None)
+    if inner is None:
+        yield layer
+    for part in inner or ():
+        yield from leaves(part)
+
+
+def _inlined(model: keras.Model) -> keras.Model:
+    """The network with the layers of others replaced by their parts; weights are shared with ``model``."""
+    while any(_opens(layer) for layer in model.layers):
+        for layer in filter(_opens, model.layers):
+            for attribute, part in _parts(layer).items():
+                if _is_numbered(part) or not part.name.startswith(layer.name):
+                    part.name = f"{layer.name}_{attribute}"
+        model = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=_call)
+    return model
+
+
+def _same_features(one: keras.Model, other: keras.Model) -> bool:
+    pixels = np.random.default_rng(0).uniform(0, 255, (1, *one.input_shape[1:])).astype(np.float32)
+    before, after = (keras.ops.convert_to_numpy(network(pixels)) for network in (one, other))
+    return np.allclose(before, after, rtol=1e-3, atol=1e-3 * float(np.abs(before).max()))
+
+
+def _copy(operation: Any, name: str) -> Any:
+    """The operation anew, under that name, with first weights.
+
+    The Normalization of EfficientNet holds ImageNet's mean and variance as weights, 0 and 1 before weights are loaded;
+    in the published files the variance is by mistake the deviation, which `keras.applications` makes good with one more
+    layer (github.com/tensorflow/tensorflow/issues/49930). They are constants of the network, and so they become here.
+    """
+    config = {**operation.get_config(), "name": name}
+    if isinstance(operation, keras.layers.Normalization) and operation.weights:
+        config |= {"mean": [0.485, 0.456, 0.406], "variance": [0.229**2, 0.224**2, 0.225**2]}
+    return type(operation).from_config(config)
+
+
+def _stable_names(model: keras.Model) -> dict[str, str]:
+    names: dict[str, str] = {}
+    taken = {operation.name for operation in model.operations if not _is_numbered(operation)}
+    for operation in model.operations:
+        name = operation.name.lstrip("_")
+        if _is_numbered(operation) or name in names.values():
+            kind, number = _kind(operation), 1
+            while f"{kind}_{number}" in taken:
+                number += 1
+            name = f"{kind}_{number}"
+            taken.add(name)
+        names[operation.name] = name
+    return names
+
+
+def _is_numbered(operation: Any) -> bool:
+    return re.fullmatch(rf"{_kind(operation)}(_\d+)?", operation.name) is not None
+
+
+def _kind(operation: Any) -> str:
+    """What Keras calls an operation of this class before it adds a number: conv2d for Conv2D."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", type(operation).__name__)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower().lstrip("_")
+
+
+def _is_keras_own(operation: Any) -> bool:
+    return type(operation).__module__.startswith("keras.")
+
+
+def _opens(layer: Any) -> bool:
+    """True for a layer of another package, all of whose weights belong to layers within it."""
+    inner = {id(weight) for part in _parts(layer).values() for weight in part.weights}
+    return not _is_keras_own(layer) and all(id(weight) in inner for weight in layer.weights)
+
+
+def _parts(layer: Any) -> dict[str, Any]:
+    """The layers a layer holds in its attributes, alone or in lists, by the attribute's name."""
+    parts = {}
+    for attribute, value in vars(layer).items():
+        many = isinstance(value, list | tuple) and not attribute.startswith("_")
+        for number, part in enumerate(value if many else [value]):
+            if isinstance(part, keras.Layer):
+                parts[f"{attribute}_{number}" if many else attribute] = part
+    return parts
+
+
+def _call(layer: Any, *tensors: Any, **named: Any) -> Any:
+    """Call a layer, or, with symbolic tensors, leave the calls of its parts in the graph instead of its own."""
+    return (
+        layer.call(*tensors, **named) if isinstance(layer, keras.Layer) and _opens(layer) else layer(*tensors, **named)
+    )

@@ -1,0 +1,173 @@
+"""Near duplicates: the same picture saved again, scaled, brightened or slightly cropped; frames of one burst.
+
+Three steps, none of which looks at all pairs, so that 300,000 pictures take seconds to minutes:
+
+1. Each thumbnail gives 256 bits: signs of random projections of its blurred gradients (Charikar 2002,
+   "Similarity estimation techniques from rounding algorithms"). Similar pictures differ in few bits.
+2. Candidates: pictures are sorted by some of their bits, in many random choices of bits, and each is compared
+   with the next few.
+3. A candidate is confirmed by fitting one thumbnail to the other: brightness, contrast, and a shift and scale
+   of each axis, by least squares (Lucas and Kanade 1981). What is left over must be small everywhere: another
+   object before the same background leaves a spot.
+
+Measured on 400 photographs (`tuxpaint` objects on 20 backgrounds, parts of six textures): JPEG at quality
+20, 25 % size and noise are found in more than 99 % of cases, brightening by 15 % and crops of 2 and 3 % in 95 to 99 %;
+1 % of the pairs of different objects before one background are taken for one picture: colour is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.preprocess import Pixels
+
+Indices = npt.NDArray[np.intp]
+_Floats = npt.NDArray[np.float32]
+
+BITS = 256
+NEIGHBOURS = 6
+SEARCHES = ((12, 8), (32, 24), (56, 48))
+"""Most differing bits, and passes over all pictures. The closest first: they are found in few passes, and where
+many pictures share a background, the checks are not spent on that."""
+CHECKS_PER_PICTURE = 6
+"""Mean number of candidates confirmed in each search. Bounds the time."""
+MAX_LEFT_OVER = 0.45
+"""Largest root mean square of what fitting leaves in any 4x4 part, in standard deviations of the thumbnail."""
+FLAT = 2.5
+"""Levels. A thumbnail whose standard deviation is smaller shows noise, not a picture: dark, fogged or covered."""
+_AT_ONCE = 512
+"""Pictures or pairs; their thumbnails stay in the processor's cache."""
+
+
+def near_duplicates(count: int, thumbs: Callable[[Indices], Pixels]) -> Indices:
+    """Find which pictures are near duplicates of one another, directly or by way of others.
+
+    Args:
+        count: number of pictures, all different. Their order may decide in borderline cases; sort them by hash.
+        thumbs: gives the grey thumbnails, (k, side, side) uint8, of the pictures asked for; blurred, so that a
+            shift by a part of a pixel changes them evenly.
+
+    Returns:
+        (count,) int: pictures with the same number belong together; the number is the first one's place.
+    """
+    codes, usable = _codes(count, thumbs)
+    together = np.arange(count)
+    random = np.random.default_rng(0)
+    above = -1
+    for most, passes in SEARCHES:
+        checks_left = CHECKS_PER_PICTURE * len(usable)
+        for _ in range(passes):
+            key = np.ascontiguousarray(codes[:, random.permutation(BITS // 8)[:8]]).view(">u8").ravel()
+            order = usable[np.argsort(key[usable], kind="stable")]
+            for step in range(1, NEIGHBOURS + 1):
+                first, second = order[:-step], order[step:]
+                different = _different_bits(codes[first], codes[second])
+                candidate = (different > above) & (different <= most) & (together[first] != together[second])
+                first, second = first[candidate][:checks_left], second[candidate][:checks_left]
+                checks_left -= len(first)
+                _join_confirmed(together, first, second, thumbs)
+        above = most
+    return together
+
+
+def _join_confirmed(together: Indices, first: Indices, second: Indices, thumbs: Callable[[Indices], Pixels]) -> None:
+    for start in range(0, len(first), _AT_ONCE):
+        a, b = first[start : start + _AT_ONCE], second[start : start + _AT_ONCE]
+        same = left_over(thumbs(a), thumbs(b)) <= MAX_LEFT_OVER
+        join(together, a[same], b[same])
+
+
+def join(together: Indices, first: Indices, second: Indices) -> None:
+    """Put the groups of ``first[i]`` and ``second[i]`` together, for every i, in place.
+
+    ``together`` holds for each member the smallest place of its group, before and after.
+    """
+    while True:
+        low, high = np.minimum(together[first], together[second]), np.maximum(together[first], together[second])
+        if (low == high).all():
+            return
+        np.minimum.at(together, high, low)
+        while (together != together[together]).any():
+            together[:] = together[together]
+
+
+def left_over(first: Pixels, second: Pixels) -> _Floats:
+    """What differs between thumbnails after the best fit of one to the other.
+
+    Args:
+        first: (k, side, side) uint8, grey.
+        second: the same, to compare place by place.
+
+    Returns:
+        (k,) float32: the largest root mean square difference in any 4x4 part, in standard deviations.
+    """
+    a, b = _standardised(first), _standardised(second)
+    mean, difference = (a + b) / 2, (a - b)[:, 1:-1, 1:-1]
+    count, side = len(a), difference.shape[-1]
+    place = np.linspace(-1, 1, side + 2, dtype=np.float32)[1:-1]
+    # Brightness, contrast, shift and scale across, shift and scale down.
+    causes = np.empty((count, 6, side, side), np.float32)
+    causes[:, 0], causes[:, 1] = 1, mean[:, 1:-1, 1:-1]
+    causes[:, 2], causes[:, 4] = mean[:, 1:-1, 2:] - mean[:, 1:-1, :-2], mean[:, 2:, 1:-1] - mean[:, :-2, 1:-1]
+    causes[:, 3], causes[:, 5] = causes[:, 2] * place, causes[:, 4] * place[:, None]
+    flat = causes.reshape(count, 6, -1)
+    # The small ridge keeps pictures without any gradient along an axis solvable.
+    normal = flat @ flat.swapaxes(1, 2) + 1e-2 * np.eye(6, dtype=np.float32)
+    amounts = np.linalg.solve(normal, flat @ difference.reshape(count, -1, 1))
+    rest = (difference - (amounts.swapaxes(1, 2) @ flat).reshape(difference.shape)) ** 2
+    # Sums over 4x4 parts, one axis after the other.
+    rows = rest[:, :-3] + rest[:, 1:-2] + rest[:, 2:-1] + rest[:, 3:]
+    parts = rows[..., :-3] + rows[..., 1:-2] + rows[..., 2:-1] + rows[..., 3:]
+    worst: _Floats = np.sqrt(parts.max((1, 2)) / 16)
+    return worst
+
+
+def _codes(count: int, thumbs: Callable[[Indices], Pixels]) -> tuple[Pixels, Indices]:
+    """(count, 32) uint8, the bits of every picture; and the places of those that show anything."""
+    codes = np.zeros((count, BITS // 8), np.uint8)
+    usable = np.zeros(count, bool)
+    directions: _Floats | None = None
+    for start in range(0, count, _AT_ONCE):
+        places = np.arange(start, min(start + _AT_ONCE, count))
+        some = thumbs(places)
+        usable[places] = some.std((1, 2)) >= FLAT
+        smooth = _blurred(some, 1.5)
+        steps = np.concatenate(
+            [np.diff(smooth, axis=axis).reshape(len(some), -1) for axis in (1, 2)],
+            axis=1,
+        )
+        if directions is None:
+            directions = np.random.default_rng(1).standard_normal((steps.shape[1], BITS), np.float32)
+        codes[places] = np.packbits(steps @ directions > 0, axis=1)
+    return codes, np.flatnonzero(usable)
+
+
+_BITS_SET = np.unpackbits(np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(
+    1, dtype=np.uint8
+)
+
+
+def _different_bits(first: Pixels, second: Pixels) -> npt.NDArray[np.int64]:
+    different: npt.NDArray[np.int64] = _BITS_SET[(first ^ second).view(np.uint16)].sum(1, dtype=np.int64)
+    return different
+
+
+def _blurred(thumbs: Pixels, sigma: float) -> _Floats:
+    """Gaussian blur with mirrored edges, as two matrix products: a call a picture would take far longer."""
+    side = thumbs.shape[-1]
+    place = np.arange(side)
+    sources = np.stack([place, -1 - place, 2 * side - 1 - place])
+    weights = np.exp(-((place[:, None] - sources[:, None, :]) ** 2) / (2 * sigma**2)).sum(0)
+    kernel = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    blurred: _Floats = kernel @ thumbs.astype(np.float32) @ kernel.T
+    return blurred
+
+
+def _standardised(thumbs: Pixels) -> _Floats:
+    pictures = thumbs.astype(np.float32)
+    centred = pictures - pictures.mean((1, 2), keepdims=True)
+    standardised: _Floats = centred / (np.sqrt((centred * centred).mean((1, 2), keepdims=True)) + 1e-6)
+    return standardised

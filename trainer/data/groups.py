@@ -1,0 +1,135 @@
+"""Which pictures must stay together: those of one group, and near duplicates of one class."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edge_agent.errors import ConfigError, DataError
+
+from .duplicates import Indices, join
+from .photos import Photo, in_short
+
+MIN_GROUPS = 3
+"""A class: one group each for training, validation and testing."""
+MAX_SHARE = 0.9
+"""Of a class in one set of near duplicates. Above, 5 % each or less would be left to validate and test with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """What stays together.
+
+    Attributes:
+        together: (n,) int, pictures with the same number never straddle splits.
+        near: (n,) int, pictures with the same number are near duplicates and of one class.
+        given_up: classes whose near duplicates are split all the same, for the class is hardly more than one.
+    """
+
+    together: Indices
+    near: Indices
+    given_up: tuple[str, ...]
+
+
+def group_by_name(photos: Sequence[Photo], pattern: str) -> list[Photo]:
+    """Fill in groups from a regular expression searched for in each path.
+
+    The group is what the pattern's first parenthesis matched or, without one, the whole match. Pictures the
+    pattern does not match stay on their own. It is the user's own pattern: one that takes forever does.
+
+    Raises:
+        ConfigError: not a regular expression, or the pictures have groups already.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{pattern!r} is not a regular expression: {error}; example: '(burst_\\d+)'") from error
+    if any(photo.group for photo in photos):
+        raise ConfigError("the CSV file has groups already; empty its group column, or leave out --group-by")
+    grouped = []
+    for photo in photos:
+        match = expression.search(photo.path)
+        group = "" if match is None else match[1] if expression.groups else match[0]
+        grouped.append(replace(photo, group=group or ""))
+    return grouped
+
+
+def find_groups(photos: Sequence[Photo], similar: Indices, *, settled: Collection[str] = ()) -> Groups:
+    """Join groups and near duplicates into what must stay together.
+
+    Args:
+        photos: pictures with their hashes and the groups the user gave.
+        similar: (n,) int, the same number for near duplicates of whatever class.
+        settled: classes that have pictures in every split already, and so need no groups.
+
+    Raises:
+        DataError: classes with fewer than three of the user's groups; all are named.
+    """
+    labels = [photo.label for photo in photos]
+    near = same(list(zip(labels, similar.tolist(), strict=True)))
+    given = same([photo.group or i for i, photo in enumerate(photos)])
+    few = [
+        f"class {label!r} has {count} groups"
+        for label, count in sorted(_sets(labels, given).items())
+        if count < MIN_GROUPS and label not in settled
+    ]
+    if few:
+        raise DataError(
+            f"{in_short(few)}; {MIN_GROUPS} are needed, one each to train, to validate and to test: photograph the "
+            "class on more occasions, or make the groups smaller"
+        )
+    together = _joined(given, near)
+    counts, largest = _sets(labels, together), _largest(labels, near)
+    given_up = tuple(
+        label
+        for label in sorted(counts)
+        if label not in settled and (counts[label] < MIN_GROUPS or largest[label] > MAX_SHARE)
+    )
+    if given_up:
+        apart = np.array([label in given_up for label in labels])
+        together = _joined(given, np.where(apart, np.arange(len(photos)), near))
+    return Groups(together, near, given_up)
+
+
+def with_group_names(photos: Sequence[Photo], groups: Groups) -> list[Photo]:
+    """Name the sets of near duplicates that hold, where the user gave no name: by the smallest hash in them."""
+    members = defaultdict(list)
+    for i, number in enumerate(groups.near.tolist()):
+        members[number].append(i)
+    named = list(photos)
+    for places in members.values():
+        if len(places) > 1 and photos[places[0]].label not in groups.given_up:
+            name = f"near:{min(photos[i].sha256 for i in places)[:12]}"
+            for i in places:
+                named[i] = replace(photos[i], group=photos[i].group or name)
+    return named
+
+
+def same(keys: Iterable[Hashable]) -> Indices:
+    """Number the places so that those with the same key share the first one's place."""
+    first: dict[Hashable, int] = {}
+    return np.array([first.setdefault(key, i) for i, key in enumerate(keys)], np.intp)
+
+
+def _joined(one: Indices, other: Indices) -> Indices:
+    together = one.copy()
+    join(together, np.arange(len(other)), other)
+    return together
+
+
+def _sets(labels: Sequence[str], together: Indices) -> Counter[str]:
+    """How many sets each class's pictures are in."""
+    return Counter(label for label, _ in set(zip(labels, together.tolist(), strict=True)))
+
+
+def _largest(labels: Sequence[str], together: Indices) -> dict[str, float]:
+    """Share of each class that its largest set holds."""
+    totals = Counter(labels)
+    largest: dict[str, float] = {}
+    for (label, _), count in Counter(zip(labels, together.tolist(), strict=True)).items():
+        largest[label] = max(largest.get(label, 0.0), count / totals[label])
+    return largest

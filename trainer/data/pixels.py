@@ -1,0 +1,84 @@
+"""Preprocessed pictures on disk, read row by row."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.errors import DataError
+from edge_agent.preprocess import Pixels
+
+
+class PixelRows:
+    """(n, height, width, 3) uint8 in a file, read-only; indexing copies rows out of it.
+
+    Rows are read and not mapped: a map of a file counts as the process's memory as it is read, and ends
+    the process where the file was cut short. A read of a warm row costs no more than copying it.
+
+    Attributes:
+        shape: n, height, width, 3.
+    """
+
+    def __init__(self, handle: int, shape: tuple[int, int, int], rows: npt.NDArray[np.intp]) -> None:
+        """Present some rows of a file of rows.
+
+        Args:
+            handle: open file of rows of ``shape`` one after another; a duplicate of it is kept.
+            shape: height, width, 3.
+            rows: (n,) which row of the file each index stands for.
+        """
+        self.shape = (len(rows), *shape)
+        self._rows = rows
+        self._handle = os.dup(handle)
+        weakref.finalize(self, os.close, self._handle)
+
+    @classmethod
+    def of(cls, pixels: Pixels) -> PixelRows:
+        """An array, (n, height, width, 3) uint8, as rows of a nameless temporary file."""
+        with tempfile.TemporaryFile() as file:
+            file.write(np.ascontiguousarray(pixels, np.uint8).tobytes())
+            file.flush()
+            return cls(file.fileno(), pixels.shape[1:], np.arange(len(pixels)))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, which: int | slice | Sequence[int] | npt.NDArray[np.intp]) -> Pixels:
+        """Copy rows out.
+
+        Returns:
+            (height, width, 3) uint8 for an integer, (k, height, width, 3) for anything else.
+
+        Raises:
+            IndexError: there is no such row.
+            DataError: the file was cut short or cannot be read.
+        """
+        # An empty list would become an array of floats.
+        places = self._rows[which if isinstance(which, int | slice) else np.asarray(which, np.intp)]
+        if np.ndim(places) == 0:
+            return self._read(int(places), np.empty(self.shape[1:], np.uint8))
+        out = np.empty((len(places), *self.shape[1:]), np.uint8)
+        for place, row in zip(places, out, strict=True):
+            self._read(int(place), row)
+        return out
+
+    def _read(self, row: int, out: Pixels) -> Pixels:
+        if not read_row(self._handle, row, out):
+            raise DataError("the pixel cache was cut short or failed while in use; start again, it is then made anew")
+        return out
+
+
+def read_row(handle: int, row: int, out: Pixels) -> bool:
+    """Read one row of a file of rows into ``out``, contiguous uint8; False where it is not there whole."""
+    try:
+        return os.preadv(handle, [out.data], row * out.nbytes) == out.nbytes
+    except OSError:
+        return False

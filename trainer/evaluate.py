@@ -1,0 +1,320 @@
+"""How good a run or a bundle is on labelled pictures: the same scorer as the training's report and the gate.
+
+A run predicts through Keras in batches, a bundle through the device's own classifier, frame by frame. Neither the
+number of pictures nor their size decides how much memory that takes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+
+from edge_agent.bundle import problems_of_labels
+from edge_agent.errors import DataError, PictureError
+from edge_agent.evaluation import Evaluation
+from edge_agent.pictures import decode_picture, read_bytes
+from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
+from edge_agent.quiet import native_noise_hidden
+
+from .data import Photo, data_root, find_photos
+from .run import read_split
+
+if TYPE_CHECKING:
+    import keras
+
+BATCH = 32
+KNOWN_NAMED = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """A model's answers on labelled pictures.
+
+    Attributes:
+        model: path of the run or bundle.
+        root: the folder that the photos' paths are relative to.
+        photos: the pictures, in the evaluation's order.
+        evaluation: what the model said of them.
+        spec: how they became its input.
+        unreadable: pictures that could not be read, with the reason.
+        trained_on: how many pictures were left out because the model was trained on them.
+        doubts: what stands against taking the figures as they are, a sentence each.
+        network: the Keras model of a run.
+    """
+
+    model: Path
+    root: Path
+    photos: tuple[Photo, ...]
+    evaluation: Evaluation
+    spec: PreprocessSpec
+    unreadable: tuple[str, ...]
+    trained_on: int
+    doubts: tuple[str, ...]
+    network: keras.Model | None = None
+
+    def mistakes(self) -> list[dict[str, Any]]:
+        """Every picture taken for something else, the surest mistake first."""
+        found, labels = self.evaluation, self.evaluation.labels
+        wrong = np.flatnonzero(~found.right)
+        scores = found.scores[wrong, found.predicted[wrong]]
+        return [
+            {
+                "path": self.photos[place].path,
+                "label": labels[found.truth[place]],
+                "taken_for": labels[found.predicted[place]],
+                "score": round(float(found.scores[place, found.predicted[place]]), 6),
+            }
+            for place in wrong[np.argsort(-scores, kind="stable")].tolist()
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A model, ready to be asked.
+
+    Attributes:
+        labels: its class names.
+        spec: how frames become its input.
+        prepare: frame, (H, W, 3) uint8 BGR, to what is waiting to be predicted; called in threads.
+        predict: at most ``batch`` of those to scores, (n, classes) float32.
+        batch: how many are predicted at once.
+        network: the Keras model of a run.
+    """
+
+    labels: tuple[str, ...]
+    spec: PreprocessSpec
+    prepare: Callable[[Pixels], Pixels]
+    predict: Callable[[Sequence[Pixels]], npt.NDArray[np.float32]]
+    batch: int
+    close: Callable[[], None] = field(default=lambda: None)
+    network: keras.Model | None = None
+
+
+def evaluate_model(
+    model: Path,
+    data: Path,
+    *,
+    console: Console,
+    split: str | None = None,
+    everything: bool = False,
+    run: Path | None = None,
+) -> Evaluated:
+    """Ask a run's or a bundle's model for every picture and score its answers.
+
+    Args:
+        model: a run directory, a bundle file, or the directory a bundle was unpacked into.
+        data: a folder per class, train/val/test folders of those, or a CSV file.
+        console: where progress goes.
+        split: evaluate only this split of ``data``.
+        everything: do not leave out pictures the model was trained on.
+        run: the run a bundle was made from, to know on which pictures; a run knows by itself.
+
+    Raises:
+        DataError: neither a run nor a bundle, classes the model does not know, or no picture is left.
+        BundleError, ModelError: the bundle is not usable.
+        MissingExtraError: a run needs Keras, and it is not installed.
+    """
+    is_run = (model / "model.keras").is_file()
+    if not is_run and not (model.is_file() or (model / "manifest.json").is_file()):
+        found = "is neither a run directory nor a bundle" if model.exists() else "does not exist"
+        raise DataError(f"{model}: {found}; name what `edgeloop train` or `edgeloop convert` wrote")
+    photos = [photo for photo in find_photos(data) if split in (None, photo.split)]
+    if not photos:
+        raise DataError(f"{data}: its pictures are not split, or none are in {split}; leave --split out")
+    record = run or (model if is_run else None)
+    splits = read_split(record) if record else {}
+    learned = frozenset(sha256 for sha256, where in splits.items() if where != "test")
+
+    with console.status("Loading the model"):
+        predictor = _run_predictor(model) if is_run else _bundle_predictor(model)
+    try:
+        _check_labels(data, photos, predictor.labels)
+        answers = _ask(predictor, data_root(data), photos, frozenset() if everything else learned, console)
+    finally:
+        predictor.close()
+    if not answers.photos:
+        raise DataError(
+            f"{data}: no picture is left to evaluate on: {answers.trained_on} of {len(photos)} were trained on and "
+            f"{len(answers.unreadable)} cannot be read; name other pictures, or give --all to include the former"
+        )
+    index = {label: i for i, label in enumerate(predictor.labels)}
+    truth = np.array([index[photo.label] for photo in answers.photos], np.intp)
+    return Evaluated(
+        model,
+        data_root(data),
+        tuple(answers.photos),
+        Evaluation(predictor.labels, truth, np.stack(answers.scores)),
+        predictor.spec,
+        tuple(answers.unreadable),
+        answers.trained_on,
+        _doubts(answers.photos, learned, known=record is not None),
+        predictor.network,
+    )
+
+
+@dataclass(eq=False)
+class _Answers:
+    photos: list[Photo] = field(default_factory=list)
+    scores: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    trained_on: int = 0
+
+
+def _ask(
+    predictor: Predictor, root: Path, photos: Sequence[Photo], left_out: frozenset[str], console: Console
+) -> _Answers:
+    """Read and predict all pictures but those whose hashes are in ``left_out``."""
+    answers = _Answers()
+
+    def read(photo: Photo) -> tuple[Photo, Pixels | None] | PictureError:
+        try:
+            data = read_bytes(root / photo.path)
+            photo = replace(photo, sha256=hashlib.sha256(data).hexdigest())
+            if photo.sha256 in left_out:
+                return photo, None
+            return photo, predictor.prepare(decode_picture(data, root / photo.path))
+        except PictureError as error:
+            return error
+
+    waiting: list[Pixels] = []
+
+    def predict() -> None:
+        answers.scores.extend(predictor.predict(waiting))
+        waiting.clear()
+
+    with closing(_in_order(read, photos, ahead=predictor.batch)) as pictures:
+        for result in track(pictures, "Evaluating", total=len(photos), console=console):
+            if isinstance(result, PictureError):
+                answers.unreadable.append(str(result))
+            elif result[1] is None:
+                answers.trained_on += 1
+            else:
+                answers.photos.append(result[0])
+                waiting.append(result[1])
+            if len(waiting) == predictor.batch:
+                predict()
+    if waiting:
+        predict()
+    return answers
+
+
+def _in_order(work: Callable[[Photo], Any], photos: Sequence[Photo], *, ahead: int) -> Generator[Any, None, None]:
+    """``work`` of every photo, in threads, in order, never more than a few results ahead of who asks."""
+    workers = os.cpu_count() or 1
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for photo in photos:
+            waiting.append(pool.submit(work, photo))
+            if len(waiting) >= max(ahead, workers):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _run_predictor(run: Path) -> Predictor:
+    from .backend import start_keras
+
+    try:
+        spec = msgspec.json.decode((run / "preprocess.json").read_bytes(), type=PreprocessSpec)
+        labels = tuple((run / "labels.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{run}: a damaged run: {error}; train again") from error
+    problems = problems_of_labels(labels)
+    if problems:
+        raise DataError(f"{run}: labels.txt: {'; '.join(problems)}")
+    keras = start_keras()
+    try:
+        with native_noise_hidden():
+            model = keras.saving.load_model(run / "model.keras", compile=False, safe_mode=True)
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{run / 'model.keras'}: not a Keras model edgeloop can load: {reason}") from error
+    if model.input_shape != (None, *spec.shape) or model.output_shape != (None, len(labels)):
+        raise DataError(
+            f"{run / 'model.keras'}: maps {model.input_shape} to {model.output_shape}; preprocess.json and labels.txt "
+            f"need {(None, *spec.shape)} to {(None, len(labels))}"
+        )
+
+    def predict(pictures: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        # Always a whole batch: another shape would compile the network again.
+        batch = np.zeros((BATCH, *spec.shape), np.float32)
+        batch[: len(pictures)] = pictures
+        with native_noise_hidden():
+            scores = keras.ops.convert_to_numpy(model.predict_on_batch(batch))
+        return np.asarray(scores[: len(pictures)], np.float32)
+
+    return Predictor(labels, spec, lambda frame: preprocess(frame, spec), predict, BATCH, network=model)
+
+
+def _bundle_predictor(bundle: Path) -> Predictor:
+    import edge_agent
+
+    classifier = edge_agent.open(bundle)
+
+    def predict(frames: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        return np.stack([classifier.classify(frame).scores for frame in frames])
+
+    return Predictor(classifier.labels, classifier.spec, lambda frame: frame, predict, 1, classifier.close)
+
+
+def _check_labels(data: Path, photos: Sequence[Photo], known: Sequence[str]) -> None:
+    """Refuse pictures of classes the model has never heard of: they would all count as mistakes.
+
+    Raises:
+        DataError: naming every such class, and the nearest one the model knows.
+    """
+    unknown = sorted({photo.label for photo in photos}.difference(known))
+    if not unknown:
+        return
+    lower = {label.lower(): label for label in known}
+    named = []
+    for label in unknown:
+        close = difflib.get_close_matches(label.lower(), lower, 1)
+        named.append(f"{label!r}" + (f" (did you mean {lower[close[0]]!r}?)" if close else ""))
+    more = f" and {len(known) - KNOWN_NAMED} more" if len(known) > KNOWN_NAMED else ""
+    raise DataError(
+        f"{data}: classes the model does not know: {', '.join(named)}; "
+        f"it knows {', '.join(map(repr, known[:KNOWN_NAMED]))}{more}. Rename or remove those"
+    )
+
+
+def _doubts(photos: Sequence[Photo], learned: frozenset[str], *, known: bool) -> tuple[str, ...]:
+    if not known:
+        doubt = (
+            "A bundle does not say which pictures it was trained on. If they are among these, the figures flatter: "
+            "name its run with --run, and they are left out."
+        )
+        return (doubt,)
+    seen = sum(photo.sha256 in learned for photo in photos)
+    if seen:
+        return (f"{seen} of the {len(photos)} pictures were used in training: the figures flatter.",)
+    return ()
+
+
+class PicturesOnDemand:
+    """Pixels of photos, read from their files when they are asked for: few of many are ever shown."""
+
+    def __init__(self, root: Path, photos: Sequence[Photo], spec: PreprocessSpec) -> None:
+        self._root, self._photos, self._spec = root, photos, spec
+
+    def __getitem__(self, place: int) -> Pixels:
+        """(height, width, 3) uint8 in the spec's channel order; grey where the file has gone meanwhile."""
+        path = self._root / self._photos[place].path
+        try:
+            return preprocess(decode_picture(read_bytes(path), path), self._spec)
+        except PictureError:
+            return np.full(self._spec.shape, 127, np.uint8)

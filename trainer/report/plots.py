@@ -1,0 +1,175 @@
+"""The report's charts, as SVG to stand inside the page.
+
+Colours are the page's own CSS variables, so the charts follow its light and dark mode; letters are the page's, too.
+No class name ever gets here: matplotlib would read `$` as mathematics and stumble over scripts its font lacks.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_agent.evaluation import Reliability, wilson_interval
+
+from .data_size import DataSize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDE, SQUARE = (4.5, 2.9), (3.4, 3.3)
+"""Inches of 72 CSS pixels: they fit a phone's width without becoming unreadable."""
+
+# Stand-ins no chart uses otherwise; `_svg` puts the page's variables in their place.
+INK, MUTED, GRID, BLUE, ORANGE = "#010101", "#020202", "#030303", "#040404", "#050505"
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", BLUE: "blue", ORANGE: "orange"}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "edgeloop",
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+}
+
+
+def learning_charts(history: Sequence[Mapping[str, Any]], kept: int | None) -> list[str]:
+    """Loss, and accuracy on the validation pictures, by epoch.
+
+    Args:
+        history: a row an epoch, see `Story`.
+        kept: the row whose weights the model has.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = np.arange(1, len(history) + 1)
+    starts = [i for i in range(1, len(history)) if history[i].get("phase") != history[i - 1].get("phase")]
+    charts = []
+    for title, columns in (
+        ("Loss", {"loss": ("training", MUTED), "val_loss": ("validation", BLUE)}),
+        ("Accuracy, %", {"accuracy": ("training", MUTED), "val_accuracy": ("validation", BLUE)}),
+    ):
+        with _style():
+            figure, axes = _figure(WIDE)
+            for column, (name, colour) in columns.items():
+                values = np.array([row.get(column, np.nan) for row in history], float)
+                if title != "Loss":
+                    values = 100 * values
+                if np.isfinite(values).any():
+                    axes.plot(epochs, values, color=colour, label=name, marker="o" if len(epochs) == 1 else "")
+                    if kept is not None and column.startswith("val"):
+                        axes.plot(epochs[kept], values[kept], "o", color=ORANGE, label="kept", markersize=6)
+            for start, end in pairwise([*starts, len(history)]):
+                axes.axvspan(start + 0.5, end + 0.5, color=BLUE, alpha=0.08, linewidth=0, label=history[start]["phase"])
+            axes.set_title(title, loc="left")
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend(loc="best")
+            charts.append(_svg(figure, f"{title} by epoch"))
+    return charts
+
+
+def reliability_chart(after: Reliability, before: Reliability | None) -> str:
+    """Share that is right by score, with and without the temperature, and 95 % intervals of the former."""
+    with _style():
+        figure, axes = _figure(SQUARE)
+        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        for found, colour, name in ((before, MUTED, "before calibration"), (after, BLUE, "as shipped")):
+            if found is None:
+                continue
+            used = found.pictures > 0
+            score, right, pictures = 100 * found.score[used], 100 * found.accuracy[used], found.pictures[used]
+            sizes = 14 + 150 * pictures / pictures.sum()
+            axes.scatter(score, right, s=sizes, color=colour, linewidths=0, alpha=0.9)
+            axes.scatter([], [], s=30, color=colour, linewidths=0, label=name)  # dots of one size for the legend
+            if found is after:
+                limits = [wilson_interval(share / 100, count) for share, count in zip(right, pictures, strict=True)]
+                low, high = 100 * np.array(limits).T
+                axes.vlines(score, low, high, color=colour, linewidth=1, alpha=0.6)
+        axes.set(xlabel="score, %", ylabel="of these right, %", xlim=(-3, 103), ylim=(-3, 103))
+        axes.set_xticks(range(0, 101, 25))
+        axes.set_yticks(range(0, 101, 25))
+        axes.legend(loc="best", handletextpad=0.2)
+        return _svg(figure, "Share of right answers by score")
+
+
+def data_size_chart(found: DataSize) -> str:
+    """Accuracy of quick heads by number of training pictures; where it reaches them all, the forecast, too."""
+    sizes = np.array([point.train_pictures for point in found.points])
+    accuracies = 100 * np.array([point.accuracy for point in found.points])
+    spreads = 100 * np.array([point.std for point in found.points])
+    with _style():
+        figure, axes = _figure(WIDE)
+        axes.fill_between(sizes, accuracies - spreads, accuracies + spreads, color=BLUE, alpha=0.18, linewidth=0)
+        axes.plot(sizes, accuracies, color=BLUE, marker="o", markersize=4.5, label="measured")
+        if found.forecasts and sizes[-1] == found.train_pictures:
+            now, error = found.train_pictures, 100 - accuracies[-1]
+            at = np.array([now, *(forecast.times * now for forecast in found.forecasts)])
+            middle, low, high = (
+                accuracies[-1] + error * np.array([0, *(getattr(forecast, name) for forecast in found.forecasts)])
+                for name in ("avoided", "low", "high")
+            )
+            axes.fill_between(at, low, high, color=ORANGE, alpha=0.18, linewidth=0)
+            axes.plot(at, middle, color=ORANGE, linestyle=(0, (4, 2)), marker="o", markersize=4.5, label="forecast")
+        axes.set_xscale("log")
+        forecast_sizes = [forecast.times * found.train_pictures for forecast in found.forecasts]
+        ticks = [*sizes[::-2][::-1].tolist(), *(forecast_sizes if sizes[-1] == found.train_pictures else [])]
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel="training pictures", ylabel="accuracy, %")
+        axes.legend(loc="lower right")
+        return _svg(figure, "Accuracy by number of training pictures")
+
+
+def _style() -> Any:
+    import matplotlib as mpl
+
+    return mpl.rc_context(_STYLE)
+
+
+def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure, alternative: str) -> str:
+    """The figure as an ``svg`` element: no XML prologue, addresses, fonts, or colours of its own."""
+    file = io.BytesIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    svg = file.getvalue().decode()
+    width, height = (round(72 * side) for side in figure.get_size_inches())
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(
+        r"<svg[^>]*>", f'<svg role="img" aria-label="{alternative}" viewBox="0 0 {width} {height}">', svg, count=1
+    )
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    svg = re.sub(r"font: ([0-9.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r' id="(?:figure|axes|patch|text|line2d|xtick|ytick|matplotlib|legend|PathColl|FillB)[^"]*"', "", svg)
+    svg = re.sub(r"\n\s*", "\n", svg)
+    for stand_in, variable in _VARIABLES.items():
+        svg = svg.replace(stand_in, f"var(--{variable})")
+    return svg

@@ -1,0 +1,72 @@
+"""Pictures small enough to travel inside the report, whatever they show."""
+
+from __future__ import annotations
+
+import base64
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.preprocess import Pixels
+
+SIDE = 176
+"""Pixels of the longer side, at most; shown at two thirds of that, so that dense screens stay sharp."""
+MAX_BYTES = 12_000
+"""Of a picture of that side; of smaller ones in proportion. Noise gets a lower quality instead of more room."""
+QUALITIES = (82, 65, 45, 25, 10)
+BLUE, ORANGE = (201, 107, 42), (13, 115, 217)
+"""BGR; the confusion matrix's, as in report.css."""
+
+
+def data_uri(pixels: Pixels, *, channels: Literal["rgb", "bgr"] = "rgb", side: int = SIDE) -> str:
+    """A picture as a ``data:`` URI of a JPEG, scaled down to ``side`` pixels.
+
+    Args:
+        pixels: (h, w, 3) uint8, in the order ``channels``.
+        channels: order of the channels.
+        side: longer side of the result, at most.
+    """
+    scale = side / max(pixels.shape[:2])
+    if scale < 1:
+        size = [max(1, round(length * scale)) for length in pixels.shape[1::-1]]
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    bgr = pixels[..., ::-1] if channels == "rgb" else pixels
+    for quality in QUALITIES:
+        data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        if len(data) <= MAX_BYTES * (side / SIDE) ** 2:
+            break
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
+def lit(pixels: Pixels, heat: npt.NDArray[np.float32], *, channels: Literal["rgb", "bgr"] = "rgb") -> Pixels:
+    """The picture with what ``heat`` marks in full light and warm, the rest dark and grey.
+
+    Args:
+        pixels: (h, w, 3) uint8.
+        heat: (rows, columns) float32, 0 to 1, of any size.
+        channels: order of the channels of ``pixels`` and of the result.
+
+    Returns:
+        (h, w, 3) uint8.
+    """
+    height, width = pixels.shape[:2]
+    smooth = np.clip(cv2.resize(heat, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)[..., None] ** 1.3
+    grey = pixels.mean(axis=2, keepdims=True)
+    warm = np.array((255, 176, 0) if channels == "rgb" else (0, 176, 255), np.float32)
+    shown = smooth * pixels + (1 - smooth) * 0.35 * grey
+    shown += 0.2 * smooth * (warm - shown)
+    lit_pixels: Pixels = np.clip(shown, 0, 255).astype(np.uint8)
+    return lit_pixels
+
+
+def matrix_uri(shares: npt.NDArray[np.float64]) -> str:
+    """A confusion matrix of shares, 0 to 1, as a PNG of one pixel a cell: right answers blue, mistakes orange."""
+    cells = np.empty((*shares.shape, 4), np.uint8)
+    cells[..., :3] = ORANGE
+    np.einsum("iij->ij", cells)[:, :3] = BLUE
+    # Square roots: one mistake in a hundred must still be seen.
+    cells[..., 3] = np.round(np.sqrt(np.clip(shares, 0, 1)) * 255)
+    data = cv2.imencode(".png", cells)[1].tobytes()
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
