@@ -190,3 +190,27 @@ def test_the_command_line_packs_and_its_gate_exits_1(edgeloop: conftest.Run, run
     ran = edgeloop("convert", run_folder, "--out", tmp_path / "no" / "ok-1.edgeloop")
     assert ran.code == 2
     assert "no such directory" in ran.line
+
+
+def test_a_run_on_a_saved_model_is_converted_without_the_original(photo_folder: Path, tmp_path: Path) -> None:
+    from edge_agent.quiet import native_noise_hidden
+    from trainer.evaluate import evaluate_model
+    from trainer.recipe import Recipe
+    from trainer.train import train
+
+    with native_noise_hidden():
+        import keras
+
+        keras.utils.set_random_seed(0)
+        pixels = keras.Input((48, 48, 3))
+        maps = keras.layers.Conv2D(32, 3, strides=2, activation="relu")(pixels)
+        extractor = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(maps))
+        extractor.export(tmp_path / "extractor", format="tf_saved_model", verbose=False)
+    recipe = Recipe(backbone=f"savedmodel:{tmp_path / 'extractor'}", image_size=48)
+    trained = train(photo_folder, tmp_path / "run", recipe, console=QUIET)
+    assert trained.test_accuracy > 0.5
+    shutil.rmtree(tmp_path / "extractor")
+    with pytest.raises(DataError, match="convert it, and evaluate the bundle"):
+        evaluate_model(tmp_path / "run", photo_folder, console=QUIET)
+    converted = convert(tmp_path / "run", tmp_path / "ground-1.edgeloop", console=QUIET, max_drop=25)
+    assert converted.verdict.float32.accuracy == trained.test_accuracy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -134,3 +135,32 @@ def test_nothing_speaks_of_the_machine_it_was_made_on() -> None:
         text = (ROOT / path).read_text(errors="replace")
         for word in ("/" + "work/", "python" + "hosted", "/root" + "/."):
             assert word not in text, f"{path}: {word}"
+
+
+def test_every_backbone_and_every_choice_of_training_is_documented() -> None:
+    from trainer.backbones import BACKBONES
+    from trainer.cli import train_command
+
+    text = page("training.md")
+    for backbone in BACKBONES.values():
+        assert f"| `{backbone.name}` | {backbone.default_size} |" in text
+        assert backbone.int8 in text
+    for option in train_command.params:
+        for name in option.opts:
+            # What --help says in full is not repeated; what needs a reason is.
+            if name in (
+                "--weights",
+                "--fine-tune",
+                "--augment",
+                "--group-by",
+                "--split-from",
+                "--resume",
+                "--distribute",
+            ):
+                assert f"`{name}" in text or f"{name} " in text, name
+
+
+def test_the_figures_of_a_run_are_documented(run_folder: Path) -> None:
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    for key in (*metrics, *metrics["test"]):
+        assert f"`{key}`" in page("run.md"), key

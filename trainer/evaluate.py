@@ -129,6 +129,8 @@ def evaluate_model(
         MissingExtraError: a run needs Keras, and it is not installed.
     """
     is_run = (model / "model.keras").is_file()
+    if (model / "saved_model").is_dir():
+        raise DataError(f"{model}: its model is a SavedModel; convert it, and evaluate the bundle with --run {model}")
     if not is_run and not (model.is_file() or (model / "manifest.json").is_file()):
         found = "is neither a run directory nor a bundle" if model.exists() else "does not exist"
         raise DataError(f"{model}: {found}; name what `edgeloop train` or `edgeloop convert` wrote")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ from rich.console import Console
 from edge_agent.quiet import native_noise_hidden
 
 from .augment import Mix, RandomLight, RandomView
+from .backbones.graph import leaves
 from .batches import Batches, Rows, predict
 from .checkpoint import Checkpoint, Weights
 from .distribution import Team
@@ -234,16 +235,8 @@ def thaw(base: keras.Model, share: float, *, batch_norms: bool) -> None:
     small batches know less of the world's pictures than ImageNet did, and a frozen batch norm in
     Keras also runs on its stored statistics.
     """
-    layers = [layer for layer in _leaves(base) if layer.weights]
+    layers = [layer for layer in leaves(base) if layer.weights]
     frozen = round(len(layers) * (1 - share))
     for number, layer in enumerate(layers):
         norm = isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = number >= frozen and (batch_norms or not norm)
-
-
-def _leaves(layer: Any) -> Iterator[Any]:
-    inner = getattr(layer, "layers", None)
-    if inner is None:
-        yield layer
-    for part in inner or ():
-        yield from _leaves(part)

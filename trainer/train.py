@@ -200,6 +200,8 @@ def _set_up(data: Path, recipe: Recipe, reading: Reading, team: Team, console: C
         console=console,
     )
     _tell_about(dataset, console)
+    if backbone.int8:
+        console.print(f"{recipe.backbone} in int8: {backbone.int8}", highlight=False)
     truth = np.array([dataset.labels.index(photo.label) for photo in dataset.photos], np.intp)
     splits = {split: np.array(dataset.indices(split), np.intp) for split in SPLITS}
 
@@ -288,15 +290,18 @@ def _tell_about(dataset: Dataset, console: Console) -> None:
 def _in_words(setup: _Setup) -> dict[str, str]:
     """The choices, for people."""
     recipe, settled = setup.plan.recipe, setup.plan
-    learns = "head only" if not settled.epochs else f"head, then the top {settled.share:.0%} of the backbone"
-    return {
+    said = {
         "backbone": recipe.backbone,
+        "in int8": find_backbone(recipe.backbone).int8 or "not known",
         "input": f"{settled.size[1]}x{settled.size[0]} pixels, {recipe.fit}",
-        "learned": learns,
-        "fine-tuning": f"{settled.epochs} epochs at most, {recipe.batch_size} pictures a step, "
-        f"learning rate {settled.learning_rate:g}, augmentation {recipe.augment:g}",
-        "seed": str(recipe.seed),
+        "learned": f"head, then the top {settled.share:.0%} of the backbone" if settled.epochs else "head only",
     }
+    if settled.epochs:
+        said["fine-tuning"] = (
+            f"{settled.epochs} epochs at most, {recipe.batch_size} pictures a step, "
+            f"learning rate {settled.learning_rate:g}, augmentation {recipe.augment:g}"
+        )
+    return said | {"seed": str(recipe.seed)}
 
 
 def _record(setup: _Setup, created: datetime, data: Path, took_s: float) -> dict[str, Any]:

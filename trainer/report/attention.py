@@ -7,7 +7,7 @@ exact account of where the score comes from: no gradients, one forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,19 +65,13 @@ def _pooling_and_kernel(model: keras.Model) -> tuple[Any, npt.NDArray[np.float32
     """The pooling layer called ``features``, and the (features, classes) kernel behind it."""
     import keras
 
+    from trainer.backbones.graph import leaves
+
     pooling = next((layer for layer in model.layers if layer.name == "features"), None)
-    dense = [layer for layer in _leaves(model) if isinstance(layer, keras.layers.Dense)]
+    dense = [layer for layer in leaves(model) if isinstance(layer, keras.layers.Dense)]
     if not isinstance(pooling, keras.layers.GlobalAveragePooling2D) or not dense:
         return None
     kernel = keras.ops.convert_to_numpy(dense[-1].kernel).astype(np.float32)
     # A head of several layers is not linear: its last kernel fits other features.
     one = kernel.shape == (pooling.output.shape[-1], model.output.shape[-1]) and len(dense) == 1
     return (pooling, kernel) if one else None
-
-
-def _leaves(layer: Any) -> Iterator[Any]:
-    inner = getattr(layer, "layers", None)
-    if inner is None:
-        yield layer
-    for part in inner or ():
-        yield from _leaves(part)
