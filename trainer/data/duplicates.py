@@ -29,7 +29,10 @@ _Floats = npt.NDArray[np.float32]
 
 BITS = 256
 NEIGHBOURS = 6
-SEARCHES = ((12, 8), (32, 24), (56, 48))
+MAX_DIFFERENT_BITS = 56
+COMPARED_EACH = 1200
+"""Up to so many pictures each is compared with each: it takes no longer."""
+SEARCHES = ((12, 8), (32, 24), (MAX_DIFFERENT_BITS, 48))
 """Most differing bits, and passes over all pictures. The closest first: they are found in few passes, and where
 many pictures share a background, the checks are not spent on that."""
 CHECKS_PER_PICTURE = 6
@@ -57,12 +60,13 @@ def near_duplicates(count: int, thumbs: Callable[[Indices], Pixels]) -> Indices:
     together = np.arange(count)
     random = np.random.default_rng(0)
     above = -1
-    for most, passes in SEARCHES:
-        checks_left = CHECKS_PER_PICTURE * len(usable)
+    few = count <= COMPARED_EACH
+    for most, passes in [(MAX_DIFFERENT_BITS, 1)] if few else SEARCHES:
+        checks_left = CHECKS_PER_PICTURE * len(usable) * (len(SEARCHES) if few else 1)
         for _ in range(passes):
             key = np.ascontiguousarray(codes[:, random.permutation(BITS // 8)[:8]]).view(">u8").ravel()
             order = usable[np.argsort(key[usable], kind="stable")]
-            for step in range(1, NEIGHBOURS + 1):
+            for step in range(1, len(order) if few else NEIGHBOURS + 1):
                 first, second = order[:-step], order[step:]
                 different = _different_bits(codes[first], codes[second])
                 candidate = (different > above) & (different <= most) & (together[first] != together[second])

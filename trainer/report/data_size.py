@@ -1,8 +1,8 @@
 """Have I labelled enough? Heads trained on growing shares of the pictures, and where their curve leads.
 
 A head here is a regularised least squares classifier on the frozen backbone's standardised features: solved in
-one step, and on our pictures (`benchmarks/fit.py`'s, 24 to 600 of them) as accurate as a logistic regression or
-half a point better, 20 times faster. Each share holds the one before it, takes the same part of every class, and
+one step, and on pictures like those of `benchmarks/stamps.py` (24 to 600 of them) as accurate as a logistic
+regression or better. Each share holds the one before it, takes the same part of every class, and
 adds pictures by whole groups: half a burst teaches what the whole burst does.
 
 The forecast lies between two ways on. The power law error = a + b n^-c (Cortes et al. 1994, Learning Curves:
