@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from edge_agent.errors import ConfigError, DataError
 from edge_agent.preprocess import Pixels, PreprocessSpec
 from trainer.data import SPLITS, Dataset, Finding, Photo, data_root, find_photos, load_dataset, suspicious_labels
+from trainer.data.duplicates import near_duplicates
 from trainer.data.groups import find_groups, same
 from trainer.data.labels import confident_errors
 from trainer.data.split import split_photos
@@ -462,6 +463,19 @@ def test_near_duplicates_never_straddle_our_splits(tmp_path: Path, load: Load) -
     assert note.message.startswith("24 of 44 pictures")
     assert len(note.pictures) == 4
     assert not any(one.kind == "leak" for one in dataset.findings)
+
+
+@pytest.mark.parametrize("count", [700, 2500])
+def test_near_duplicates_are_found_among_many(count: int) -> None:
+    random = np.random.default_rng(0)
+    soft = random.integers(0, 256, (count, 6, 6)).astype(np.uint8)
+    thumbs = np.stack([cv2.resize(one, (24, 24), interpolation=cv2.INTER_CUBIC) for one in soft])
+    first, second = random.permutation(count)[:200].reshape(2, 100)
+    thumbs[second] = np.clip(thumbs[first] * 0.9 + random.normal(8, 2, (100, 24, 24)), 0, 255)
+    together = near_duplicates(count, lambda places: thumbs[places])
+    assert (together[first] == together[second]).sum() >= 99
+    assert len(set(together.tolist())) <= count - 99
+    assert np.bincount(together).max() == 2
 
 
 def test_near_duplicates_in_given_splits_are_reported_as_leaks(tmp_path: Path, load: Load) -> None:

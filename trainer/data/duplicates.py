@@ -1,6 +1,6 @@
 """Near duplicates: the same picture saved again, scaled, brightened or slightly cropped; frames of one burst.
 
-Three steps, none of which looks at all pairs, so that 300,000 pictures take seconds to minutes:
+Three steps. Beyond 1,200 pictures none looks at all pairs: 100,000 take a quarter of a minute on two busy cores.
 
 1. Each thumbnail gives 256 bits: signs of random projections of its blurred gradients (Charikar 2002,
    "Similarity estimation techniques from rounding algorithms"). Similar pictures differ in few bits.
