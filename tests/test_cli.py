@@ -110,7 +110,7 @@ def test_a_bundle_with_a_byte_flipped_is_refused(
         (("run", "--config", "nowhere.yaml"), 2, "cannot be read"),
         (("convert", "nowhere", "--out", "x-1.edgeloop"), 1, "not a run directory"),
         (("convert", "nowhere", "--out", "x.zip"), 2, "NAME-VERSION"),
-        (("train", "nowhere", "--out", "run"), 1, "no such folder"),
+        (("train", "nowhere", "--out", "run"), 1, "no such file or directory"),
         (("demo", "--broker", "host:port:x"), 2, "HOST:PORT"),
         (("demo", "--keep", "full"), 2, "no demo made"),
     ],

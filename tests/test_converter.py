@@ -117,7 +117,7 @@ def test_a_model_that_quantization_ruins_is_refused_and_nothing_is_written(
     import keras
 
     model = keras.saving.load_model(run_copy / "model.keras", compile=False)
-    scores = model.get_layer("head").get_layer("scores")
+    scores = model.get_layer("scores")
     kernel, bias = scores.get_weights()
     scores.set_weights([kernel, bias + 3e4])
     model.save(run_copy / "model.keras")

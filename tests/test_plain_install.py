@@ -73,7 +73,7 @@ def test_the_wheel_holds_the_four_packages_with_their_data(wheel: Path) -> None:
         "converter",
         "deploy",
     }
-    assert "trainer/templates/report.html.j2" in names
+    assert "trainer/report/templates/report.html.j2" in names
 
 
 def test_a_device_gets_these_packages_and_no_others(device: Path) -> None:

@@ -8,13 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 RANGE = (0.05, 20.0)
+PRIOR_SPREAD = 0.5
+"""Standard deviation of log T before any picture is seen: two thirds of all models need 0.6 to 1.6."""
 
 
 def fit_temperature(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> float:
     """The temperature T at which softmax(logits / T) fits the true classes best, by log loss.
 
-    A handful of validation pictures, all recognised, would call for infinite certainty. So the true
-    class counts (n + 1) / (n + 2) and the others share the rest, as Platt (1999) does.
+    A handful of validation pictures, all recognised, would call for infinite certainty. So T is the likeliest
+    one under a prior, log T normal about 0; some dozens of pictures overrule it.
 
     Args:
         logits: (n, classes), before softmax.
@@ -23,19 +25,13 @@ def fit_temperature(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp
     Returns:
         T, 0.05 to 20. Above 1 the model was too sure.
     """
-    count, classes = logits.shape
-    target = np.full((count, classes), 1 / (count + 2) / (classes - 1))
-    target[np.arange(count), truth] = (count + 1) / (count + 2)
-    wanted = (target * logits).sum(axis=1).mean()
-    # The loss is convex in 1/T, and its slope there is the expected logit less the wanted one.
-    low, high = 1 / RANGE[1], 1 / RANGE[0]
-    for _ in range(60):
-        inverse = np.sqrt(low * high)
-        if (softmax(logits * inverse) * logits).sum(axis=1).mean() < wanted:
-            low = inverse
-        else:
-            high = inverse
-    return float(1 / np.sqrt(low * high))
+    from scipy.optimize import minimize_scalar
+
+    def surprise(log_t: float) -> float:
+        return len(truth) * log_loss(logits / np.exp(log_t), truth) + (log_t / PRIOR_SPREAD) ** 2 / 2
+
+    found = minimize_scalar(surprise, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(found.x))
 
 
 def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -59,6 +55,10 @@ class Judged(NamedTuple):
 
 def judge(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> Judged:
     """Judge (n, classes) logits by the (n,) true classes."""
-    scores = softmax(logits / fit_temperature(logits, truth))
-    loss = -np.log(scores[np.arange(len(truth)), truth] + 1e-12).mean()
-    return Judged(float(loss), float((logits.argmax(axis=1) == truth).mean()))
+    loss = log_loss(logits / fit_temperature(logits, truth), truth)
+    return Judged(loss, float((logits.argmax(axis=1) == truth).mean()))
+
+
+def log_loss(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> float:
+    """Mean negative logarithm of the true classes' softmax scores."""
+    return float(-np.log(softmax(logits)[np.arange(len(truth)), truth] + 1e-12).mean())
