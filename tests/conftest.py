@@ -55,6 +55,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "cc": _missing_cc,
     "jax": _missing("jax", "jax"),
     "torch": _missing("torch", "torch"),
+    "tensorboard": _missing("tensorboard", "tensorboard"),
     "hub": _missing("keras_hub", "hub"),
 }
 _verdicts: dict[str, str] = {}

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_agent.errors import ConfigError, DataError, ResourceError
+from edge_agent.errors import ConfigError, DataError, MissingExtraError, ResourceError
 from edge_agent.quiet import native_noise_hidden
 from trainer.backbones import find_backbone
 from trainer.backend import memory_explained
@@ -254,6 +254,24 @@ def test_layers_learn_from_the_top_and_batch_norms_rest(thaw: Any, share: float,
 def test_no_such_backbone_is_wrong_use(photo_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="efficientnet-lite0"):
         train(photo_folder, tmp_path / "run", Recipe(backbone="efficientnet-light0"), console=QUIET)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.needs("tensorboard")
+def test_tensorboard_gets_the_figures_of_every_epoch(photo_folder: Path, tmp_path: Path) -> None:
+    train(photo_folder, tmp_path / "run", Recipe(image_size=32, epochs=2), console=QUIET, tensorboard=tmp_path / "logs")
+    wanted = {"train": (b"epoch_loss", b"epoch_learning_rate"), "validation": (b"epoch_loss", b"epoch_accuracy")}
+    for folder, names in wanted.items():
+        (events,) = (tmp_path / "logs" / folder).iterdir()
+        assert [events.read_bytes().count(name) for name in names] == [2, 2], folder
+
+
+def test_tensorboard_is_asked_for_before_anything_is_trained(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.backend.find_spec", lambda name: None if name == "tensorboard" else object())
+    with pytest.raises(MissingExtraError, match=r"edgeloop\[tensorboard\]"):
+        train(photo_folder, tmp_path / "run", Recipe(), console=QUIET, tensorboard=tmp_path / "logs")
     assert os.listdir(tmp_path) == []
 
 

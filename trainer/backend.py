@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,15 @@ def memory_explained(batch_size: int) -> Iterator[None]:
         raise
 
 
-def tensorboard_logs(folder: Path) -> Any:
-    """A Keras callback that writes the figures of every epoch for TensorBoard.
+def check_tensorboard() -> None:
+    """Raise `MissingExtraError` where TensorBoard's logs could not be written; better now than after the head."""
+    for package in ("tensorflow", "tensorboard"):
+        if find_spec(package) is None:
+            raise MissingExtraError("--tensorboard", "tensorboard", package)
 
-    Raises:
-        MissingExtraError: TensorFlow, whose event files these are, or TensorBoard is not installed.
-    """
+
+def tensorboard_logs(folder: Path) -> Any:
+    """A Keras callback that writes the figures of every epoch for TensorBoard."""
     import keras
 
-    try:
-        return keras.callbacks.TensorBoard(os.fspath(folder), write_graph=False)
-    except ImportError as error:
-        raise MissingExtraError("--tensorboard", "train", error.name) from error
+    return keras.callbacks.TensorBoard(os.fspath(folder), write_graph=False)

@@ -151,7 +151,7 @@ class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no t
             "learning_rate": float(ops.convert_to_numpy(optimizer.learning_rate)),
         }
         # Keras' own callbacks come after this one and read the same logs.
-        logs |= row
+        logs |= {name: value for name, value in row.items() if name != "phase"}
         state = _values([*self.model.variables, *optimizer.variables])
         self.last = self.last.after(epoch + 1, row, state, weights)
         self._keep(self.last)

@@ -23,7 +23,7 @@ from edge_agent.preprocess import PreprocessSpec
 from edge_agent.quiet import native_noise_hidden
 
 from .backbones import build_backbone, find_backbone, write_saved_model
-from .backend import has_accelerator, memory_explained, start_keras, tensorboard_logs
+from .backend import check_tensorboard, has_accelerator, memory_explained, start_keras, tensorboard_logs
 from .checkpoint import Checkpoint, check_unfinished, unfinished_training
 from .data import SPLITS, Dataset, data_root, load_dataset, suspicious_labels
 from .distribution import ALONE, Team, agree
@@ -97,6 +97,8 @@ def train(
     started = time.monotonic()
     refuse_existing(out)
     check_unfinished(out, resume=resume)
+    if tensorboard:
+        check_tensorboard()
     setup = _set_up(data, recipe, reading, team, console)
     dataset, truth, splits = setup.dataset, setup.truth, setup.splits
     base, head, classifier, batch = setup.base, setup.head, setup.classifier, recipe.batch_size
