@@ -10,10 +10,10 @@ the same batch again and again. They take turns, and the ratio is that of the me
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ def write_pictures(folder: Path, count: int) -> None:
         target.mkdir(parents=True, exist_ok=True)
         rough = random.integers(0, 256, (18, 32, 3), np.uint8)
         cv2.imwrite(str(target / f"{number:06d}.jpg"), cv2.resize(rough, (640, 360), interpolation=cv2.INTER_CUBIC))
+
+
+def again(batch: Any) -> Iterator[Any]:
+    """The same batch forever: a generator, as Keras wants one."""
+    while True:
+        yield batch
 
 
 def main() -> None:
@@ -76,11 +82,11 @@ def main() -> None:
             return Batches(roomy, places, truth, size=batch, classes=CLASSES, seed=recipe.seed)
 
         resident = next(batches(np.arange(batch)).for_fit(0))
-        student.fit(itertools.repeat(resident), steps_per_epoch=3, shuffle=False, verbose=0)
+        student.fit(again(resident), steps_per_epoch=3, shuffle=False, verbose=0)
         seconds: dict[str, list[float]] = {"cache": [], "resident": []}
         for turn in track(range(arguments.rounds), console=Console(stderr=True)):
             for name, times in seconds.items():
-                data = batches(np.arange(len(truth))).for_fit(turn) if name == "cache" else itertools.repeat(resident)
+                data = batches(np.arange(len(truth))).for_fit(turn) if name == "cache" else again(resident)
                 start = time.perf_counter()
                 student.fit(data, steps_per_epoch=arguments.steps, shuffle=False, verbose=0)
                 times.append(time.perf_counter() - start)
