@@ -22,7 +22,7 @@ from edge_agent.evaluation import Evaluation
 from edge_agent.preprocess import PreprocessSpec
 from edge_agent.quiet import native_noise_hidden
 
-from .backbones import build_backbone, find_backbone, write_saved_model
+from .backbones import Backbone, build_backbone, find_backbone, write_saved_model
 from .backend import check_tensorboard, has_accelerator, memory_explained, start_keras, tensorboard_logs
 from .checkpoint import Checkpoint, check_unfinished, unfinished_training
 from .data import SPLITS, Dataset, data_root, load_dataset, suspicious_labels
@@ -150,7 +150,7 @@ def train(
             write_history(folder, checkpoint.history)
             write_json(folder, "metrics.json", figures(story))
             with native_noise_hidden():
-                if find_backbone(recipe.backbone).self_contained:
+                if setup.backbone.self_contained:
                     model.save(folder / "model.keras")
                 else:
                     write_saved_model(model, folder / "saved_model")
@@ -175,6 +175,7 @@ def assist(data: Path, recipe: Recipe, *, team: Team, reading: Reading = AS_USUA
 class _Setup:
     """Data and network, ready to learn."""
 
+    backbone: Backbone
     spec: PreprocessSpec
     dataset: Dataset
     truth: npt.NDArray[np.intp]
@@ -222,7 +223,7 @@ def _set_up(data: Path, recipe: Recipe, reading: Reading, team: Team, console: C
     head = new_head(base.output.shape[-1], len(dataset.labels))
     classifier = keras.Model(base.input, head(base.output), name="classifier")
     weights = class_weights(truth[splits["train"]], len(dataset.labels))
-    return _Setup(spec, dataset, truth, splits, weights, settled, base, head, classifier, team)
+    return _Setup(backbone, spec, dataset, truth, splits, weights, settled, base, head, classifier, team)
 
 
 def _fine_tune(
@@ -294,7 +295,7 @@ def _in_words(setup: _Setup) -> dict[str, str]:
     recipe, settled = setup.plan.recipe, setup.plan
     said = {
         "backbone": recipe.backbone,
-        "in int8": find_backbone(recipe.backbone).int8 or "not known",
+        "in int8": setup.backbone.int8 or "not known",
         "input": f"{settled.size[1]}x{settled.size[0]} pixels, {recipe.fit}",
         "learned": f"head, then the top {settled.share:.0%} of the backbone" if settled.epochs else "head only",
     }
