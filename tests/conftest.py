@@ -44,6 +44,18 @@ def _missing_cc() -> str:
     return "" if shutil.which("cc") else "no C compiler is installed"
 
 
+# What starts a command in a mount namespace of its own, as root there.
+NAMESPACE = ("unshare", "-m") if os.getuid() == 0 else ("unshare", "-rm")
+
+
+def _missing_namespace() -> str:
+    works = (
+        shutil.which("unshare")
+        and subprocess.run([*NAMESPACE, "true"], check=False, capture_output=True).returncode == 0
+    )
+    return "" if works else "this machine lets nobody mount a small disk"
+
+
 def _missing(module: str, extra: str) -> Callable[[], str]:
     return lambda: "" if find_spec(module) else f"{module} is not installed: pip install 'edgeloop[{extra}]'"
 
@@ -53,6 +65,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "mosquitto": _missing_mosquitto,
     "index": _missing_index,
     "cc": _missing_cc,
+    "namespace": _missing_namespace,
     "jax": _missing("jax", "jax"),
     "torch": _missing("torch", "torch"),
     "tensorboard": _missing("tensorboard", "tensorboard"),

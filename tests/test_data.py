@@ -472,10 +472,23 @@ def test_near_duplicates_are_found_among_many(count: int) -> None:
     thumbs = np.stack([cv2.resize(one, (24, 24), interpolation=cv2.INTER_CUBIC) for one in soft])
     first, second = random.permutation(count)[:200].reshape(2, 100)
     thumbs[second] = np.clip(thumbs[first] * 0.9 + random.normal(8, 2, (100, 24, 24)), 0, 255)
-    together = near_duplicates(count, lambda places: thumbs[places])
+    together = near_duplicates(count, lambda places: np.repeat(thumbs[places, :, :, None], 3, axis=-1))
     assert (together[first] == together[second]).sum() >= 99
     assert len(set(together.tolist())) <= count - 99
     assert np.bincount(together).max() == 2
+
+
+def test_objects_that_differ_in_colour_alone_are_not_near_duplicates(tmp_path: Path, load: Load) -> None:
+    make_data(tmp_path)
+    for label, colour in (("a", (40, 40, 200)), ("b", (200, 40, 40))):
+        picture = scene(500)
+        picture[20:60, 30:70] = colour
+        write(tmp_path / label / "object.jpg", picture)
+        write(tmp_path / label / "again.jpg", picture, quality=60)
+    photos = by_path(load(tmp_path))
+    groups = {path: photos[path].group for path in ("a/object.jpg", "a/again.jpg", "b/object.jpg", "b/again.jpg")}
+    assert groups["a/object.jpg"] == groups["a/again.jpg"] != ""
+    assert groups["b/object.jpg"] == groups["b/again.jpg"] != groups["a/object.jpg"]
 
 
 def test_near_duplicates_in_given_splits_are_reported_as_leaks(tmp_path: Path, load: Load) -> None:

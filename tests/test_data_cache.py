@@ -22,7 +22,7 @@ from edge_agent.preprocess import Fit, Pixels, PreprocessSpec, preprocess
 from trainer.data import Dataset, PixelRows, load_dataset
 from trainer.data.cache import PixelCache, cache_key
 
-from .conftest import CLASSES
+from .conftest import CLASSES, NAMESPACE
 
 SPEC = PreprocessSpec((32, 32))
 
@@ -435,28 +435,15 @@ def test_a_file_that_may_not_grow_is_one_line_and_gives_its_room_back(many: Path
     check(load_dataset(many, BIG, cache=cache), many, BIG)
 
 
-@pytest.fixture
-def namespace() -> tuple[str, ...]:
-    """What starts a command in a mount namespace of its own, as root."""
-    wrap = ("unshare", "-m") if os.getuid() == 0 else ("unshare", "-rm")
-    if shutil.which("unshare") is None or subprocess.run([*wrap, "true"], check=False, capture_output=True).returncode:
-        reason = "this machine lets nobody mount a small disk"
-        if os.environ.get("EDGELOOP_REQUIRE") == "all":
-            pytest.fail(f"{reason}, and EDGELOOP_REQUIRE=all")
-        pytest.skip(reason)
-    return wrap
-
-
-def test_a_full_disk_is_one_line_and_gives_its_room_back(
-    many: Path, cache: Path, start: Start, namespace: tuple[str, ...]
-) -> None:
+@pytest.mark.needs("namespace")
+def test_a_full_disk_is_one_line_and_gives_its_room_back(many: Path, cache: Path, start: Start) -> None:
     cache.mkdir()
     mount = (
         "import subprocess, sys, atexit, shutil\n"
         "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', sys.argv[2]], check=True)\n"
         "atexit.register(lambda: print('free', shutil.disk_usage(sys.argv[2]).free > 7_500_000))\n"
     )
-    said = start(many, cache, before=mount, wrap=namespace).communicate(timeout=120)[0]
+    said = start(many, cache, before=mount, wrap=NAMESPACE).communicate(timeout=120)[0]
     assert "refused: " in said
     assert "no room for the pixels of 400 pictures: No space left on device" in said
     assert said.endswith("free True\n")

@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_agent.errors import ConfigError
+from trainer.batches import Batches
 from trainer.checkpoint import Unfinished, unfinished_path
 from trainer.distribution import form_team
 
@@ -81,3 +83,21 @@ def test_two_processes_train_to_the_losses_of_one_even_when_one_is_killed_and_bo
 def test_places_that_are_none_are_refused(where: str) -> None:
     with pytest.raises(ConfigError, match=r"HOST:PORT,RANK/COUNT"):
         form_team(where)
+
+
+@pytest.mark.needs("jax")
+def test_all_devices_of_a_machine_share_every_batch() -> None:
+    code = "from trainer.distribution import form_team; print(form_team('devices').devices)"
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"},
+    )
+    assert said.stdout == "3\n"
+    rows = np.arange(20)
+    batches = Batches(rows, rows, rows % 2, size=16, classes=2, seed=0, devices=3)
+    assert [len(pictures) for pictures, _ in batches.epoch(0)] == [15]
+    with pytest.raises(ConfigError, match="24 devices, and 20 pictures for a step; raise --batch-size"):
+        Batches(rows, rows, rows % 2, size=32, classes=2, seed=0, devices=24)

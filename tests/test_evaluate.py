@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ import pytest
 import edge_agent
 from edge_agent.errors import DataError
 from trainer.data import Photo
-from trainer.evaluate import _in_order, evaluate_model
+from trainer.evaluate import evaluate_model
+from trainer.threads import in_order
 
 from .conftest import CLASSES, QUIET, Run
 
@@ -247,9 +247,8 @@ def test_only_a_few_pictures_are_in_memory_at_a_time() -> None:
         return photo.path
 
     photos = [Photo(str(number), "a", "") for number in range(500)]
-    results: Iterator[str] = _in_order(work, photos, ahead=8)
-    for number, result in enumerate(results):
-        assert result == str(number)
+    for number, (photo, result) in enumerate(in_order(work, photos, ahead=8)):
+        assert result == photo.path == str(number)
         with lock:
             assert begun - number <= 8 + 8
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.errors import ConfigError
+
 if TYPE_CHECKING:
     import keras
 
@@ -38,6 +40,10 @@ class Batches:
         classes: how many there are.
         seed: of the order.
         part: which part of every batch is fetched here, and of how many: (0, 1) is all of it.
+        devices: how many share every batch evenly; it is made smaller until they can.
+
+    Raises:
+        ConfigError: there are more devices than pictures for them.
     """
 
     def __init__(
@@ -50,9 +56,15 @@ class Batches:
         classes: int,
         seed: int,
         part: tuple[int, int] = (0, 1),
+        devices: int = 1,
     ) -> None:
         self._rows, self._places, self._truth = rows, places, truth
-        self._size = min(size, len(places)) // part[1] * part[1]
+        self._size = min(size, len(places)) // devices * devices
+        if not self._size:
+            raise ConfigError(
+                f"--distribute: {devices} devices, and {min(size, len(places))} pictures for a step; "
+                "raise --batch-size, or distribute over fewer"
+            )
         self._seed, self._part = seed, part
         self._one_hot = np.eye(classes, dtype=np.float32)
 

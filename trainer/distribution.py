@@ -37,11 +37,13 @@ class Team:
     Attributes:
         rank: of this one; 0 leads.
         count: of all.
+        devices: of all processes together.
         distributed: whether Keras spreads batches over devices; else all the rest is moot.
     """
 
     rank: int = 0
     count: int = 1
+    devices: int = 1
     distributed: bool = False
 
     @property
@@ -167,7 +169,7 @@ def form_team(where: str | None) -> Team:
                 f"--distribute {where}: the {count} processes did not meet within {JOIN_S} s; "
                 "start all of them, and open the port"
             ) from error
-    return Team(rank, count, distributed=True)
+    return Team(rank, count, jax.device_count(), distributed=True)
 
 
 def agree(team: Team, checkpoint: Checkpoint, fingerprint: str) -> Checkpoint:

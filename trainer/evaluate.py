@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +29,7 @@ from edge_agent.quiet import native_noise_hidden
 
 from .data import Photo, data_root, find_photos
 from .run import read_split
+from .threads import in_order
 
 if TYPE_CHECKING:
     import keras
@@ -198,8 +196,8 @@ def _ask(
         answers.scores.extend(predictor.predict(waiting))
         waiting.clear()
 
-    with closing(_in_order(read, photos, ahead=predictor.batch)) as pictures:
-        for result in track(pictures, "Evaluating", total=len(photos), console=console):
+    with closing(in_order(read, photos, ahead=predictor.batch)) as pictures:
+        for _, result in track(pictures, "Evaluating", total=len(photos), console=console):
             if isinstance(result, PictureError):
                 answers.unreadable.append(str(result))
             elif result[1] is None:
@@ -212,19 +210,6 @@ def _ask(
     if waiting:
         predict()
     return answers
-
-
-def _in_order(work: Callable[[Photo], Any], photos: Sequence[Photo], *, ahead: int) -> Generator[Any, None, None]:
-    """``work`` of every photo, in threads, in order, never more than a few results ahead of who asks."""
-    workers = os.cpu_count() or 1
-    waiting: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for photo in photos:
-            waiting.append(pool.submit(work, photo))
-            if len(waiting) >= max(ahead, workers):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _run_predictor(run: Path) -> Predictor:

@@ -34,7 +34,6 @@ def frozen_features(
     Returns:
         (count, features) float32, on disk.
     """
-    reader = keras.Sequential([keras.Input(base.input_shape[1:], dtype="uint8"), keras.layers.Rescaling(1.0), base])
     width = base.output_shape[-1]
     path, marker = folder / "features.f32", folder / "features.done"
     done = int(marker.read_text()) if marker.is_file() and path.is_file() else 0
@@ -46,7 +45,7 @@ def frozen_features(
     for start in track(starts, "Computing features", console=console, disable=not starts):
         places = np.arange(start, min(start + chunk, count))
         with native_noise_hidden():
-            features[places] = predict(reader, pixels, places, batch_size)
+            features[places] = predict(base, pixels, places, batch_size)
         # The rows reach the disk before the number that vouches for them.
         features.flush()
         with replacing(marker) as file:

@@ -77,6 +77,7 @@ def fine_tune(
         classes=len(class_weights),
         seed=recipe.seed,
         part=(team.rank, team.count),
+        devices=team.devices,
     )
     # From here all processes draw alike, whatever each did before.
     keras.utils.set_random_seed(recipe.seed)

@@ -86,7 +86,7 @@ class Plan:
 
 def room_for(recipe: Recipe, backbone: Backbone, side: int) -> tuple[int, int] | None:
     """Height and width of the pictures to cache for augmentation; None where nothing is fine-tuned."""
-    return (round(side * ROOM), round(side * ROOM)) if _share(recipe, backbone) else None
+    return _enlarged(side) if _share(recipe, backbone) else None
 
 
 def plan(recipe: Recipe, backbone: Backbone, side: int, train_pictures: int, *, accelerated: bool) -> Plan:
@@ -104,7 +104,7 @@ def plan(recipe: Recipe, backbone: Backbone, side: int, train_pictures: int, *, 
     return Plan(
         recipe=recipe,
         size=(side, side),
-        room=(round(side * ROOM), round(side * ROOM)),
+        room=_enlarged(side),
         from_scratch=recipe.weights == "none",
         share=share,
         epochs=epochs if share else 0,
@@ -112,6 +112,10 @@ def plan(recipe: Recipe, backbone: Backbone, side: int, train_pictures: int, *, 
         learning_rate=recipe.learning_rate or LEARNING_RATE,
         mixed=recipe.precision == "mixed" or (recipe.precision == "auto" and accelerated),
     )
+
+
+def _enlarged(side: int) -> tuple[int, int]:
+    return round(side * ROOM), round(side * ROOM)
 
 
 def _share(recipe: Recipe, backbone: Backbone) -> float:

@@ -25,7 +25,7 @@ from edge_agent.quiet import native_noise_hidden
 from .backbones import Backbone, build_backbone, find_backbone, write_saved_model
 from .backend import check_tensorboard, has_accelerator, memory_explained, start_keras, tensorboard_logs
 from .checkpoint import Checkpoint, check_unfinished, unfinished_training
-from .data import SPLITS, Dataset, data_root, load_dataset, suspicious_labels
+from .data import MAX_UNREADABLE, SPLITS, Dataset, data_root, load_dataset, suspicious_labels
 from .distribution import ALONE, Team, agree
 from .recipe import Plan, Recipe, plan, room_for
 from .report import Story, figures, write_report
@@ -56,7 +56,7 @@ class Reading:
         cache: folder of the pixel cache; the user's own cache folder when None.
     """
 
-    max_unreadable: float = 0.1
+    max_unreadable: float = MAX_UNREADABLE
     group_by: str | None = None
     split_from: Path | None = None
     cache: Path | None = None
@@ -123,7 +123,9 @@ def train(
         val = len(splits["val"])
         with console.status("Judging the model"), native_noise_hidden():
             judged = np.concatenate([splits["val"], splits["test"]])
-            logits = predict(classifier, dataset.pixels, judged, batch)
+            # Features are of the backbone as it was; they save a pass over the pictures where it stayed so.
+            network, inputs = (classifier, dataset.pixels) if checkpoint.best_epoch else (head, features)
+            logits = predict(network, inputs, judged, batch)
             suspicious = suspicious_labels(features, truth, dataset.photos, dataset.labels, seed=recipe.seed)
         temperature = fit_temperature(logits[:val], truth[splits["val"]])
         scores = softmax(logits / temperature).astype(np.float32)

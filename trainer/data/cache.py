@@ -42,13 +42,13 @@ from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
 from .pixels import PixelRows, read_row
 
-FORMAT = 1
+FORMAT = 2
 THUMB = 24
-"""Side of the grey thumbnail kept for finding near duplicates, pixels."""
+"""Side of the colour thumbnail kept for finding near duplicates, pixels."""
 MAX_RECORDS = 2**22
 """More pictures than this in one index are not believed; it starts anew. Bounds what is read to 16 bytes each."""
 
-_RECORD = struct.Struct(f"<32sIII{THUMB * THUMB}s")
+_RECORD = struct.Struct(f"<32sIII{THUMB * THUMB * 3}s")
 _RECORD_BYTES = _RECORD.size + 4
 _HEADER_BYTES = 64
 _AT_ONCE = 4096
@@ -56,7 +56,7 @@ _AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """One picture of a cache: which row its pixels are, its own size and its grey thumbnail."""
+    """One picture of a cache: which row its pixels are, its own size and its thumbnail."""
 
     row: int
     width: int
@@ -215,9 +215,9 @@ class PixelCache:
         return _RECORD.unpack(data[:-4])
 
     def thumbs(self, rows: npt.NDArray[np.intp]) -> Pixels:
-        """(k, 24, 24) uint8, the grey thumbnails of these rows."""
-        out = np.empty((len(rows), THUMB, THUMB), np.uint8)
-        start = _HEADER_BYTES + _RECORD.size - THUMB * THUMB
+        """(k, 24, 24, 3) uint8, the thumbnails of these rows."""
+        out = np.empty((len(rows), THUMB, THUMB, 3), np.uint8)
+        start = _HEADER_BYTES + _RECORD.size - THUMB * THUMB * 3
         for row, thumb in zip(rows.tolist(), out, strict=True):
             os.preadv(self._index, [thumb.data], start + row * _RECORD_BYTES)
         return out

@@ -7,10 +7,7 @@ batches of a few pictures, whatever their number. A second run decodes only what
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +23,7 @@ from edge_agent.errors import DataError, PictureError
 from edge_agent.pictures import decode_picture, read_bytes
 from edge_agent.preprocess import Fit, Pixels, preprocess
 
+from ..threads import cores, in_order
 from .cache import THUMB, Cached, PixelCache
 from .photos import Photo
 
@@ -80,7 +78,7 @@ def ingest(root: Path, photos: Sequence[Photo], caches: Sequence[PixelCache], *,
         with (
             _one_opencv_thread(),
             Progress(console=console) as progress,
-            closing(_in_parallel(read_batch, batches)) as done,
+            closing(in_order(read_batch, batches, ahead=cores() * _WAITING_BATCHES)) as done,
         ):
             bar = progress.add_task("Reading pictures", total=count)
             for places, results in done:
@@ -102,25 +100,6 @@ def ingest(root: Path, photos: Sequence[Photo], caches: Sequence[PixelCache], *,
             f"{need / 1e6:.0f} MB. Free some, or move the cache with --cache or XDG_CACHE_HOME"
         ) from error
     return found
-
-
-def _in_parallel(
-    work: Callable[[range], list[_Result]], batches: Sequence[range]
-) -> Generator[tuple[range, list[_Result]], None, None]:
-    """Each batch with its result, in order; close it to be sure that no thread works on."""
-    workers = _cores()
-    waiting: deque[tuple[range, Future[list[_Result]]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="ingest") as pool:
-        try:
-            for batch in batches:
-                waiting.append((batch, pool.submit(work, batch)))
-                if len(waiting) >= workers * _WAITING_BATCHES:
-                    places, future = waiting.popleft()
-                    yield places, future.result()
-            for places, future in waiting:
-                yield places, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _read_or_reason(root: Path, path: str, caches: Sequence[PixelCache], buffers: Sequence[Pixels]) -> _Result:
@@ -172,11 +151,11 @@ def _keep_freed_memory() -> None:
 
 
 def _thumbnail(pixels: Pixels) -> bytes:
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    if min(grey.shape) >= 4 * THUMB:
+    if min(pixels.shape[:2]) >= 4 * THUMB:
         # OpenCV is fast at exactly one half, and slow at every other scale.
-        grey = cv2.resize(grey, (grey.shape[1] // 2, grey.shape[0] // 2), interpolation=cv2.INTER_AREA)
-    small = cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
+        half = (pixels.shape[1] // 2, pixels.shape[0] // 2)
+        pixels = cv2.resize(pixels, half, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    small = cv2.resize(pixels, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
     # Blurred for `duplicates`: once here, or for each comparison there.
     return cv2.GaussianBlur(small, (0, 0), 1.0, borderType=cv2.BORDER_REFLECT).tobytes()
 
@@ -187,11 +166,6 @@ def _is_utf8(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _cores() -> int:
-    """Cores this process may use; a container often has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
