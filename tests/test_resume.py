@@ -23,10 +23,11 @@ ARGUMENTS = ("--image-size", 32, "--epochs", 8, "--seed", 4, "--batch-size", 4)
 
 def checkpoint(epoch: int = 0, **changes: object) -> Checkpoint:
     row = {"phase": "head", "loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5}
-    start = Checkpoint(0, (row,), [np.ones(3, np.float32)], 1.0)
+    start = Checkpoint(0, (row,), [np.ones(3, np.float32)], np.ones(4))
     for number in range(1, epoch + 1):
         later = {**row, "phase": "fine-tune", "val_loss": 1.0 - 0.1 * number, **changes}
-        start = start.after(number, later, [np.full(2, number)], [np.full(3, number, np.float32)])
+        losses = np.full(4, later["val_loss"])
+        start = start.after(number, later, losses, [np.full(2, number)], [np.full(3, number, np.float32)])
     return start
 
 
@@ -36,7 +37,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     with unfinished_training(tmp_path / "run", {"seed": 1}) as unfinished:
         found = unfinished.load()
         assert found is not None
-        assert (found.epoch, found.best_epoch, found.best_loss) == (2, 2, 0.8)
+        assert (found.epoch, found.best_epoch, found.lowest.tolist()) == (2, 2, [0.8] * 4)
         assert [row["phase"] for row in found.history] == ["head", "fine-tune", "fine-tune"]
         assert found.best[0].tolist() == [2, 2, 2]
         assert found.state[0].tolist() == [2, 2]
@@ -45,10 +46,32 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_a_worse_epoch_does_not_replace_the_best() -> None:
     best = checkpoint(1)
-    later = best.after(2, {"phase": "fine-tune", "val_loss": 2.0}, [], [np.zeros(3, np.float32)])
+    later = best.after(2, {"phase": "fine-tune", "val_loss": 2.0}, np.full(4, 2.0), [], [np.zeros(3, np.float32)])
     assert (later.epoch, later.best_epoch, later.epochs_since_best) == (2, 1, 1)
     assert later.best[0].tolist() == [1, 1, 1]
     assert later.kept == 1
+
+
+def after(start: Checkpoint, losses: list[float]) -> Checkpoint:
+    row = {"phase": "fine-tune", "val_loss": float(np.mean(losses))}
+    return start.after(start.epoch + 1, row, np.array(losses), [], [])
+
+
+def test_the_latest_epoch_that_validation_cannot_tell_from_the_best_is_kept() -> None:
+    best = after(checkpoint(0), [0.2, 0.6, 0.4, 0.6])
+    # Worse by 0.1 on average, give or take 0.15: who knows.
+    as_good = after(best, [0.7, 0.4, 0.5, 0.6])
+    assert as_good.best_epoch == 2
+    # Worse by 0.1 on every picture: worse; and better by a little: better.
+    assert after(best, [0.3, 0.7, 0.5, 0.7]).best_epoch == 1
+    assert after(best, [0.19, 0.6, 0.4, 0.6]).best_epoch == 2
+    # Small steps down do not add up: each is held against the lowest of all.
+    assert after(as_good, [0.8, 0.9, 0.7, 0.9]).best_epoch == 2
+
+
+def test_two_validation_pictures_decide_nothing() -> None:
+    start = Checkpoint(0, (), [], np.zeros(2))
+    assert after(start, [1.0, 1.0]).best_epoch == 1
 
 
 @pytest.mark.parametrize("cut", [0, 10, 300, -20])

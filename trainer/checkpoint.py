@@ -22,6 +22,8 @@ from edge_agent.errors import DataError
 from edge_agent.files import replacing
 
 Weights = list[npt.NDArray[Any]]
+MIN_JUDGES = 3
+"""Validation pictures below which nothing can be told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +33,10 @@ class Checkpoint:
     Attributes:
         epoch: fine-tuning epochs done; 0 right after the head.
         history: a row an epoch of either phase: phase, loss, val_loss, val_accuracy, learning_rate.
-        best: the classifier's weights of the lowest validation loss so far.
-        best_loss: that loss, at the fitted temperature.
+        best: the classifier's best weights so far: of the latest epoch that validation cannot tell from the one of
+            the lowest loss. A few pictures can tell little, and later epochs are the better ones on average.
         best_epoch: when that was; 0 is the head alone.
+        lowest: (validation pictures,) their losses, at the fitted temperature, in the epoch of the lowest mean.
         state: every variable of the model in training and of its optimizer, in their order; empty before the
             first epoch.
     """
@@ -41,7 +44,7 @@ class Checkpoint:
     epoch: int
     history: tuple[Mapping[str, Any], ...]
     best: Weights
-    best_loss: float
+    lowest: npt.NDArray[np.float64]
     best_epoch: int = 0
     state: Weights = field(default_factory=list)
 
@@ -64,12 +67,28 @@ class Checkpoint:
             return heads + self.best_epoch - 1
         return min(range(heads), key=lambda i: float(self.history[i]["val_loss"]))
 
-    def after(self, epoch: int, row: Mapping[str, Any], state: Weights, weights: Weights) -> Checkpoint:
-        """The checkpoint one epoch later."""
-        later = replace(self, epoch=epoch, history=(*self.history, row), state=state)
-        if row["val_loss"] < self.best_loss:
-            later = replace(later, best=weights, best_loss=row["val_loss"], best_epoch=epoch)
+    def after(
+        self, epoch: int, row: Mapping[str, Any], losses: npt.NDArray[np.float64], state: Weights, weights: Weights
+    ) -> Checkpoint:
+        """The checkpoint one epoch later, with that epoch's row, validation losses, state and classifier weights."""
+        lowest = min(self.lowest, losses, key=np.mean)
+        later = replace(self, epoch=epoch, history=(*self.history, row), state=state, lowest=lowest)
+        if not _clearly_worse(losses, lowest):
+            later = replace(later, best=weights, best_epoch=epoch)
         return later
+
+
+def _clearly_worse(losses: npt.NDArray[np.float64], lowest: npt.NDArray[np.float64]) -> bool:
+    """Whether the losses of the same pictures are higher by more than the standard error of the mean difference.
+
+    The one-standard-error rule of Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.
+    With 5 training pictures a class and 8 to validate with (`benchmarks/stamps.py`, 4 draws, 60 epochs) the lowest loss
+    chose models that recognised 33 % of the test pictures; those of the last epoch recognised 39 %, the head 27 %.
+    """
+    difference = losses - lowest
+    if len(difference) < MIN_JUDGES:
+        return False
+    return bool(difference.mean() > difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
 class Unfinished:
@@ -80,12 +99,11 @@ class Unfinished:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint."""
-        record = {"epoch": checkpoint.epoch, "history": checkpoint.history, "best_loss": checkpoint.best_loss}
-        record["best_epoch"] = checkpoint.best_epoch
+        record = {"epoch": checkpoint.epoch, "history": checkpoint.history, "best_epoch": checkpoint.best_epoch}
         arrays = {f"best{i}": array for i, array in enumerate(checkpoint.best)}
         arrays |= {f"state{i}": array for i, array in enumerate(checkpoint.state)}
         with replacing(self.path / "checkpoint.npz") as file:
-            np.savez(file, record=np.array(json.dumps(record)), **arrays)  # type: ignore[arg-type]  # numpy's stub
+            np.savez(file, record=np.array(json.dumps(record)), lowest=checkpoint.lowest, **arrays)  # type: ignore[arg-type]  # numpy's stub
 
     def load(self) -> Checkpoint | None:
         """The last checkpoint, if there is one.
@@ -98,16 +116,14 @@ class Unfinished:
             return None
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                record = json.loads(str(arrays["record"]))
+                record, lowest = json.loads(str(arrays["record"])), arrays["lowest"]
                 best, state = (
                     [arrays[f"{kind}{i}"] for i in range(sum(name.startswith(kind) for name in arrays.files))]
                     for kind in ("best", "state")
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: a damaged checkpoint ({error}); remove {self.path} and start anew") from error
-        return Checkpoint(
-            record["epoch"], tuple(record["history"]), best, record["best_loss"], record["best_epoch"], state
-        )
+        return Checkpoint(record["epoch"], tuple(record["history"]), best, lowest, record["best_epoch"], state)
 
 
 def unfinished_path(out: Path) -> Path:

@@ -149,6 +149,10 @@ def train_command(
     except TeamLostError as error:
         click.echo(f"edgeloop: {error}", err=True)
         leave(error.exit_code)
-    click.echo(f"{100 * trained.test_accuracy:.1f} % of {trained.test_pictures} test pictures recognised")
+    low, high = trained.test_interval_95
+    click.echo(
+        f"{100 * trained.test_accuracy:.1f} % of {trained.test_pictures} test pictures recognised; "
+        f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+    )
     click.echo(f"report:  {run / 'report.html'}")
     click.echo(f"next:    edgeloop convert {run} --out NAME-VERSION.edgeloop")

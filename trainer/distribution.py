@@ -183,12 +183,10 @@ def agree(team: Team, checkpoint: Checkpoint, fingerprint: str) -> Checkpoint:
     if team.count == 1:
         return checkpoint
     digest = np.frombuffer(bytes.fromhex(fingerprint), np.uint8)
-    mine = np.array([checkpoint.epoch, checkpoint.best_epoch, checkpoint.best_loss], np.float32)
-    theirs, numbers, *best = team.share([digest, mine, *checkpoint.best])
+    mine = np.array([checkpoint.epoch, checkpoint.best_epoch])
+    theirs, numbers, lowest, *best = team.share([digest, mine, checkpoint.lowest, *checkpoint.best])
     if not np.array_equal(theirs, digest):
         raise DataError("--distribute: the pictures here are not those of process 0; give all processes the same data")
     if team.leads:
         return checkpoint
-    return replace(
-        checkpoint, epoch=int(numbers[0]), best_epoch=int(numbers[1]), best_loss=float(numbers[2]), best=best
-    )
+    return replace(checkpoint, epoch=int(numbers[0]), best_epoch=int(numbers[1]), lowest=lowest, best=best)

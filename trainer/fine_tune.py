@@ -89,13 +89,13 @@ def fine_tune(
 
     def judged() -> tuple[Judged, Weights]:
         weights = _values([*base.weights, *head.weights])
-        found = Judged(0.0, 0.0)
+        found = Judged(np.zeros(len(val)), 0.0)
         if team.leads:
             with team.apart():
                 classifier.set_weights(weights)
                 found = judge(predict(classifier, pixels, val, recipe.batch_size), truth[val])
-        loss, accuracy = team.share([np.array(found)])[0]
-        return Judged(float(loss), float(accuracy)), weights
+        losses, accuracy = team.share([found.losses, np.array(found.accuracy)])
+        return Judged(losses, float(accuracy)), weights
 
     with team.together(), steps(console, "Fine-tuning", plan.epochs * len(batches)) as advance, native_noise_hidden():
         advance(start.epoch * len(batches), said=start.said)
@@ -154,7 +154,7 @@ class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no t
         # Keras' own callbacks come after this one and read the same logs.
         logs |= {name: value for name, value in row.items() if name != "phase"}
         state = _values([*self.model.variables, *optimizer.variables])
-        self.last = self.last.after(epoch + 1, row, state, weights)
+        self.last = self.last.after(epoch + 1, row, judged.losses, state, weights)
         self._keep(self.last)
         if self.last.epochs_since_best >= self._patience:
             self.model.stop_training = True

@@ -46,7 +46,7 @@ def fit_head(
     *,
     seed: int,
     console: Console,
-) -> tuple[float, list[dict[str, Any]]]:
+) -> tuple[npt.NDArray[np.float64], list[dict[str, Any]]]:
     """Fit the head; the weights of the best validation loss stay.
 
     Args:
@@ -59,7 +59,8 @@ def fit_head(
         console: for the progress bar.
 
     Returns:
-        The validation loss at the fitted temperature, and a row an epoch: phase, loss, val_loss, val_accuracy.
+        The loss of every validation picture at the fitted temperature, and a row an epoch: phase, loss, val_loss,
+        val_accuracy.
     """
     classes = head.output_shape[-1]
     size = int(np.clip(len(splits["train"]) // STEPS_PER_EPOCH, 16, 1024))
@@ -90,7 +91,7 @@ def fit_head(
                 best_loss, best_epoch, best_weights = val_loss, len(rows), head.get_weights()
             advance()
     head.set_weights(best_weights)
-    return judge(_logits(head, features, val), truth[val]).loss, rows
+    return judge(_logits(head, features, val), truth[val]).losses, rows
 
 
 def _logits(head: keras.Model, features: Rows, places: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:

@@ -45,20 +45,32 @@ class Judged(NamedTuple):
     """How good logits are.
 
     Attributes:
-        loss: mean log loss of the true classes at the fitted temperature, that is, of the model as it would be saved.
+        losses: (n,) log loss of every picture's true class at the fitted temperature, that is, of the model as it
+            would be saved.
         accuracy: share of them with the highest logit, 0 to 1.
     """
 
-    loss: float
+    losses: npt.NDArray[np.float64]
     accuracy: float
+
+    @property
+    def loss(self) -> float:
+        """Their mean."""
+        return float(self.losses.mean())
 
 
 def judge(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> Judged:
     """Judge (n, classes) logits by the (n,) true classes."""
-    loss = log_loss(logits / fit_temperature(logits, truth), truth)
-    return Judged(loss, float((logits.argmax(axis=1) == truth).mean()))
+    losses = log_losses(logits / fit_temperature(logits, truth), truth)
+    return Judged(losses, float((logits.argmax(axis=1) == truth).mean()))
 
 
 def log_loss(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> float:
     """Mean negative logarithm of the true classes' softmax scores."""
-    return float(-np.log(softmax(logits)[np.arange(len(truth)), truth] + 1e-12).mean())
+    return float(log_losses(logits, truth).mean())
+
+
+def log_losses(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+    """The same of every picture, (n,)."""
+    losses: npt.NDArray[np.float64] = -np.log(softmax(logits)[np.arange(len(truth)), truth] + 1e-12)
+    return losses

@@ -42,6 +42,7 @@ class TrainedRun:
 
     path: Path
     test_accuracy: float
+    test_interval_95: tuple[float, float]
     test_pictures: int
 
 
@@ -114,8 +115,10 @@ def train(
         )
         checkpoint = unfinished.load()
         if checkpoint is None:
-            loss, rows = fit_head(head, features, truth, splits, setup.class_weights, seed=recipe.seed, console=console)
-            checkpoint = Checkpoint(0, tuple(rows), classifier.get_weights(), loss)
+            losses, rows = fit_head(
+                head, features, truth, splits, setup.class_weights, seed=recipe.seed, console=console
+            )
+            checkpoint = Checkpoint(0, tuple(rows), classifier.get_weights(), losses)
             unfinished.save(checkpoint)
         checkpoint = _fine_tune(setup, checkpoint, console, keep=unfinished.save, tensorboard=tensorboard)
         classifier.set_weights(checkpoint.best)
@@ -158,7 +161,7 @@ def train(
                     write_saved_model(model, folder / "saved_model")
                 write_report(folder / "report.html", story)
             write_json(folder, "run.json", _record(setup, created, data, took_s))
-    return TrainedRun(out, story.test.accuracy, len(splits["test"]))
+    return TrainedRun(out, story.test.accuracy, story.test.interval_95, len(splits["test"]))
 
 
 def assist(data: Path, recipe: Recipe, *, team: Team, reading: Reading = AS_USUAL) -> None:
@@ -170,7 +173,9 @@ def assist(data: Path, recipe: Recipe, *, team: Team, reading: Reading = AS_USUA
     console = Console(quiet=True)
     setup = _set_up(data, recipe, reading, team, console)
     with memory_explained(recipe.batch_size):
-        _fine_tune(setup, Checkpoint(0, (), setup.classifier.get_weights(), np.inf), console)
+        _fine_tune(
+            setup, Checkpoint(0, (), setup.classifier.get_weights(), np.zeros(len(setup.splits["val"]))), console
+        )
 
 
 @dataclass(frozen=True, eq=False)

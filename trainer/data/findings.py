@@ -75,8 +75,8 @@ def copies(sets: Sequence[Sequence[Photo]]) -> list[Finding]:
         return []
     count = sum(len(inside) - 1 for inside in sets)
     message = (
-        f"{_pictures(count)} left out as exact copies, first {shown_pictures([sets[0][1].path])} of {sets[0][0].path}; "
-        "a picture counts once"
+        f"{_counted(count, 'picture')} left out as exact copies, first {shown_pictures([sets[0][1].path])} of "
+        f"{sets[0][0].path}; a picture counts once"
     )
     return [Finding.about("copies", message, _largest_first([[photo.path for photo in inside] for inside in sets]))]
 
@@ -86,7 +86,7 @@ def copies_across_splits(sets: Sequence[Sequence[Photo]]) -> list[Finding]:
     if not sets:
         return []
     message = (
-        f"{_pictures(len(sets))} found in more than one of train, val and test, first "
+        f"{_counted(len(sets), 'picture')} found in more than one of train, val and test, first "
         f"{shown_pictures([photo.path for photo in sets[0]])}; kept in test, else in val, and left out "
         "elsewhere, for a model that has seen its test is no better for it. Remove the copies"
     )
@@ -110,9 +110,9 @@ def leaks(photos: Sequence[Photo], groups: Groups, user_groups: Indices) -> list
         judged = sum(photos[i].split != "train" for inside in across for i in inside)
         seen = sum(photos[i].split == "train" for inside in across for i in inside)
         message = (
-            f"{_pictures(judged)} to validate or test with and {seen} to train with are {what} in different splits, "
-            f"{len(across)} sets in all; what a model has all but seen it knows, so its figures flatter. "
-            "Move each set into one split"
+            f"{_counted(judged, 'picture')} to validate or test with and {seen} to train with are {what} in "
+            f"different splits, {_counted(len(across), 'set')} in all; what a model has all but seen it knows, so its "
+            "figures flatter. Move each set into one split"
         )
         findings.append(Finding.about("leak", message, _largest_first([_one_of_each(photos, s) for s in across])))
     return findings
@@ -126,16 +126,16 @@ def near_duplicates(photos: Sequence[Photo], groups: Groups, similar: Indices, *
         count = sum(map(len, sets))
         what = "train on different ones" if given else "each set was put into one split, so that the test stays honest"
         message = (
-            f"{count} of {len(photos)} pictures are near duplicates of another, in {len(sets)} sets: they teach little "
-            f"more than one of each; {what}"
+            f"{count} of {len(photos)} pictures are near duplicates of another, in "
+            f"{_counted(len(sets), 'set')}: they teach little more than one of each; {what}"
         )
         paths = _largest_first([[photos[i].path for i in inside] for inside in sets])
         findings.append(Finding.about("near-duplicates", message, paths))
     mixed = [inside for inside in _sets(similar) if len({photos[i].label for i in inside}) > 1]
     if mixed:
         message = (
-            f"{len(mixed)} sets of near duplicates hold more than one class: fine where a fixed camera sees small "
-            "things change, wrong labels where the pictures show the same"
+            f"{_counted(len(mixed), 'set')} of near duplicates with more than one class: fine where a fixed camera "
+            "sees small things change, wrong labels where the pictures show the same"
         )
         findings.append(Finding.about("near-duplicates", message, [_one_of_each_label(photos, s) for s in mixed]))
     if groups.given_up:
@@ -226,5 +226,5 @@ def _largest_first(sets: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     return sorted(sets, key=len, reverse=True)
 
 
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
+def _counted(count: int, what: str) -> str:
+    return f"1 {what}" if count == 1 else f"{count} {what}s"
