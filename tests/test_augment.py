@@ -77,3 +77,40 @@ def test_strength_scales_how_far_views_go(augment: Any, views: tuple[Pixels, Pix
         return float(np.abs(np.asarray(layer(views[1])) - views[0]).mean())
 
     assert distance(0) < distance(0.3) < distance(1.5)
+
+
+def test_views_turn_zoom_shift_and_mirror_by_as_much_as_they_say(augment: Any) -> None:
+    # Red and green of a pixel tell where in the roomy picture it is, so a view's own tell where it looks.
+    down, across = np.mgrid[0:64, 0:64]
+    roomy = np.stack([across, down, 0 * down], axis=-1).astype(np.float32)
+    view = augment.RandomView((56, 56), strength=1, flip=True, seed=1)
+    seen = np.asarray(view(np.repeat(roomy[None], 200, axis=0)))
+    x, y = seen[:, 18:38, 18:38, 0], seen[:, 18:38, 18:38, 1]
+    # The affine map's parts: how far the place moves with one step to the right, and one down.
+    (a, c), (b, d) = ([np.diff(place, axis=axis).mean((1, 2)) for place in (x, y)] for axis in (2, 1))
+    mirrored = a < 0
+    angle = np.degrees(np.arctan2(c * np.where(mirrored, -1, 1), d))
+    assert 60 < mirrored.sum() < 140
+    for found, extent in (
+        (np.where(mirrored, -angle, angle), 10 * 1.2),
+        (np.log(np.sqrt(np.abs(a * d - b * c)) * 56 / 64), 0.25),
+        (x.mean((1, 2)) - 31.5, 0.1 * 56),
+        (y.mean((1, 2)) - 31.5, 0.1 * 56),
+    ):
+        assert np.abs(found).max() <= extent * 1.02
+        assert found.std() == pytest.approx(extent / np.sqrt(3), rel=0.25)
+        assert abs(found.mean()) < 0.2 * extent
+
+
+def test_light_changes_exposure_contrast_and_tint_by_as_much_as_it_says(augment: Any) -> None:
+    picture = np.full((8, 8, 3), 90, np.float32)
+    picture[:4] = 110
+    lit = np.asarray(augment.RandomLight(strength=1, seed=1)(np.repeat(picture[None], 300, axis=0)))
+    bright, dark = lit[:, 0, 0], lit[:, -1, 0]
+    gain = (bright + dark) / 200
+    exposure, tint = np.log(gain).mean(1), np.log(gain) - np.log(gain).mean(1, keepdims=True)
+    contrast = np.log((bright - dark) / 20 / gain).mean(1)
+    assert exposure.std() == pytest.approx(0.25 / np.sqrt(3), rel=0.15)
+    assert contrast.std() == pytest.approx(0.25 / np.sqrt(3), rel=0.15)
+    assert np.abs(contrast).max() <= 0.2501
+    assert tint.std() == pytest.approx(0.1 / np.sqrt(3) * np.sqrt(2 / 3), rel=0.15)

@@ -84,10 +84,22 @@ def test_a_damaged_checkpoint_is_refused_in_words(tmp_path: Path, cut: int) -> N
         unfinished.load()
 
 
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.path,))
+
+
 def test_a_pickle_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    np.savez(tmp_path / "checkpoint.npz", record=np.array([{"epoch": 1}], dtype=object))
+    bomb = np.array(Bomb(tmp_path / "exploded"), dtype=object)
+    np.savez(tmp_path / "checkpoint.npz", record=bomb)
     with pytest.raises(DataError, match="damaged checkpoint"):
         Unfinished(tmp_path).load()
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_other_choices_are_all_named(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from edge_agent.errors import ConfigError, DataError, MissingExtraError, Resourc
 from edge_agent.quiet import native_noise_hidden
 from trainer.backbones import find_backbone
 from trainer.backend import memory_explained
+from trainer.evaluate import evaluate_model
 from trainer.recipe import Recipe, plan, room_for
 from trainer.train import Reading, class_weights, train
 
@@ -86,6 +87,14 @@ def test_the_same_seed_trains_the_same_model(photo_folder: Path, tmp_path: Path)
     assert histories[0].count("fine-tune") == 2
 
 
+def test_the_figures_of_a_fine_tuned_run_are_those_of_the_model_it_holds(photo_folder: Path, tmp_path: Path) -> None:
+    train(photo_folder, tmp_path / "run", Recipe(image_size=32, epochs=4, batch_size=8), console=QUIET)
+    said = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
+    found = evaluate_model(tmp_path / "run", photo_folder, console=QUIET)
+    assert found.evaluation.accuracy == said["accuracy"]
+    assert found.evaluation.log_loss == pytest.approx(said["log_loss"], rel=1e-4)
+
+
 def test_the_command_line_refuses_bad_data_in_one_line(edgeloop: Run, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     ran = edgeloop("train", tmp_path / "data", "--out", tmp_path / "run")
@@ -143,6 +152,28 @@ def test_32_pictures_can_be_learnt_by_heart() -> None:
     losses = fitted.history["loss"]
     assert losses[0] > 0.5
     assert 0.198 < losses[-1] < 0.25
+
+
+def test_what_is_learnt_is_smoothed_mixed_and_weighed_by_class() -> None:
+    with native_noise_hidden():
+        from trainer.backbones import build_backbone
+        from trainer.fine_tune import compiled_student
+        from trainer.head import new_head
+
+    weights = np.array([0.5, 2], np.float32)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 37, 37, 3), np.uint8)
+    truth = np.eye(2, dtype=np.float32)[np.arange(16) % 2]
+    smooth = (truth * 0.9 + 0.05) * weights
+    base, head = build_backbone("efficientnet-lite0", (32, 32), weights="none"), new_head(1280, 2)
+    for augment in (0.0, 1.0):
+        settled = plan(Recipe(augment=augment), find_backbone("efficientnet-lite0"), 32, 16, accelerated=False)
+        student, *_ = compiled_student(base, head, settled, weights, steps_per_epoch=1)
+        outputs = [np.asarray(student({"pixels": pixels, "truth": truth}, training=True)) for _ in range(6)]
+        assert outputs[0].shape == (16, 4)
+        plain = [np.allclose(one[:, 2:], smooth, atol=1e-6) for one in outputs]
+        # Mixed in half of the batches, with a neighbour, which here is of the other class.
+        assert all(plain) if not augment else 0 < sum(plain) < 6
+        assert all((one[:, 2:] / weights).sum(axis=1) == pytest.approx(1, abs=1e-5) for one in outputs)
 
 
 def test_a_leak_into_the_test_stands_in_the_verdict(photo_folder: Path, tmp_path: Path) -> None:
