@@ -82,9 +82,9 @@ def _clearly_worse(losses: npt.NDArray[np.float64], lowest: npt.NDArray[np.float
     """Whether the losses of the same pictures are higher by more than the standard error of the mean difference.
 
     The one-standard-error rule of Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.
-    With 5 training pictures in each of 8 classes and 8 to validate with (`benchmarks/stamps.py`, 4 draws) the head
-    recognised 27 % of the test pictures, the epoch of the lowest loss 29 %, the one chosen here 33 %; with 15 and 24,
-    36, 44 and 48 %.
+    With 5 training pictures in each of 8 classes and 8 to validate with (`benchmarks/few_pictures.py`, 4 draws) the
+    head recognised 27 % of the test pictures, the epoch of the lowest loss 29 %, the one chosen here 33 %; with 15
+    and 24, 36, 44 and 48 %.
     """
     difference = losses - lowest
     if len(difference) < MIN_JUDGES:

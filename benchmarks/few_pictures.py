@@ -1,0 +1,58 @@
+"""What does training make of a handful of pictures? The head alone against `edgeloop train` as it is.
+
+    python -m benchmarks.few_pictures STAMPS [--pictures 5 15] [--draws 4]
+
+STAMPS is an unpacked Debian package; benchmarks/stamps.py says which and how. Eight classes; the objects tested
+with are held out, before other backgrounds. Each draw has other pictures, and both train on the same ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from trainer.recipe import Recipe
+from trainer.train import Reading, train
+
+from .stamps import write_frames
+
+SHARES = {"val": 1 / 6, "test": 1 / 3}
+TEST = 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stamps", type=Path)
+    parser.add_argument("--pictures", type=int, nargs="+", default=(5, 15), help="to train on, a class")
+    parser.add_argument("--draws", type=int, default=4)
+    arguments = parser.parse_args()
+    recipes: dict[str, Any] = {"head only": "none", "edgeloop train": "auto"}
+    print(
+        "| pictures a class, to train and to validate | " + " | ".join(f"{name}, test accuracy %" for name in recipes)
+    )
+    print("| --- " * (1 + len(recipes)) + "|")
+    for count in arguments.pictures:
+        found: dict[str, list[float]] = {name: [] for name in recipes}
+        counts = {"train": count, "val": max(1, count // 4), "test": TEST}
+        for draw in range(arguments.draws):
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch)
+                write_frames(folder / "data", arguments.stamps, counts, seed=draw, shares=SHARES)
+                for name, fine_tune in recipes.items():
+                    recipe = Recipe(seed=draw, fine_tune=fine_tune)
+                    reading = Reading(cache=folder / "cache")
+                    run = train(folder / "data", folder / name, recipe, console=Console(stderr=True), reading=reading)
+                    found[name].append(100 * run.test_accuracy)
+        cells = " | ".join(
+            f"{statistics.mean(some):.1f} ({min(some):.1f} to {max(some):.1f})" for some in found.values()
+        )
+        print(f"| {count} and {counts['val']} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
