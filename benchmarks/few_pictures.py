@@ -32,10 +32,9 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4)
     arguments = parser.parse_args()
     recipes: dict[str, Any] = {"head only": "none", "edgeloop train": "auto"}
-    print(
-        "| pictures a class, to train and to validate | " + " | ".join(f"{name}, test accuracy %" for name in recipes)
-    )
-    print("| --- " * (1 + len(recipes)) + "|")
+    headings = ["pictures a class, to train and to validate", *(f"{name}, test accuracy %" for name in recipes)]
+    print(f"| {' | '.join(headings)} |")
+    print("| --- " * len(headings) + "|")
     for count in arguments.pictures:
         found: dict[str, list[float]] = {name: [] for name in recipes}
         counts = {"train": count, "val": max(1, count // 4), "test": TEST}

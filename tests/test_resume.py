@@ -69,9 +69,13 @@ def test_the_latest_epoch_that_validation_cannot_tell_from_the_best_is_kept() ->
     assert after(as_good, [0.8, 0.9, 0.7, 0.9]).best_epoch == 2
 
 
-def test_two_validation_pictures_decide_nothing() -> None:
+def test_two_validation_pictures_decide_nothing_but_that_a_training_diverged() -> None:
     start = Checkpoint(0, (), [], np.zeros(2))
     assert after(start, [1.0, 1.0]).best_epoch == 1
+    diverged = after(start, [np.nan, np.nan])
+    assert diverged.best_epoch == 0
+    assert diverged.lowest.tolist() == [0, 0]
+    assert after(checkpoint(0), [np.nan] * 4).best_epoch == 0
 
 
 @pytest.mark.parametrize("cut", [0, 10, 300, -20])
