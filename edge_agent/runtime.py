@@ -24,10 +24,14 @@ from .quiet import native_noise_hidden
 MAX_DEFAULT_THREADS = 4
 
 
+def cores() -> int:
+    """Cores this process may use; a container often has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_threads() -> int:
     """One per core this process may use, four at most: every Pi has four, and more gain nothing at batch 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_DEFAULT_THREADS, cores))
+    return min(MAX_DEFAULT_THREADS, cores())
 
 
 class Model:

@@ -14,7 +14,7 @@ from .backbones import BACKBONES
 from .checkpoint import unfinished_path
 from .distribution import TeamLostError, form_team, leave
 from .recipe import FineTune, Precision, Recipe
-from .train import AS_USUAL, Reading, assist, train
+from .train import Reading, assist, train
 
 
 @click.command("train")
@@ -90,7 +90,7 @@ from .train import AS_USUAL, Reading, assist, train
 @click.option(
     "--max-unreadable",
     type=click.FloatRange(0, 100),
-    default=100 * AS_USUAL.max_unreadable,
+    default=100 * Reading.max_unreadable,
     show_default=True,
     metavar="PERCENT",
     help="Unreadable pictures to leave out, naming them; more are refused.",

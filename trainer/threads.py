@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from edge_agent.runtime import cores
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def cores() -> int:
-    """Cores this process may use; a container often has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(
@@ -30,12 +26,13 @@ def in_order(
     Yields:
         As soon as the next one in order is done. Close the generator to be sure that no thread works on.
     """
+    workers = cores()
     waiting: deque[tuple[Item, Future[Result]]] = deque()
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
                 waiting.append((item, pool.submit(work, item)))
-                if len(waiting) >= max(ahead, cores()):
+                if len(waiting) >= max(ahead, workers):
                     first, future = waiting.popleft()
                     yield first, future.result()
             for first, future in waiting:

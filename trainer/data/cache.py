@@ -48,7 +48,8 @@ THUMB = 24
 MAX_RECORDS = 2**22
 """More pictures than this in one index are not believed; it starts anew. Bounds what is read to 16 bytes each."""
 
-_RECORD = struct.Struct(f"<32sIII{THUMB * THUMB * 3}s")
+_THUMB_BYTES = THUMB * THUMB * 3
+_RECORD = struct.Struct(f"<32sIII{_THUMB_BYTES}s")
 _RECORD_BYTES = _RECORD.size + 4
 _HEADER_BYTES = 64
 _AT_ONCE = 4096
@@ -217,7 +218,7 @@ class PixelCache:
     def thumbs(self, rows: npt.NDArray[np.intp]) -> Pixels:
         """(k, 24, 24, 3) uint8, the thumbnails of these rows."""
         out = np.empty((len(rows), THUMB, THUMB, 3), np.uint8)
-        start = _HEADER_BYTES + _RECORD.size - THUMB * THUMB * 3
+        start = _HEADER_BYTES + _RECORD.size - _THUMB_BYTES
         for row, thumb in zip(rows.tolist(), out, strict=True):
             os.preadv(self._index, [thumb.data], start + row * _RECORD_BYTES)
         return out

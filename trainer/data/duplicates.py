@@ -52,7 +52,7 @@ def near_duplicates(count: int, thumbs: Callable[[Indices], Pixels]) -> Indices:
 
     Args:
         count: number of pictures, all different. Their order may decide in borderline cases; sort them by hash.
-        thumbs: gives the thumbnails, (k, side, side, 3) uint8 RGB, of the pictures asked for; blurred, so that a
+        thumbs: gives the thumbnails, (k, side, side, 3) uint8, of the pictures asked for; blurred, so that a
             shift by a part of a pixel changes them evenly.
 
     Returns:
@@ -103,15 +103,15 @@ def _join_confirmed(together: Indices, first: Indices, second: Indices, thumbs: 
 
 def _show_the_same(first: Pixels, second: Pixels) -> npt.NDArray[np.bool_]:
     """(k,) whether the thumbnails, (k, side, side, 3), are of one picture, place by place."""
-    a, b = grey(first), grey(second)
-    same: npt.NDArray[np.bool_] = left_over(_standardised(a, a), _standardised(b, b)) <= MAX_LEFT_OVER
-    for channel in range(3):
-        # Few pairs that are not the same get here, and most of those differ in colour.
+    one, other = _grey(first), _grey(second)
+    same = np.ones(len(first), np.bool_)
+    # Grey first: few pairs that are not the same get further, and most of those differ in colour.
+    channels: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = [(one, other)]
+    channels += [(first[..., channel], second[..., channel]) for channel in range(3)]
+    for a, b in channels:
         some = np.flatnonzero(same)
-        in_colour = (
-            _standardised(thumbs[some, :, :, channel], whole[some]) for thumbs, whole in ((first, a), (second, b))
-        )
-        same[some] = left_over(*in_colour) <= MAX_LEFT_OVER
+        left = left_over(_standardised(a[some], one[some]), _standardised(b[some], other[some]))
+        same[some] = left <= MAX_LEFT_OVER
     return same
 
 
@@ -166,7 +166,7 @@ def _codes(count: int, thumbs: Callable[[Indices], Pixels]) -> tuple[Pixels, Ind
     directions: _Floats | None = None
     for start in range(0, count, _AT_ONCE):
         places = np.arange(start, min(start + _AT_ONCE, count))
-        some = grey(thumbs(places))
+        some = _grey(thumbs(places))
         usable[places] = some.std((1, 2)) >= FLAT
         smooth = _blurred(some, 1.5)
         steps = np.concatenate(
@@ -189,7 +189,7 @@ def _different_bits(first: Pixels, second: Pixels) -> npt.NDArray[np.int64]:
     return different
 
 
-def grey(thumbs: Pixels) -> _Floats:
+def _grey(thumbs: Pixels) -> _Floats:
     """(k, side, side, 3) uint8 to (k, side, side) float32, the mean of the channels, whatever their order."""
     # A third of the time of numpy's mean over so short an axis.
     mean: _Floats = (thumbs[..., 0].astype(np.float32) + thumbs[..., 1] + thumbs[..., 2]) / np.float32(3)

@@ -22,8 +22,9 @@ from rich.progress import Progress
 from edge_agent.errors import DataError, PictureError
 from edge_agent.pictures import decode_picture, read_bytes
 from edge_agent.preprocess import Fit, Pixels, preprocess
+from edge_agent.runtime import cores
+from trainer.threads import in_order
 
-from ..threads import cores, in_order
 from .cache import THUMB, Cached, PixelCache
 from .photos import Photo
 
