@@ -1,96 +1,229 @@
-"""A run to a bundle, read top to bottom: float, int8, the gate, the bundle."""
+"""A run to a bundle, read top to bottom: float, ranges, int8, the gate, the bundle."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
+import numpy as np
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn, track
+from rich.progress import track
 
 from edge_agent.classifier import Classifier
 from edge_agent.errors import ConfigError, ModelError
-from edge_agent.evaluation import Evaluation, evaluate
-from edge_agent.preprocess import Pixels
+from edge_agent.evaluation import Evaluation, evaluate_together
+from edge_agent.preprocess import Pixels, preprocess
 
-from .calibration import representative
-from .gate import DEFAULT_MAX_DROP, Verdict
-from .pack import pack, parse_name
-from .quantize import export, load_model, to_float, to_int8
-from .run import SAVED_MODEL, Run, open_run
+from . import float_model, qat
+from .calibration import ALIKE, MOST, Representative, calibrate, choose, of_folder, of_run
+from .fast_path import off_the_fast_path, with_fast_operations
+from .gate import Limits, Refusal, Verdict, gate_error, latencies_ms, refused
+from .ladder import Rung, rungs
+from .observe import observed_ranges
+from .pack import Packed, pack, parse_name
+from .progress import Advance, steps
+from .quantize import to_float16
+from .run import Photo, Run, open_run
+
+Method: TypeAlias = Literal["auto", "int8", "float16", "float32"]
+WATCHED = 64
+"""Validation pictures on which a rung has to help; they must be enough for a mean divergence, no more."""
+TAUGHT = 2000
+"""Training pictures that quantization-aware fine-tuning holds in memory at most."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One rung, what the gate measured, and what it refuses."""
+
+    rung: Rung
+    verdict: Verdict
+    refusals: tuple[Refusal, ...]
+    passed: bool
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The bundle written, and what the gate measured."""
+    """The bundle written, every rung climbed (the last one is in the bundle), and the float model's size."""
 
     path: Path
     digest: str
-    verdict: Verdict
+    judged: tuple[Judged, ...]
     float_bytes: int
-    int8_bytes: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the model in the bundle."""
+        return self.judged[-1].verdict
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the model in the bundle."""
+        return len(self.judged[-1].rung.model)
 
 
 def convert(
-    run_path: Path, out: Path, *, console: Console, max_drop: float = DEFAULT_MAX_DROP, data: Path | None = None
+    run_path: Path,
+    out: Path,
+    *,
+    console: Console,
+    method: Method = "auto",
+    limits: Limits | None = None,
+    data: Path | None = None,
+    calibration: Path | None = None,
 ) -> Converted:
-    """Quantize a run to int8, measure both models on its test split, pack the bundle if int8 lost little enough.
+    """Quantize a run, measure float and quantized model on its test split, pack the bundle if little enough was lost.
 
     Args:
         run_path: a run directory.
         out: the bundle to write, called NAME-VERSION.edgeloop. Replaced when it exists.
         console: where progress goes.
-        max_drop: points of accuracy int8 may lose.
+        method: ``int8``, ``float16``, ``float32``, or ``auto``: int8 by every means of `ladder` until the gate lets it
+            through.
+        limits: what quantization may cost.
         data: where the run's pictures lie now, if they moved.
+        calibration: a folder of pictures to measure ranges on, in place of the run's training pictures.
 
     Raises:
         DataError: the run or its pictures are not what they were.
-        GateError: int8 lost too much. In either case nothing is written.
+        ModelError: the network cannot be converted.
+        GateError: too much was lost. In each case nothing is written.
     """
     parse_name(out)
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent}: no such directory; make it first")
+    limits = limits or Limits()
     run = open_run(run_path, data=data)
-    pictures = representative(
-        run, progress=lambda photos: track(photos, "Reading calibration pictures", console=console)
+    with tempfile.TemporaryDirectory(prefix="edgeloop-convert-") as scratch:
+        with steps(console, "Converting to float32", 1) as advance:
+            original = float_model.of_run(run, Path(scratch))
+            advance()
+        with Classifier(original, labels=run.labels, spec=run.spec):
+            pass  # what breaks the contract is refused before anything is measured on it
+        seen = None
+        if method in {"float32", "float16"}:
+            made = original if method == "float32" else to_float16(original)
+            climbed: Iterator[Rung] = iter([Rung(method, f"weights in {method}", made)])
+        else:
+            prepared = with_fast_operations(original)
+            seen = _representative(run, prepared, calibration, console)
+            climbed = _rungs(run, prepared, seen, Path(scratch), console)
+        judged = _climb(run, original, climbed, limits, console, all_of_them=method == "auto")
+    last = judged[-1]
+    overridden = tuple(sorted({one.check for one in last.refusals}))
+    packed = Packed(
+        model=last.rung.model,
+        verdict=last.verdict,
+        rungs=[(one.rung, one.verdict, one.passed) for one in judged],
+        calibration=seen.record if seen else None,
+        overridden=overridden,
+    )
+    digest = pack(out, run, packed)
+    return Converted(out, digest, judged, len(original))
+
+
+def _representative(run: Run, model: bytes, folder: Path | None, console: Console) -> Representative:
+    frames = of_folder(folder, console.print) if folder else of_run(run)
+    source = "folder" if folder else "train"
+    with steps(console, "Measuring ranges", MOST) as advance, closing(frames):
+        seen = calibrate(model, run.spec, frames, source=source, advance=advance)
+    if seen.spread < ALIKE:
+        console.print(
+            f"[yellow]the {seen.record.pictures} calibration pictures are nearly the same: they differ by "
+            f"{seen.spread:.1f} levels of 255. Other scenes may leave the ranges they set; add different ones[/]",
+            highlight=False,
+        )
+    return seen
+
+
+def _rungs(run: Run, model: bytes, seen: Representative, scratch: Path, console: Console) -> Iterator[Rung]:
+    def learn(advance: Advance) -> bytes:
+        network = float_model.load_model(run.path / "model.keras", run.spec, len(run.labels))
+        qat.fine_tune(network, _prepared(run, run.split("train"), TAUGHT), seen.pixels, advance=advance)
+        folder = scratch / "learnt"
+        float_model.export(network, folder, run.spec)
+        return with_fast_operations(float_model.to_float(folder))
+
+    watched = _prepared(run, run.split("val") or run.split("train"), WATCHED)
+    return rungs(
+        model,
+        seen,
+        watched,
+        observe=lambda changed: observed_ranges(changed, seen.pixels),
+        learn=learn if (run.path / "model.keras").is_file() else None,
+        bar=lambda what, total: steps(console, what, total),
+        say=lambda text: console.print(text, highlight=False),
     )
 
-    columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn())
-    with (
-        tempfile.TemporaryDirectory(prefix="edgeloop-convert-") as scratch,
-        Progress(*columns, console=console) as progress,
-    ):
-        folder = Path(scratch) / "saved_model"
-        steps = len(pictures.pixels) + 3
-        bar = progress.add_task("Exporting", total=steps)
-        if (run.path / SAVED_MODEL).is_dir():
-            folder = run.path / SAVED_MODEL
-        else:
-            export(load_model(run.path / "model.keras", run.spec, len(run.labels)), folder, run.spec)
-        progress.advance(bar)
-        progress.update(bar, advance=1, description="Converting to float32")
-        float_model = to_float(folder)
-        progress.update(bar, advance=1, description="Quantizing to int8")
-        int8_model = to_int8(folder, pictures.pixels, advance=lambda: progress.advance(bar))
-        progress.update(bar, completed=steps)
 
-    verdict = Verdict(_score(run, float_model, "float32", console), _score(run, int8_model, "int8", console))
-    verdict.check(max_drop)
-    digest = pack(out, run, int8_model, verdict.metrics(), pictures.record)
-    return Converted(out, digest, verdict, len(float_model), len(int8_model))
+def _prepared(run: Run, photos: list[Photo], count: int) -> Pixels:
+    """Up to that many pictures as the model sees them, balanced over the classes: (n, height, width, 3) uint8."""
+    chosen = choose(photos, count, seed=1)
+    pixels = np.empty((len(chosen), *run.spec.shape), np.uint8)
+    for place, (frame, _) in enumerate(run.read(chosen)):
+        preprocess(frame, run.spec, pixels[place])
+    return pixels
 
 
-def _score(run: Run, model: bytes, name: str, console: Console) -> Evaluation:
-    """Score one model on the test split, picture by picture, as the device will."""
+def _climb(
+    run: Run, original: bytes, climbed: Iterator[Rung], limits: Limits, console: Console, *, all_of_them: bool
+) -> tuple[Judged, ...]:
+    """Judge rung after rung until one passes.
+
+    Raises:
+        GateError: none does.
+    """
+    judged: list[Judged] = []
+    truth: Evaluation | None = None
+    for rung in climbed:
+        found = _score(run, {"float32": original, rung.name: rung.model}, truth, console)
+        truth, scored = found["float32"], found[rung.name]
+        float_ms, model_ms = latencies_ms([original, rung.model])
+        # Of a float bundle that float is not slower than float needs no proof.
+        slow = off_the_fast_path(rung.model) if rung.name not in {"float16", "float32"} else None
+        if slow is None:
+            float_ms = model_ms
+        verdict = Verdict(truth, scored, float_ms, model_ms, slow)
+        refusals = tuple(verdict.refusals(limits))
+        against = refused(refusals, limits)
+        judged.append(Judged(rung, verdict, refusals, not against))
+        if not against:
+            return tuple(judged)
+        console.print(f"{rung.name}: {'; '.join(one.reason for one in against)}", highlight=False)
+        # No rung makes operations faster.
+        if not all_of_them or all(one.check == "slow" for one in against):
+            break
+    best = min(judged, key=lambda one: (len(refused(one.refusals, limits)), one.verdict.drop))
+    what = f"{best.rung.name}, the best of {len(judged)} ways tried" if len(judged) > 1 else best.rung.name
+    raise gate_error(refused(best.refusals, limits), what)
+
+
+def _score(
+    run: Run, models: Mapping[str, bytes], float32: Evaluation | None, console: Console
+) -> dict[str, Evaluation]:
+    """Score models on the test split, picture by picture, as the device will; the float model only the first time."""
     photos = run.split("test")
+    waiting = {name: model for name, model in models.items() if name != "float32" or float32 is None}
 
     def pictures() -> Iterator[tuple[Pixels, str]]:
-        for frame, photo in track(run.read(photos), f"Testing {name}", total=len(photos), console=console):
+        for frame, photo in track(
+            run.read(photos), f"Testing {' and '.join(waiting)}", total=len(photos), console=console
+        ):
             yield frame, photo.label
 
-    with Classifier(model, labels=run.labels, spec=run.spec) as classifier:
-        if name == "int8" and classifier.tensors.input.dtype == "float32":
-            raise ModelError("the quantizer left the input in float32; this network cannot be packed as int8")
-        return evaluate(classifier, pictures())
+    with ExitStack() as stack:
+        classifiers = {
+            name: stack.enter_context(Classifier(model, labels=run.labels, spec=run.spec))
+            for name, model in waiting.items()
+        }
+        for name, classifier in classifiers.items():
+            if not name.startswith("float") and classifier.tensors.input.dtype == "float32":
+                raise ModelError("the quantizer left the input in float32; this network cannot be packed as int8")
+        found = dict(zip(classifiers, evaluate_together(list(classifiers.values()), pictures()), strict=True))
+    if float32 is not None:
+        found["float32"] = float32
+    return found

@@ -1,96 +1,104 @@
-"""Keras model to TFLite, float32 and int8. The only module that talks to TensorFlow."""
+"""Float32 TFLite to int8 or float16, by the LiteRT quantizer. The only module that talks to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
-from edge_agent.errors import DataError, MissingExtraError
-from edge_agent.preprocess import Pixels, PreprocessSpec
+from edge_agent.errors import ModelError
 from edge_agent.quiet import native_noise_hidden
 
-if TYPE_CHECKING:
-    import keras
+from .graph import Graph
+from .observe import Ranges
+
+LEVELS = (0.0, 255.0)
+"""The range of the input whatever the pictures held: a stored value is then a pixel's level, scale 1."""
 
 
-def load_model(path: Path, spec: PreprocessSpec, classes: int) -> keras.Model:
-    """Load a run's model and check that it takes the run's pixels and names its classes.
+def to_int8(model: bytes, ranges: Ranges, *, floats: Collection[str] = ()) -> bytes:
+    """Static int8: weights per output channel, activations per tensor, uint8 pixels in, float32 scores out.
 
-    Raises:
-        DataError: not a Keras file, holds code, or has another input or output than the run says.
-        MissingExtraError: Keras or TensorFlow is not installed.
-    """
-    try:
-        with native_noise_hidden():
-            import keras
-            import tensorflow as tf  # noqa: F401  converting needs it whatever backend trained the model
-    except ImportError as error:
-        raise MissingExtraError("converting", "train", error.name) from error
-    try:
-        with native_noise_hidden():
-            model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: not a Keras model edgeloop can load: {str(error).splitlines()[0]}") from error
-    takes, gives = model.input_shape, model.output_shape
-    if takes != (None, *spec.shape) or gives != (None, classes):
-        raise DataError(
-            f"{path}: maps {takes} to {gives}; "
-            f"preprocess.json and labels.txt need {(None, *spec.shape)} to {(None, classes)}"
-        )
-    return model
-
-
-def export(model: keras.Model, folder: Path, spec: PreprocessSpec) -> None:
-    """Write the model as a SavedModel of batch 1 with a static shape.
-
-    By way of a SavedModel because `TFLiteConverter.from_keras_model` fails with Keras 3 depending on
-    import order; static because a dynamic shape converts to a model whose output is constant.
-    """
-    import keras
-
-    signature = [keras.InputSpec(shape=(1, *spec.shape), dtype="float32", name="pixels")]
-    with native_noise_hidden():
-        model.export(folder, format="tf_saved_model", input_signature=signature, verbose=False)
-
-
-def to_float(folder: Path) -> bytes:
-    """The SavedModel as TFLite in float32: what int8 is compared with."""
-    return _convert(_converter(folder))
-
-
-def to_int8(folder: Path, pixels: Pixels, *, advance: Callable[[], object] = lambda: None) -> bytes:
-    """The SavedModel as TFLite in static int8: per-channel weights, uint8 pixels in, float32 scores out.
+    The last layer takes int8 weights and gives float32 logits, and the softmax is float32: an int8 softmax has steps of
+    1/256 and no score above 0.996, so classes tie and calibrated scores are lost (docs/conversion.md has the figures).
 
     Args:
-        folder: the SavedModel.
-        pixels: (pictures, height, width, 3) uint8, the representative dataset.
-        advance: called after each of them.
+        model: the float32 model.
+        ranges: of each of its activations.
+        floats: names of activations whose operations stay in float32.
     """
-    import tensorflow as tf
+    from litert_quantizer import qtyping, quantizer
+    from litert_quantizer.algorithm_manager import AlgorithmName
 
-    def feed() -> Iterator[list[Any]]:
-        for picture in pixels:
-            yield [picture[np.newaxis].astype(np.float32)]
-            advance()
-
-    converter = _converter(folder)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = feed
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = tf.uint8
-    converter.inference_output_type = tf.float32
-    return _convert(converter)
-
-
-def _converter(folder: Path) -> Any:
-    import tensorflow as tf
-
-    return tf.lite.TFLiteConverter.from_saved_model(str(folder))
+    graph, names = Graph(model), qtyping.TFLOperationName
+    given = graph.inputs[0]
+    engine = quantizer.Quantizer(model)
+    engine.add_static_config(".*", names.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+    engine.update_quantization_recipe(".*", names.INPUT, _uint8(qtyping))
+    engine.update_quantization_recipe(".*", names.OUTPUT, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    engine.update_quantization_recipe(".*", names.SOFTMAX, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    last = graph.makers()[graph.operations[-1].inputs[0]]
+    if last.kind == "FULLY_CONNECTED":
+        engine.add_dynamic_config(_scope([last.output]), names.FULLY_CONNECTED, num_bits=8)
+    if floats:
+        engine.update_quantization_recipe(_scope(floats), names.ALL_SUPPORTED, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    found = {name: {"min": np.full((1,), low), "max": np.full((1,), high)} for name, (low, high) in ranges.items()}
+    found[given] = {"min": np.full((1,), LEVELS[0]), "max": np.full((1,), LEVELS[1])}
+    return _run(engine, found)
 
 
-def _convert(converter: Any) -> bytes:
-    with native_noise_hidden():
-        return bytes(converter.convert())
+def to_float16(model: bytes) -> bytes:
+    """Weights in 16 bits, all arithmetic in float32: half the size, the same answers to three digits."""
+    from litert_quantizer import qtyping, quantizer
+    from litert_quantizer.algorithm_manager import AlgorithmName
+
+    engine = quantizer.Quantizer(model)
+    half = qtyping.OpQuantizationConfig(
+        weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
+    )
+    engine.update_quantization_recipe(
+        ".*", qtyping.TFLOperationName.ALL_SUPPORTED, half, algorithm_key=AlgorithmName.FLOAT_CASTING
+    )
+    return _run(engine, None)
+
+
+def _uint8(qtyping: Any) -> Any:
+    """The input as cameras give it; int8 would also do for us, but MediaPipe takes uint8 or float32."""
+    return qtyping.OpQuantizationConfig(
+        activation_tensor_config=qtyping.TensorQuantizationConfig(
+            num_bits=8, symmetric=False, dtype=qtyping.TensorDataType.UINT
+        ),
+        weight_tensor_config=qtyping.TensorQuantizationConfig(
+            num_bits=8, symmetric=True, granularity=qtyping.QuantGranularity.CHANNELWISE
+        ),
+        compute_precision=qtyping.ComputePrecision.INTEGER,
+    )
+
+
+def _scope(names: Collection[str]) -> str:
+    """The quantizer's pattern for the operations that make these tensors: it puts a semicolon after each name."""
+    return "|".join(f"^{re.escape(name)};$" for name in sorted(names))
+
+
+def _run(engine: Any, ranges: Any) -> bytes:
+    # It shows a bar and prints a report that no argument turns off, and warns of how it keeps all tensors.
+    silence = io.StringIO()
+    with (
+        native_noise_hidden(),
+        contextlib.redirect_stdout(silence),
+        contextlib.redirect_stderr(silence),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+        except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+            raise ModelError(f"the quantizer does not take the model: {str(error).splitlines()[0]}") from error
+    return bytes(result.quantized_model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import sqrt
@@ -181,12 +181,23 @@ def evaluate(classifier: Classifier, pictures: Iterable[tuple[Pixels, str]]) -> 
     Raises:
         ValueError: there are none, or a label is not one of the classifier's.
     """
-    truth, scores, times = [], [], []
+    return evaluate_together([classifier], pictures)[0]
+
+
+def evaluate_together(classifiers: Sequence[Classifier], pictures: Iterable[tuple[Pixels, str]]) -> list[Evaluation]:
+    """`evaluate` for several classifiers of the same labels, each picture decoded once and given to all of them."""
+    truth: list[int] = []
+    scores: list[list[npt.NDArray[np.float32]]] = [[] for _ in classifiers]
+    times: list[list[float]] = [[] for _ in classifiers]
     for frame, label in pictures:
-        result = classifier.classify(frame)
-        truth.append(classifier.labels.index(label))
-        scores.append(result.scores)
-        times.append(result.inference_ms)
-    if not scores:
+        truth.append(classifiers[0].labels.index(label))
+        for place, classifier in enumerate(classifiers):
+            result = classifier.classify(frame)
+            scores[place].append(result.scores)
+            times[place].append(result.inference_ms)
+    if not truth:
         raise ValueError("there are no pictures to evaluate on")
-    return Evaluation(classifier.labels, np.array(truth, np.intp), np.stack(scores), np.array(times))
+    return [
+        Evaluation(classifier.labels, np.array(truth, np.intp), np.stack(own), np.array(spent))
+        for classifier, own, spent in zip(classifiers, scores, times, strict=True)
+    ]

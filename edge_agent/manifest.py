@@ -58,38 +58,59 @@ class Scored(msgspec.Struct, frozen=True):
 
     accuracy: Fraction
     per_class: dict[str, Fraction]
+    calibration_error: Fraction
 
 
 class Metrics(msgspec.Struct, frozen=True, rename={"float32": "float"}):
-    """The float model and the quantized one on the same frozen test split.
+    """The float model and the one in the bundle on the same frozen test split.
 
     ``agreement`` is the share of pictures on which both name the same class first.
     """
 
     pictures: Size
     float32: Scored
-    int8: Scored
+    model: Scored
     agreement: Fraction
 
 
 class Calibration(msgspec.Struct, frozen=True):
-    """The representative dataset the integer ranges were measured on."""
+    """The representative dataset the integer ranges were measured on.
+
+    ``growth``: how much wider the ranges are than those of the first half of the pictures, as a share of their width,
+    mean of the tensors. ``fingerprint``: of the pictures, in their order. ``per_class`` is empty where they have no
+    classes.
+    """
 
     pictures: Size
     per_class: dict[str, Size]
     seed: int
-    split: Text
+    source: Text
+    growth: Fraction
+    fingerprint: Digest
+
+
+class Rung(msgspec.Struct, frozen=True):
+    """One way of quantizing that was tried, and how it did on the test split; the last one is in the bundle."""
+
+    name: Text
+    did: Text
+    bytes: Size
+    accuracy: Fraction
+    agreement: Fraction
+    passed: bool
 
 
 class Provenance(msgspec.Struct, frozen=True):
-    """Where the model comes from."""
+    """Where the model comes from. ``calibration`` is None for a float model; ``overridden`` names refused checks."""
 
     run: Text
     backbone: Text
     data_fingerprint: Digest
     edgeloop: Text
-    quantizer: Text
-    calibration: Calibration
+    converter: Text
+    calibration: Calibration | None
+    rungs: tuple[Rung, ...]
+    overridden: tuple[Text, ...] = ()
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -102,6 +123,7 @@ class Manifest(msgspec.Struct, frozen=True):
     min_agent: Version
     labels_sha256: Digest
     preprocess: PreprocessSpec
+    precision: Literal["int8", "float16", "float32"]
     tensors: Tensors
     outputs: Literal["softmax"]
     thresholds: Thresholds

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def native_noise_hidden() -> Iterator[None]:
+def native_noise_hidden(*, even_on_errors: bool = False) -> Iterator[None]:
     """Within the block, what C and C++ code writes to standard error is kept back.
 
     Python's own `sys.stderr` still reaches the terminal (progress bars go on). When the block
-    raises, what was kept back is printed after all: it may hold the cause. The whole process is
+    raises, what was kept back is printed after all: it may hold the cause. Not so with
+    ``even_on_errors``, for libraries that repeat it all in their exceptions. The whole process is
     affected, so use it around start-up and conversion, not in a running agent.
     """
     sys.stderr.flush()
@@ -30,9 +31,10 @@ def native_noise_hidden() -> Iterator[None]:
         try:
             yield
         except Exception:
-            kept.seek(0)
-            with os.fdopen(os.dup(terminal), "wb") as out:
-                shutil.copyfileobj(kept, out)
+            if not even_on_errors:
+                kept.seek(0)
+                with os.fdopen(os.dup(terminal), "wb") as out:
+                    shutil.copyfileobj(kept, out)
             raise
         finally:
             sys.stderr.close()

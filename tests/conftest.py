@@ -168,10 +168,11 @@ def run_folder(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def bundle_file(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small int8 bundle."""
     from converter.convert import convert
+    from converter.gate import Limits
 
     out = tmp_path_factory.mktemp("bundles") / "ground-1.2.edgeloop"
     # 9 test pictures: one more wrong is 11 points. These tests are not about the gate.
-    convert(run_folder, out, console=QUIET, max_drop=12)
+    convert(run_folder, out, console=QUIET, limits=Limits(max_drop=12, max_class_drop=100))
     return out
 
 

@@ -21,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from converter.quantize import export, load_model, to_float, to_int8
+from converter.float_model import export, load_model, to_float
+from converter.observe import observed_ranges
+from converter.quantize import to_int8
 from edge_agent.errors import ConfigError, DataError, EdgeloopError
 from edge_agent.preprocess import PreprocessSpec, preprocess
 from edge_agent.runtime import Model
@@ -552,8 +554,9 @@ def test_a_classifier_on_a_saved_model_converts_from_a_saved_model_of_its_own(
 
     with pytest.raises(DataError, match="TFSMLayer"):  # the reason for write_saved_model
         load_model(tmp_path / "model.keras", PreprocessSpec((SIDE, SIDE)), 3)
-    np.testing.assert_allclose(tflite_features(to_float(tmp_path / "saved_model"), pixels[:1]), expected, atol=1e-5)
-    quantized = to_int8(tmp_path / "saved_model", pixels.astype(np.uint8))
+    converted = to_float(tmp_path / "saved_model")
+    np.testing.assert_allclose(tflite_features(converted, pixels[:1]), expected, atol=1e-5)
+    quantized = to_int8(converted, observed_ranges(converted, pixels.astype(np.uint8)))
     np.testing.assert_allclose(tflite_features(quantized, pixels[:1]), expected, atol=0.05)
 
 

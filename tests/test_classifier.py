@@ -32,7 +32,7 @@ def small_model(kind: str, *, calibrated_to: int = 255) -> bytes:
     import keras
     import tensorflow as tf
 
-    from converter.quantize import export
+    from converter.float_model import export
 
     keras.utils.set_random_seed(3)
     inputs = keras.Input(SPEC.shape)

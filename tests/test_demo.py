@@ -63,7 +63,7 @@ def test_the_table_has_every_figure(told: tuple[str, Path]) -> None:
 def test_the_figures_are_those_of_the_parts(told: tuple[str, Path]) -> None:
     said, kept = told
     manifest = open_bundle(kept / "surfaces-1.edgeloop").manifest
-    assert f"accuracy, int8  │ {100 * manifest.metrics.int8.accuracy:.1f} %" in said
+    assert f"accuracy, int8  │ {100 * manifest.metrics.model.accuracy:.1f} %" in said
     test = json.loads((kept / "run" / "metrics.json").read_text())["test"]
     assert abs(test["accuracy"] - manifest.metrics.float32.accuracy) < 0.02
     log = (kept / "agent.log").read_text()

@@ -93,8 +93,8 @@ def test_a_bundle_gives_the_figures_of_the_gate(
     assert ran.code == 0, ran.err
     found = spoken(ran.out)
     assert found["pictures"] == gate.pictures
-    assert found["accuracy"] == pytest.approx(gate.int8.accuracy)
-    assert found["per_class"] == pytest.approx(gate.int8.per_class)
+    assert found["accuracy"] == pytest.approx(gate.model.accuracy)
+    assert found["per_class"] == pytest.approx(gate.model.per_class)
     assert found["notes"] == []
 
 

@@ -36,14 +36,18 @@ def invoked(monkeypatch: pytest.MonkeyPatch) -> list[Pixels]:
     return seen
 
 
-def test_all_four_see_the_same_pixels(run_folder: Path, bundle_file: Path, invoked: list[Pixels]) -> None:
-    from converter.calibration import choose, representative
+def test_all_four_see_the_same_pixels(
+    run_folder: Path, bundle_file: Path, invoked: list[Pixels], tmp_path: Path
+) -> None:
+    from converter import float_model
+    from converter.calibration import MOST, SEED, calibrate, choose, of_run
     from converter.run import open_run
     from trainer.data import load_dataset
 
     run = open_run(run_folder)
-    calibrated = representative(run)
-    chosen = choose(run.split("train"), 100, 0)[:6]
+    # The first two are black and white.
+    calibrated = calibrate(float_model.of_run(run, tmp_path), run.spec, of_run(run)).pixels[2:]
+    chosen = choose(run.split("train"), MOST, SEED)[:6]
     dataset = load_dataset(run.data, run.spec)
     trained: dict[str, Any] = {photo.sha256: dataset.pixels[i] for i, photo in enumerate(dataset.photos)}
     files = [run.data / photo.path for photo in chosen]
@@ -63,7 +67,7 @@ def test_all_four_see_the_same_pixels(run_folder: Path, bundle_file: Path, invok
 
     assert len(predicted) == len(seen_by_agent) == len(chosen)
     for i, photo in enumerate(chosen):
-        assert np.array_equal(trained[photo.sha256], calibrated.pixels[i])
+        assert np.array_equal(trained[photo.sha256], calibrated[i])
         assert np.array_equal(trained[photo.sha256], predicted[i])
         assert np.array_equal(trained[photo.sha256], seen_by_agent[i])
 

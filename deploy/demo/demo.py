@@ -124,13 +124,13 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
 
     summary = Summary(
         float_accuracy=converted.verdict.float32.accuracy,
-        int8_accuracy=converted.verdict.int8.accuracy,
+        int8_accuracy=converted.verdict.model.accuracy,
         video_accuracy=seen.accuracy(truth),
-        test_pictures=len(converted.verdict.int8.truth),
+        test_pictures=len(converted.verdict.model.truth),
         frames_classified=len(seen.results),
         frames=len(truth),
         float_bytes=converted.float_bytes,
-        int8_bytes=converted.int8_bytes,
+        int8_bytes=converted.model_bytes,
         latencies_ms=seen.latencies_ms(),
         took_s=time.monotonic() - started,
         bundle=bundle,

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from ..bundle import Bundle, open_bundle
-from ..manifest import TensorEntry
+from ..manifest import Calibration, TensorEntry
 
 
 @click.command("inspect")
@@ -30,9 +30,9 @@ def _lines(bundle: Bundle) -> list[str]:
     calibration = provenance.calibration
     height, width = preprocess.size
     labels_width = max(len("all"), *(len(label) for label in bundle.labels))
-    rows: list[tuple[str, float | None, float | None]] = [("all", metrics.float32.accuracy, metrics.int8.accuracy)]
+    rows: list[tuple[str, float | None, float | None]] = [("all", metrics.float32.accuracy, metrics.model.accuracy)]
     rows += [
-        (label, metrics.float32.per_class.get(label), metrics.int8.per_class.get(label)) for label in bundle.labels
+        (label, metrics.float32.per_class.get(label), metrics.model.per_class.get(label)) for label in bundle.labels
     ]
     facts = [
         ("digest", bundle.digest),
@@ -43,22 +43,34 @@ def _lines(bundle: Bundle) -> list[str]:
         ("thresholds", f"enter {manifest.thresholds.enter}, leave {manifest.thresholds.leave}"),
         ("backbone", provenance.backbone),
         ("run", f"{provenance.run}, data {provenance.data_fingerprint[:12]}, edgeloop {provenance.edgeloop}"),
-        ("quantizer", provenance.quantizer),
-        ("calibrated", f"on {calibration.pictures} pictures of the {calibration.split} split, seed {calibration.seed}"),
+        ("precision", manifest.precision),
+        ("converter", provenance.converter),
+        *([("calibrated", _calibration(calibration))] if calibration else []),
+        *(
+            [("overridden", f"packed although refused for {', '.join(provenance.overridden)}")]
+            if provenance.overridden
+            else []
+        ),
         ("canary", f"{len(bundle.canary())} pictures"),
         ("needs", f"edgeloop {manifest.min_agent} or newer"),
         (
             "agreement",
-            f"{100 * metrics.agreement:.1f} % of {metrics.pictures} test pictures: the same answer from float and int8",
+            f"{100 * metrics.agreement:.1f} % of {metrics.pictures} test pictures: the same answer as float",
         ),
     ]
     return [
         f"{manifest.name} {manifest.version}",
         *(f"  {name:<11} {value}" for name, value in facts),
-        f"  {'recognised':<11} {'':<{labels_width}}   float    int8",
+        f"  {'recognised':<11} {'':<{labels_width}}   float    here",
         *(
             f"  {'':<11} {label:<{labels_width}} {_percent(float_share)} {_percent(int8_share)}"
             for label, float_share, int8_share in rows
+        ),
+        f"  {'rungs':<11} {'':<{labels_width}}    size accuracy  agrees",
+        *(
+            f"  {'':<11} {rung.name:<{labels_width}} {rung.bytes / 1e6:7.2f} {_percent(rung.accuracy)} "
+            f"{_percent(rung.agreement)}  {'packed' if rung.passed else 'refused'}: {rung.did}"
+            for rung in provenance.rungs
         ),
         "  files",
         *(
@@ -67,6 +79,14 @@ def _lines(bundle: Bundle) -> list[str]:
             if not name.endswith(".jpg")
         ),
     ]
+
+
+def _calibration(calibration: Calibration) -> str:
+    where = f"of the {calibration.source} split, balanced" if calibration.per_class else "of a folder of one's own"
+    return (
+        f"on {calibration.pictures} pictures {where}, seed {calibration.seed}; half of them gave ranges "
+        f"{100 * calibration.growth:.1f} % narrower"
+    )
 
 
 def _tensor(tensor: TensorEntry) -> str:

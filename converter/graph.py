@@ -1,0 +1,229 @@
+"""A TFLite model as operations and tensors, to look at and to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+
+Array = npt.NDArray[Any]
+
+_KINDS = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+_ACTIVATIONS = {value: name for name, value in vars(schema.ActivationFunctionType).items() if isinstance(value, int)}
+_OPTIONS = {"ADD": "AddOptions", "MUL": "MulOptions"}
+LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+"""Operations with weights (input 1) and a bias (input 2)."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of the model.
+
+    Attributes:
+        kind: as TFLite calls it, such as CONV_2D.
+        activation: fused into it: NONE, RELU, RELU6 and others.
+        inputs: names of the tensors it reads, constants included; "" where an optional one is left out.
+        output: name of the tensor it makes. None of the operations of an image classifier makes several that matter.
+        raw: of the schema.
+    """
+
+    kind: str
+    activation: str
+    inputs: tuple[str, ...]
+    output: str
+    raw: Any
+
+
+class Graph:
+    """The one subgraph of a ``.tflite`` file. Tensors are known by their names, which the file keeps distinct.
+
+    Args:
+        content: the file. It is not changed; `content` gives the changed model.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+        self._subgraph = self._model.subgraphs[0]
+        self._names = [tensor.name.decode() for tensor in self._subgraph.tensors]
+        self._places = {name: place for place, name in enumerate(self._names)}
+        self.operations = [self._operation(raw) for raw in self._subgraph.operators]
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the model's inputs."""
+        return [self._names[place] for place in self._subgraph.inputs]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the model's outputs."""
+        return [self._names[place] for place in self._subgraph.outputs]
+
+    @property
+    def activations(self) -> list[str]:
+        """Names of the float tensors that depend on the input: the input itself, then what operations make of it."""
+        made = [*self.inputs, *(operation.output for operation in self.operations)]
+        return [name for name in made if self._tensor(name).type == schema.TensorType.FLOAT32]
+
+    def makers(self) -> dict[str, Operation]:
+        """The operation that makes each tensor."""
+        return {operation.output: operation for operation in self.operations}
+
+    def readers(self) -> dict[str, list[Operation]]:
+        """The operations that read each tensor."""
+        readers: dict[str, list[Operation]] = {}
+        for operation in self.operations:
+            for name in operation.inputs:
+                readers.setdefault(name, []).append(operation)
+        return readers
+
+    def place(self, name: str) -> int:
+        """The index of a tensor, as the interpreter counts."""
+        return self._places[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor."""
+        return tuple(int(side) for side in self._tensor(name).shape)
+
+    def is_constant(self, name: str) -> bool:
+        """True where the file holds the tensor's values."""
+        return bool(name) and self._data(name) is not None
+
+    def bias(self, operation: Operation) -> npt.NDArray[np.float32] | None:
+        """The bias of a layer, (channels,); None where it has none."""
+        name = operation.inputs[2] if len(operation.inputs) > 2 else ""
+        return self.constant(name).reshape(-1) if name else None
+
+    def constant(self, name: str) -> npt.NDArray[np.float32]:
+        """The real values of a constant, float32, dequantized where they are stored as integers."""
+        tensor, data = self._tensor(name), self._data(name)
+        if data is None:
+            raise ValueError(f"{name} is not a constant")
+        dtype = {
+            schema.TensorType.FLOAT32: np.float32,
+            schema.TensorType.FLOAT16: np.float16,
+            schema.TensorType.INT8: np.int8,
+            schema.TensorType.UINT8: np.uint8,
+            schema.TensorType.INT16: np.int16,
+            schema.TensorType.INT32: np.int32,
+        }[tensor.type]
+        values = np.frombuffer(bytes(data), dtype).reshape(tensor.shape).astype(np.float32)
+        quantization = tensor.quantization
+        if quantization is None or quantization.scale is None or not len(quantization.scale):
+            return values
+        along = [1] * values.ndim
+        if len(quantization.scale) > 1:
+            along[quantization.quantizedDimension] = -1
+        scale = np.asarray(quantization.scale, np.float32).reshape(along)
+        return (values - np.asarray(quantization.zeroPoint, np.float32).reshape(along)) * scale
+
+    def set_constant(self, output: str, place: int, values: Array) -> None:
+        """Change the weights (1) or the bias (2) of the layer that makes ``output``; a missing bias is added.
+
+        TFLite merges equal constants, such as the zero biases of all layers. Where others read this one, too, the layer
+        gets its own.
+        """
+        operation = self.makers()[output]
+        name = operation.inputs[place] if place < len(operation.inputs) else ""
+        if name and sum(other.inputs.count(name) for other in self.operations) == 1:
+            self._tensor(name).buffer = self._buffer(values)
+            return
+        raw = operation.raw
+        own = self.add_constant(f"{output}/{place}", values)
+        raw.inputs = [*raw.inputs[:place], self._places[own], *raw.inputs[place + 1 :]]
+        self.operations[self.operations.index(operation)] = self._operation(raw)
+
+    def add_tensor(self, name: str, *, like: str) -> str:
+        """A further tensor of the shape and type of another."""
+        tensor = copy(self._tensor(like))
+        tensor.name, tensor.buffer = name.encode(), 0
+        return self._append(tensor)
+
+    def add_constant(self, name: str, values: Array | float) -> str:
+        """A further float32 constant."""
+        tensor = schema.TensorT()
+        tensor.name, tensor.type = name.encode(), schema.TensorType.FLOAT32
+        tensor.shape = list(np.shape(values))
+        tensor.buffer = self._buffer(np.asarray(values))
+        return self._append(tensor)
+
+    def replace(self, operation: Operation, by: Iterable[tuple[str, tuple[str, str], str, str]]) -> None:
+        """Put element-wise operations in the place of one: (ADD or MUL, inputs, output, fused activation) each."""
+        made = []
+        for kind, inputs, output, activation in by:
+            raw = schema.OperatorT()
+            raw.opcodeIndex = self._code(kind)
+            raw.inputs = [self._places[name] for name in inputs]
+            raw.outputs = [self._places[output]]
+            raw.builtinOptionsType = getattr(schema.BuiltinOptions, _OPTIONS[kind])
+            raw.builtinOptions = getattr(schema, f"{_OPTIONS[kind]}T")()
+            raw.builtinOptions.fusedActivationFunction = getattr(schema.ActivationFunctionType, activation)
+            made.append(self._operation(raw))
+        place = self.operations.index(operation)
+        self.operations[place : place + 1] = made
+        self._subgraph.operators = [one.raw for one in self.operations]
+
+    def set_metadata(self, name: str, data: bytes) -> None:
+        """Store something about the model under a name that readers know."""
+        buffer, entry = schema.BufferT(), schema.MetadataT()
+        buffer.data = np.frombuffer(data, np.uint8)
+        self._model.buffers.append(buffer)
+        entry.name, entry.buffer = name.encode(), len(self._model.buffers) - 1
+        self._model.metadata = [*(self._model.metadata or []), entry]
+
+    def content(self) -> bytes:
+        """The model as it is now, as a ``.tflite`` file."""
+        self._drop_unused_buffers()
+        return bytes(flatbuffer_utils.convert_object_to_bytearray(self._model))
+
+    def _operation(self, raw: Any) -> Operation:
+        code = self._model.operatorCodes[raw.opcodeIndex]
+        kind = _KINDS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        if kind == "CUSTOM":
+            kind = code.customCode.decode()
+        activation = _ACTIVATIONS[getattr(raw.builtinOptions, "fusedActivationFunction", 0)]
+        inputs = tuple("" if place < 0 else self._names[place] for place in raw.inputs)
+        return Operation(kind, activation, inputs, self._names[raw.outputs[0]], raw)
+
+    def _code(self, kind: str) -> int:
+        number = getattr(schema.BuiltinOperator, kind)
+        for place, code in enumerate(self._model.operatorCodes):
+            if max(code.builtinCode, code.deprecatedBuiltinCode) == number:
+                return place
+        code = schema.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = number
+        self._model.operatorCodes.append(code)
+        return len(self._model.operatorCodes) - 1
+
+    def _append(self, tensor: Any) -> str:
+        name = str(tensor.name.decode())
+        self._subgraph.tensors.append(tensor)
+        self._names.append(name)
+        self._places[name] = len(self._names) - 1
+        return name
+
+    def _buffer(self, values: Array) -> int:
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(values.astype("<f4").tobytes(), np.uint8)
+        self._model.buffers.append(buffer)
+        return len(self._model.buffers) - 1
+
+    def _drop_unused_buffers(self) -> None:
+        """Forget the values of constants that were replaced; buffer 0 is the schema's empty one."""
+        users = [*self._subgraph.tensors, *(self._model.metadata or [])]
+        used = sorted({0, *(user.buffer for user in users)})
+        places = {old: new for new, old in enumerate(used)}
+        for user in users:
+            user.buffer = places[user.buffer]
+        self._model.buffers = [self._model.buffers[old] for old in used]
+
+    def _tensor(self, name: str) -> Any:
+        return self._subgraph.tensors[self._places[name]]
+
+    def _data(self, name: str) -> Any:
+        return self._model.buffers[self._tensor(name).buffer].data

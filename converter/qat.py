@@ -1,0 +1,234 @@
+"""Quantization-aware fine-tuning: the network learns a little longer with its values rounded as int8 will round them.
+
+After Jacob et al. 2018 (arXiv:1712.05877), section 3, with the float network's own scores as what to learn, so that
+neither labels nor hyperparameters of the training are needed. Imports TensorFlow and Keras inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.preprocess import Pixels
+from edge_agent.quiet import native_noise_hidden
+
+if TYPE_CHECKING:
+    import keras
+
+BATCH = 16
+STEPS = 240
+"""EfficientNet-Lite0 takes about 5 minutes for them on two cores."""
+LEARNING_RATE = 2e-5
+"""Far below the training's 1e-3 at its peak: the weights shall move by steps of rounding, not learn anew."""
+SEED = 0
+
+_FUSED = {"relu", "relu6"}
+
+
+def _sigmoid_gate(values: Any) -> Any:
+    from keras import ops
+
+    return _rounded_values(ops.sigmoid(values), 0.0, 1.0)
+
+
+def _hard_sigmoid_gate(values: Any) -> Any:
+    from keras import ops
+
+    return _rounded_values(_rounded_values(ops.relu6(values + 3), 0.0, 6.0) / 6, 0.0, 1.0)
+
+
+_GATES = {"silu": _sigmoid_gate, "hard_silu": _hard_sigmoid_gate}
+
+
+def fine_tune(
+    model: keras.Model,
+    pictures: Pixels,
+    sample: Pixels,
+    *,
+    advance: Callable[[], object] = lambda: None,
+) -> None:
+    """Adapt the model's weights in place to being rounded.
+
+    Args:
+        model: the run's classifier, pixels to scores.
+        pictures: (n, height, width, 3) uint8, what it was trained on, as the device sees it.
+        sample: (pictures, height, width, 3) uint8, to measure the ranges of its values on.
+        advance: called after each of the `STEPS`.
+    """
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(SEED)
+    with native_noise_hidden():
+        student = _rounding(model, sample)
+    teacher_scores = _scores(model, pictures)
+    variables = student.trainable_variables
+    kernels = _kernels(student)
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(LEARNING_RATE, STEPS), global_clipnorm=1.0)
+    optimizer.build(variables)
+
+    @tf.function  # type: ignore[untyped-decorator]  # TensorFlow has no types
+    def step(pixels: Any, wanted: Any) -> None:
+        with tf.GradientTape() as tape:
+            weights = [
+                _rounded_weights(variable, depthwise=kernels[variable.path])
+                if variable.path in kernels
+                else variable.value
+                for variable in variables
+            ]
+            scores, _ = student.stateless_call(weights, student.non_trainable_variables, pixels, training=False)
+            loss = tf.reduce_mean(keras.losses.kl_divergence(wanted, scores))
+        optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
+
+    order = np.random.default_rng(SEED)
+    for _ in range(STEPS):
+        batch = np.sort(order.choice(len(pictures), min(BATCH, len(pictures)), replace=False))
+        pixels = pictures[batch]
+        # A mirrored picture keeps its scores well enough, and the network sees twice as many.
+        if order.random() < 0.5:
+            mirrored = pixels[:, :, ::-1]
+            wanted = model(mirrored.astype(np.float32), training=False)
+            step(tf.constant(mirrored, tf.float32), wanted)
+        else:
+            step(tf.constant(pixels, tf.float32), tf.constant(teacher_scores[batch]))
+        advance()
+    model.set_weights(student.get_weights())
+
+
+def _scores(model: keras.Model, pictures: Pixels) -> npt.NDArray[np.float32]:
+    return np.concatenate(
+        [
+            np.asarray(model(pictures[start : start + BATCH].astype(np.float32), training=False))
+            for start in range(0, len(pictures), BATCH)
+        ]
+    )
+
+
+def _rounding(model: keras.Model, sample: Pixels) -> keras.Model:
+    """A copy of the model whose layers give what int8 can hold; its weights are its own, and still exact."""
+    import keras
+
+    places = _stored(model)
+    probe = keras.Model(model.input, [operation.output for operation in places])
+    lows, highs = np.full(len(places), np.inf), np.full(len(places), -np.inf)
+    for start in range(0, len(sample), BATCH):
+        values = probe(sample[start : start + BATCH].astype(np.float32), training=False)
+        for place, value in enumerate(values if isinstance(values, list | tuple) else [values]):
+            lows[place] = min(lows[place], float(np.min(value)))
+            highs[place] = max(highs[place], float(np.max(value)))
+    ranges = {operation.name: (low, high) for operation, low, high in zip(places, lows, highs, strict=True)}
+
+    class Rounded(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+        """A layer of its own, for the name: Keras would call the sums in it as it calls the network's."""
+
+        def call(self, values: Any) -> Any:
+            return _rounded_values(values, *ranges[self.name.removesuffix(".rounded")])
+
+    class Gated(keras.layers.Layer):  # type: ignore[misc]
+        """A swish as int8 computes it: a gate, rounded itself, times what was given."""
+
+        def __init__(self, kind: str, *, name: str) -> None:
+            super().__init__(name=name)
+            self._gate = _GATES[kind]
+
+        def call(self, values: Any) -> Any:
+            return values * self._gate(values)
+
+    def call(operation: Any, *arguments: Any, **options: Any) -> Any:
+        kind = getattr(getattr(operation, "activation", None), "__name__", "")
+        if isinstance(operation, keras.layers.Activation) and kind in _GATES:
+            given = Gated(kind, name=operation.name)(*arguments)
+        else:
+            given = operation(*arguments, **options)
+        return Rounded(name=f"{operation.name}.rounded")(given) if operation.name in ranges else given
+
+    copy = keras.models.clone_model(model, call_function=call)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _stored(model: keras.Model) -> list[Any]:
+    """The operations whose results int8 stores: not those that are computed together with what follows them.
+
+    A batch norm becomes part of the layer before it, and so do ReLU and ReLU6; the scores stay in float.
+    """
+    import keras
+
+    readers: dict[int, list[Any]] = {}
+    for operation in model.operations:
+        for given in _tensors(operation, "input"):
+            readers.setdefault(id(given), []).append(operation)
+
+    def fused(operation: Any) -> bool:
+        kind = getattr(getattr(operation, "activation", None), "__name__", "")
+        relu = isinstance(operation, keras.layers.ReLU) or (
+            isinstance(operation, keras.layers.Activation) and kind in _FUSED
+        )
+        return relu or isinstance(operation, keras.layers.BatchNormalization)
+
+    same = (
+        keras.layers.InputLayer,
+        keras.layers.ZeroPadding2D,
+        keras.layers.Reshape,
+        keras.layers.Flatten,
+        keras.layers.Dropout,
+    )
+    ends = {id(tensor) for tensor in model.outputs}
+    found = []
+    for operation in model.operations:
+        results = _tensors(operation, "output")
+        if isinstance(operation, same) or len(results) != 1 or id(results[0]) in ends:
+            continue
+        following = readers.get(id(results[0]), [])
+        if not (following and all(fused(reader) for reader in following)):
+            found.append(operation)
+    return found
+
+
+def _kernels(model: keras.Model) -> dict[str, bool]:
+    """The weights that become int8, by path, with whether they are a depthwise layer's."""
+    import keras
+
+    layers = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+    return {
+        layer.kernel.path: isinstance(layer, keras.layers.DepthwiseConv2D)
+        for layer in model.layers
+        if isinstance(layer, layers)
+    }
+
+
+def _tensors(operation: Any, end: str) -> list[Any]:
+    import keras
+
+    try:
+        return list(keras.tree.flatten(getattr(operation, end)))
+    except AttributeError:  # an input layer has no input
+        return []
+
+
+def _rounded_values(values: Any, low: float, high: float) -> Any:
+    """What 8 bits hold of the values; for learning, as if they were only clipped."""
+    from keras import ops
+
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = (high - low) / 255 or 1.0
+    # Zero is one of the 256 values, so the others are whole steps from it.
+    lowest = round(low / step) * step
+    clipped = ops.clip(values, lowest, lowest + 255 * step)
+    return clipped + ops.stop_gradient(ops.round(clipped / step) * step - clipped)
+
+
+def _rounded_weights(variable: Any, *, depthwise: bool) -> Any:
+    """What 8 bits and a scale per output channel hold of a kernel; for learning, as if it were exact.
+
+    A kernel is (height, width, in, out) or (in, out), a depthwise one (height, width, channels, 1).
+    """
+    from keras import ops
+
+    kernel = variable.value
+    axes = (0, 1) if depthwise else tuple(range(len(kernel.shape) - 1))
+    step = ops.maximum(ops.max(ops.abs(kernel), axis=axes, keepdims=True) / 127, 1e-12)
+    return kernel + ops.stop_gradient(ops.round(kernel / step) * step - kernel)
