@@ -54,6 +54,12 @@ from .gate import ALLOWABLE, DEFAULT_MAX_CLASS_DROP, DEFAULT_MAX_DROP, Limits
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder the run's pictures lie in, if they moved since training.",
 )
+@click.option(
+    "--sign",
+    "key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="SSH key to sign the bundle with, such as ~/.ssh/id_ed25519.",
+)
 def convert_command(
     run: Path,
     out: Path,
@@ -63,6 +69,7 @@ def convert_command(
     max_class_drop: float,
     allow: tuple[str, ...],
     data: Path | None,
+    key: Path | None,
 ) -> None:
     """Quantize RUN to int8, prove it on the test split, pack it as a bundle.
 
@@ -71,7 +78,14 @@ def convert_command(
     """
     limits = Limits(max_drop, max_class_drop, frozenset(allow))
     converted = convert(
-        run, out, console=Console(stderr=True), method=method, limits=limits, data=data, calibration=calibration
+        run,
+        out,
+        console=Console(stderr=True),
+        method=method,
+        limits=limits,
+        data=data,
+        calibration=calibration,
+        key=key,
     )
     Console().print(_table(converted))
     for one in converted.judged:

@@ -17,6 +17,7 @@ from edge_agent.classifier import Classifier
 from edge_agent.errors import ConfigError, ModelError
 from edge_agent.evaluation import Evaluation, evaluate_together
 from edge_agent.preprocess import Pixels, preprocess
+from edge_agent.signature import sign
 
 from . import float_model, qat
 from .calibration import ALIKE, MOST, Representative, calibrate, choose, of_folder, of_run
@@ -75,6 +76,7 @@ def convert(
     limits: Limits | None = None,
     data: Path | None = None,
     calibration: Path | None = None,
+    key: Path | None = None,
 ) -> Converted:
     """Quantize a run, measure float and quantized model on its test split, pack the bundle if little enough was lost.
 
@@ -87,6 +89,7 @@ def convert(
         limits: what quantization may cost.
         data: where the run's pictures lie now, if they moved.
         calibration: a folder of pictures to measure ranges on, in place of the run's training pictures.
+        key: SSH key to sign the bundle with.
 
     Raises:
         DataError: the run or its pictures are not what they were.
@@ -96,6 +99,8 @@ def convert(
     parse_name(out)
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent}: no such directory; make it first")
+    if key is not None:
+        sign(b"", key)  # a key that does not sign is better known now than after the work
     limits = limits or Limits()
     run = open_run(run_path, data=data)
     with tempfile.TemporaryDirectory(prefix="edgeloop-convert-") as scratch:
@@ -122,7 +127,7 @@ def convert(
         calibration=seen.record if seen else None,
         overridden=overridden,
     )
-    digest = pack(out, run, packed)
+    digest = pack(out, run, packed, key=key)
     return Converted(out, digest, judged, len(original))
 
 

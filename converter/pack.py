@@ -17,6 +17,7 @@ from edge_agent.bundle import CARD, EXPECTED, LABELS, MODEL, write_bundle
 from edge_agent.classifier import Classifier
 from edge_agent.errors import ConfigError
 from edge_agent.manifest import FORMAT, Calibration, Manifest, Name, Provenance, Thresholds, Version
+from edge_agent.signature import sign
 
 from . import canary
 from .card import card
@@ -66,13 +67,14 @@ def parse_name(path: Path) -> tuple[str, str]:
     return parsed
 
 
-def pack(out: Path, run: Run, packed: Packed) -> str:
+def pack(out: Path, run: Run, packed: Packed, *, key: Path | None = None) -> str:
     """Write the bundle of a run's converted model; returns its digest.
 
     Args:
         out: the file, called NAME-VERSION.edgeloop.
         run: the run it comes from.
         packed: what was made of it.
+        key: SSH key to sign it with.
     """
     name, number = parse_name(out)
     labels = "".join(f"{label}\n" for label in run.labels).encode()
@@ -113,4 +115,4 @@ def pack(out: Path, run: Run, packed: Packed) -> str:
     written = card(manifest, run, packed.verdict.model.confused_pairs()).encode()
     expected_json = msgspec.json.format(msgspec.json.encode(expected), indent=2) + b"\n"
     files = {MODEL: model, LABELS: labels, CARD: written, EXPECTED: expected_json, **canaries}
-    return write_bundle(out, manifest, files)
+    return write_bundle(out, manifest, files, sign=None if key is None else lambda raw: sign(raw, key))

@@ -14,8 +14,8 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,12 +54,16 @@ class Bundle:
         manifest: its description.
         labels: the class names; place i names output i of the model.
         digest: sha256 of `manifest.json`, and through the hashes in there, of everything.
+        raw: the bytes of `manifest.json`, which a signature is over.
+        signature: the bytes of `manifest.json.sig`, not checked yet; see `edge_agent.signature`. None without one.
     """
 
     path: Path
     manifest: Manifest
     labels: tuple[str, ...]
     digest: str
+    raw: bytes = field(repr=False)
+    signature: bytes | None = field(repr=False)
 
     def read(self, name: str) -> bytes:
         """One file's bytes, hashed again as they are read: what is used is what was verified.
@@ -122,10 +126,17 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             )
     if problems:
         raise BundleError(path, problems)
-    return Bundle(path, manifest, labels, hashlib.sha256(raw).hexdigest())
+    signature = _read(path, SIGNATURE, sizes[SIGNATURE]) if SIGNATURE in sizes else None
+    return Bundle(path, manifest, labels, hashlib.sha256(raw).hexdigest(), raw, signature)
 
 
-def write_bundle(path: str | os.PathLike[str], manifest: Manifest, files: Mapping[str, bytes]) -> str:
+def write_bundle(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    *,
+    sign: Callable[[bytes], bytes] | None = None,
+) -> str:
     """Write a bundle in one step: the final name holds a whole, verified bundle or does not exist.
 
     The same manifest and files give the same bytes.
@@ -134,6 +145,7 @@ def write_bundle(path: str | os.PathLike[str], manifest: Manifest, files: Mappin
         path: the file to write; replaced if it exists.
         manifest: its ``files`` and ``labels_sha256`` are filled in here.
         files: contents by name, without the manifest.
+        sign: gives the signature over the manifest's bytes; none is written without it.
 
     Returns:
         The bundle's digest.
@@ -141,10 +153,11 @@ def write_bundle(path: str | os.PathLike[str], manifest: Manifest, files: Mappin
     entries = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
     manifest = msgspec.structs.replace(manifest, files=entries, labels_sha256=entries[LABELS].sha256)
     raw = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    signature = {} if sign is None else {SIGNATURE: sign(raw)}
     path = Path(path)
     with replacing(path) as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
-            for name, data in ((MANIFEST, raw), *sorted(files.items())):
+            for name, data in ((MANIFEST, raw), *signature.items(), *sorted(files.items())):
                 info = zipfile.ZipInfo(name, _ZIP_EPOCH)
                 info.create_system, info.external_attr = 3, 0o644 << 16
                 archive.writestr(info, data)

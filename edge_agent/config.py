@@ -90,6 +90,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         device: this device's name in topics.
         bundle: the model to run, relative to agent.yaml.
+        allowed_signers: OpenSSH file of who may have signed the bundle; without it, nobody need have.
         cameras: by name.
         threads: inference threads; one per core up to four when left out.
     """
@@ -100,6 +101,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mqtt: MqttSettings = MqttSettings()
     decision: DecisionSettings = DecisionSettings()
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
+    allowed_signers: str | None = None
 
 
 def load_settings(path: str | os.PathLike[str]) -> Settings:
@@ -227,7 +229,14 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
     }
     password_file = settings.mqtt.password_file
     mqtt = msgspec.structs.replace(settings.mqtt, password_file=password_file and str(folder / password_file))
-    return msgspec.structs.replace(settings, bundle=str(folder / settings.bundle), cameras=cameras, mqtt=mqtt)
+    signers = settings.allowed_signers
+    return msgspec.structs.replace(
+        settings,
+        bundle=str(folder / settings.bundle),
+        cameras=cameras,
+        mqtt=mqtt,
+        allowed_signers=signers and str(folder / signers),
+    )
 
 
 def _path(where: str, key: object) -> str:

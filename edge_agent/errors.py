@@ -4,6 +4,7 @@
      ├─ ConfigError     agent.yaml, or an argument that contradicts it
      ├─ PictureError    a file that is not a picture we can use
      ├─ BundleError     a bundle that is damaged, hostile or too new
+     ├─ SignatureError  a bundle that is not signed by whom it must be
      ├─ ModelError      a model the runtime refuses, or that breaks the contract
      ├─ CameraError     a camera that cannot be opened or has failed
      ├─ BrokerError     an MQTT broker that refuses us
@@ -48,6 +49,10 @@ class BundleError(EdgeloopError):
     def __init__(self, where: object, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__(f"{where}: not a usable bundle: {'; '.join(self.problems)}")
+
+
+class SignatureError(EdgeloopError):
+    """A bundle without the signature it must have, or with one that does not fit or cannot be checked."""
 
 
 class ModelError(EdgeloopError):

@@ -62,6 +62,7 @@ def _missing(module: str, extra: str) -> Callable[[], str]:
 
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
 PARTS: dict[str, Callable[[], str]] = {
+    "ssh-keygen": lambda: "" if shutil.which("ssh-keygen") else "OpenSSH's ssh-keygen is not installed",
     "mosquitto": _missing_mosquitto,
     "index": _missing_index,
     "cc": _missing_cc,

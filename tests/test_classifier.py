@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,9 +222,7 @@ def test_a_model_that_is_not_the_manifests_is_refused(bundle_file: Path) -> None
 
     bundle = open_bundle(bundle_file)
     tensors = msgspec.structs.replace(bundle.manifest.tensors, output=TensorEntry((1, 3), "uint8", 0.5, 0))
-    changed = edge_agent.Bundle(
-        bundle.path, msgspec.structs.replace(bundle.manifest, tensors=tensors), bundle.labels, bundle.digest
-    )
+    changed = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, tensors=tensors))
     with pytest.raises(ModelError, match="its manifest says"):
         Classifier.from_bundle(changed)
 

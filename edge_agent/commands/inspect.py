@@ -7,24 +7,40 @@ from pathlib import Path
 import click
 import msgspec
 
-from ..bundle import Bundle, open_bundle
+from ..bundle import CARD, Bundle, open_bundle
 from ..manifest import Calibration, TensorEntry
+from ..signature import Signed, verify_bundle
 
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="The manifest with digest and labels, as JSON.")
-def inspect_command(bundle: Path, *, as_json: bool) -> None:
-    """Verify BUNDLE and show what it holds."""
+@click.option(
+    "--allowed-signers",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="OpenSSH file of who may have signed it; refused where none of them has.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="All of it, the canary pictures' expected scores included, as JSON."
+)
+def inspect_command(bundle: Path, allowed_signers: Path | None, *, as_json: bool) -> None:
+    """Verify BUNDLE, its signature if it has one, and show what it holds."""
     opened = open_bundle(bundle)
+    signed = verify_bundle(opened, allowed_signers)
     if as_json:
-        value = {"digest": opened.digest, "labels": opened.labels, "manifest": opened.manifest}
+        value = {
+            "digest": opened.digest,
+            "signed": signed,
+            "labels": opened.labels,
+            "manifest": opened.manifest,
+            "canary": opened.canary(),
+            "card": opened.read(CARD).decode(errors="replace"),
+        }
         click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
     else:
-        click.echo("\n".join(_lines(opened)))
+        click.echo("\n".join(_lines(opened, signed)))
 
 
-def _lines(bundle: Bundle) -> list[str]:
+def _lines(bundle: Bundle, signed: Signed | None) -> list[str]:
     manifest = bundle.manifest
     metrics, provenance, preprocess = manifest.metrics, manifest.provenance, manifest.preprocess
     calibration = provenance.calibration
@@ -36,6 +52,7 @@ def _lines(bundle: Bundle) -> list[str]:
     ]
     facts = [
         ("digest", bundle.digest),
+        ("signed", _signed(signed)),
         ("created", manifest.created),
         ("labels", f"{len(bundle.labels)}: {', '.join(bundle.labels)}"),
         ("input", f"{height}x{width} {preprocess.channels}, {preprocess.fit}; {_tensor(manifest.tensors.input)}"),
@@ -79,6 +96,13 @@ def _lines(bundle: Bundle) -> list[str]:
             if not name.endswith(".jpg")
         ),
     ]
+
+
+def _signed(signed: Signed | None) -> str:
+    if signed is None:
+        return "by nobody"
+    who = f"by {signed.signer}, " if signed.signer else "by an unknown signer (--allowed-signers tells), "
+    return f"{who}{signed.kind} key {signed.key}"
 
 
 def _calibration(calibration: Calibration) -> str:

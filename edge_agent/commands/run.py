@@ -34,6 +34,7 @@ def run(config: Path) -> None:
     from ..config import load_settings
     from ..errors import CameraError
     from ..mqtt import MqttPublisher
+    from ..signature import verify_bundle
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
     stop_requests: list[int] = []
@@ -48,6 +49,8 @@ def run(config: Path) -> None:
 
     settings = load_settings(config)
     bundle = open_bundle(settings.bundle)
+    if settings.allowed_signers is not None:
+        verify_bundle(bundle, Path(settings.allowed_signers))
     cameras = {name: OpenCVCamera(camera) for name, camera in settings.cameras.items()}
     with (
         Classifier.from_bundle(bundle, threads=settings.threads) as classifier,
