@@ -30,7 +30,7 @@ def of_run(run: Run, scratch: Path) -> bytes:
     """
     folder = run.path / SAVED_MODEL
     if folder.is_dir():
-        _check_signature(folder, run.spec, len(run.labels))
+        check_signature(folder, run.spec, len(run.labels))
     else:
         folder = scratch / "saved_model"
         export(load_model(run.path / "model.keras", run.spec, len(run.labels)), folder, run.spec)
@@ -101,7 +101,7 @@ def _missing_operations(message: str) -> set[str]:
     return found
 
 
-def _check_signature(folder: Path, spec: PreprocessSpec, classes: int) -> None:
+def check_signature(folder: Path, spec: PreprocessSpec, classes: int) -> None:
     """Refuse a SavedModel that takes or gives something else than the run says.
 
     Raises:

@@ -6,7 +6,7 @@ neither labels nor hyperparameters of the training are needed. Imports TensorFlo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from edge_agent.preprocess import Pixels
 from edge_agent.quiet import native_noise_hidden
+
+from .observe import Ranges
+from .ranges import least_error
 
 if TYPE_CHECKING:
     import keras
@@ -111,15 +114,7 @@ def _rounding(model: keras.Model, sample: Pixels) -> keras.Model:
     """A copy of the model whose layers give what int8 can hold; its weights are its own, and still exact."""
     import keras
 
-    places = _stored(model)
-    probe = keras.Model(model.input, [operation.output for operation in places])
-    lows, highs = np.full(len(places), np.inf), np.full(len(places), -np.inf)
-    for start in range(0, len(sample), BATCH):
-        values = probe(sample[start : start + BATCH].astype(np.float32), training=False)
-        for place, value in enumerate(values if isinstance(values, list | tuple) else [values]):
-            lows[place] = min(lows[place], float(np.min(value)))
-            highs[place] = max(highs[place], float(np.max(value)))
-    ranges = {operation.name: (low, high) for operation, low, high in zip(places, lows, highs, strict=True)}
+    ranges = _ranges(model, sample)
 
     class Rounded(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
         """A layer of its own, for the name: Keras would call the sums in it as it calls the network's."""
@@ -148,6 +143,24 @@ def _rounding(model: keras.Model, sample: Pixels) -> keras.Model:
     copy = keras.models.clone_model(model, call_function=call)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def _ranges(model: keras.Model, sample: Pixels) -> Ranges:
+    """What int8 would give each stored value, by the operation's name: the ends with the least squared error."""
+    import keras
+
+    places = _stored(model)
+    names = [operation.name for operation in places]
+    probe = keras.Model(model.input, [operation.output for operation in places])
+
+    def batches() -> Iterator[list[npt.NDArray[np.float32]]]:
+        for start in range(0, len(sample), BATCH):
+            values = probe(sample[start : start + BATCH].astype(np.float32), training=False)
+            yield [np.asarray(value) for value in (values if isinstance(values, list | tuple) else [values])]
+
+    seen = np.array([[(value.min(), value.max()) for value in values] for values in batches()])
+    widest = dict(zip(names, zip(seen[..., 0].min(0).tolist(), seen[..., 1].max(0).tolist(), strict=True), strict=True))
+    return least_error(batches(), widest)
 
 
 def _stored(model: keras.Model) -> list[Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_agent.preprocess import Pixels
 
-from .observe import Ranges, activations
+from .observe import Ranges, Values, activations
 
 BINS = 2048
 STEPS = 255
@@ -18,9 +18,7 @@ SHARES = np.linspace(1.0, 0.2, 33)
 
 
 def clipped(model: bytes, ranges: Ranges, pixels: Pixels, *, advance: Callable[[], object] = lambda: None) -> Ranges:
-    """The range of each tensor with the least mean squared error of its values as 8-bit integers.
-
-    As in Banner et al. 2019 (arXiv:1810.05723), but from the histogram itself rather than a distribution fitted to it.
+    """The range of each tensor of a model with the least mean squared error of its values as 8-bit integers.
 
     Args:
         model: the float32 ``.tflite``.
@@ -28,13 +26,29 @@ def clipped(model: bytes, ranges: Ranges, pixels: Pixels, *, advance: Callable[[
         pixels: (pictures, height, width, 3) uint8, what they were measured on.
         advance: called after each picture.
     """
-    names = list(ranges)
-    counts = np.zeros((len(names), BINS))
-    for values in activations(model, names, pixels):
-        for place, (name, value) in enumerate(zip(names, values, strict=True)):
-            counts[place] += np.histogram(value, BINS, ranges[name])[0]
-        advance()
-    return {name: _least_error(count, *ranges[name]) for name, count in zip(names, counts, strict=True)}
+
+    def values() -> Iterator[list[Values]]:
+        for found in activations(model, list(ranges), pixels):
+            yield found
+            advance()
+
+    return least_error(values(), ranges)
+
+
+def least_error(values: Iterable[Sequence[Values]], ranges: Ranges) -> Ranges:
+    """The ends for each tensor between which its values have the least mean squared error as 8-bit integers.
+
+    As in Banner et al. 2019 (arXiv:1810.05723), but from the histogram itself rather than a distribution fitted to it.
+
+    Args:
+        values: time and again, the values of all tensors.
+        ranges: lowest and highest of them, by the tensor's name, in the same order.
+    """
+    counts = np.zeros((len(ranges), BINS))
+    for found in values:
+        for place, (value, ends) in enumerate(zip(found, ranges.values(), strict=True)):
+            counts[place] += np.histogram(value, BINS, ends)[0]
+    return {name: _least_error(count, *ends) for count, (name, ends) in zip(counts, ranges.items(), strict=True)}
 
 
 def _least_error(counts: npt.NDArray[np.float64], low: float, high: float) -> tuple[float, float]:

@@ -28,6 +28,7 @@ COMMANDS = {
         "Score a run or a bundle on a folder of photographs.",
     ),
     "convert": ("converter.cli", "convert_command", "train", "Quantize a run to int8, prove it, pack it as a bundle."),
+    "export": ("converter.export_cli", "export_command", "train", "Write a run for TensorFlow Serving."),
     "inspect": ("edge_agent.commands.inspect", "inspect_command", "", "Show what is in a bundle."),
     "predict": ("edge_agent.commands.predict", "predict_command", "", "Classify picture files."),
     "run": ("edge_agent.commands.run", "run_command", "", "Run the agent: cameras to labels over MQTT."),

@@ -70,6 +70,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "jax": _missing("jax", "jax"),
     "torch": _missing("torch", "torch"),
     "tensorboard": _missing("tensorboard", "tensorboard"),
+    "serving": _missing("tensorflow_serving", "serving"),
     "hub": _missing("keras_hub", "hub"),
 }
 _verdicts: dict[str, str] = {}

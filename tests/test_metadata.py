@@ -38,7 +38,7 @@ def mediapipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mediapipe")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin/python"
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "mediapipe==1.2.2"]
+    install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "mediapipe==1.2.2"]
     subprocess.run(install, check=True, timeout=250)
     return python
 

@@ -1,0 +1,5 @@
+"""A run as a SavedModel that TensorFlow Serving answers pictures with."""
+
+from .export import export_saved_model
+
+__all__ = ["export_saved_model"]

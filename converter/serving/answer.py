@@ -1,0 +1,31 @@
+"""What a SavedModel answers, in a process that knows nothing of how it was made.
+
+    python answer.py FOLDER PICTURE...
+
+prints a JSON object a picture: `labels` and `scores`, best first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def main(arguments: list[str]) -> None:
+    """Load the folder and answer each JPEG file."""
+    import tensorflow as tf
+
+    folder, *pictures = arguments
+    answer = tf.saved_model.load(folder).signatures["serving_default"]
+    for path in pictures:
+        found = answer(image_bytes=tf.constant([Path(path).read_bytes()]))
+        labels = [label.decode() for label in found["labels"].numpy()[0]]
+        print(json.dumps({"labels": labels, "scores": found["scores"].numpy()[0].tolist()}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

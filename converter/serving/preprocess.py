@@ -1,0 +1,126 @@
+"""`edge_agent.preprocess` once more, in TensorFlow operations: the same bytes for every picture. Imports TensorFlow.
+
+A server has no OpenCV. Everything is whole numbers here: OpenCV's bit-exact bilinear resize works with weights of 8
+bits after the point, and its area mean rounds half up. The tests hold both against each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from edge_agent.preprocess import PAD_LEVEL, PreprocessSpec
+
+
+def preprocess(picture: Any, spec: PreprocessSpec) -> Any:
+    """Fit a picture into the model's input.
+
+    Args:
+        picture: (H, W, 3) uint8, **RGB**, as TensorFlow decodes.
+        spec: size, fit and channel order of the input.
+
+    Returns:
+        (height, width, 3) uint8 in the spec's channel order.
+    """
+    height, width = spec.size
+    levels = tf.cast(picture, tf.int32)
+    fitted = (tf.constant(height), tf.constant(width))
+    if spec.fit == "crop":
+        levels = _centre_with_aspect(levels, height, width)
+    elif spec.fit == "letterbox":
+        fitted = _fitted(levels, height, width)
+    levels = _resize(_halve(levels, *fitted), *fitted)
+    if spec.fit == "letterbox":
+        top, left = (height - fitted[0]) // 2, (width - fitted[1]) // 2
+        around = [[top, height - fitted[0] - top], [left, width - fitted[1] - left], [0, 0]]
+        levels = tf.pad(levels, around, constant_values=PAD_LEVEL)
+    if spec.channels == "bgr":
+        levels = levels[..., ::-1]
+    return tf.ensure_shape(tf.cast(levels, tf.uint8), spec.shape)
+
+
+def _sides(levels: Any) -> tuple[Any, Any]:
+    shape = tf.shape(levels)
+    return shape[0], shape[1]
+
+
+def _rounded(numerator: Any, denominator: Any) -> Any:
+    """Python's round() of a quotient, 1 at least."""
+    quotient = tf.cast(numerator, tf.float64) / tf.cast(denominator, tf.float64)
+    return tf.maximum(1, tf.cast(tf.round(quotient), tf.int32))
+
+
+def _centre_with_aspect(levels: Any, height: int, width: int) -> Any:
+    rows, columns = _sides(levels)
+    wide = columns * height > rows * width
+    keep_rows = tf.where(wide, rows, _rounded(columns * height, width))
+    keep_columns = tf.where(wide, _rounded(rows * width, height), columns)
+    top, left = (rows - keep_rows) // 2, (columns - keep_columns) // 2
+    return levels[top : top + keep_rows, left : left + keep_columns]
+
+
+def _fitted(levels: Any, height: int, width: int) -> tuple[Any, Any]:
+    rows, columns = _sides(levels)
+    wide = columns * height > rows * width
+    return (
+        tf.where(wide, _rounded(rows * width, columns), height),
+        tf.where(wide, width, _rounded(columns * height, rows)),
+    )
+
+
+def _halve(levels: Any, height: Any, width: Any) -> Any:
+    def tall(some: Any) -> Any:
+        return _sides(some)[0] >= 2 * height
+
+    def wide(some: Any) -> Any:
+        return _sides(some)[1] >= 2 * width
+
+    def step(some: Any) -> tuple[Any]:
+        # Of both axes at once the four are summed before they are rounded.
+        is_tall, is_wide = tall(some), wide(some)
+        summed = tf.cond(is_tall, lambda: _summed_rows(some), lambda: some)
+        summed = tf.cond(is_wide, lambda: _summed_columns(summed), lambda: summed)
+        count = tf.where(is_tall, 2, 1) * tf.where(is_wide, 2, 1)
+        return ((summed + count // 2) // count,)
+
+    (halved,) = tf.while_loop(
+        lambda some: tall(some) | wide(some), step, (levels,), shape_invariants=(tf.TensorShape([None, None, 3]),)
+    )
+    return halved
+
+
+def _summed_rows(levels: Any) -> Any:
+    even = levels[: _sides(levels)[0] // 2 * 2]
+    return even[0::2] + even[1::2]
+
+
+def _summed_columns(levels: Any) -> Any:
+    even = levels[:, : _sides(levels)[1] // 2 * 2]
+    return even[:, 0::2] + even[:, 1::2]
+
+
+def _resize(levels: Any, height: Any, width: Any) -> Any:
+    """OpenCV's INTER_LINEAR_EXACT: along the rows, then along the columns, rounded once at the end."""
+    rows, columns = _sides(levels)
+    near, far, weight = _taps(columns, width)
+    across = (
+        tf.gather(levels, near, axis=1) * (256 - weight)[:, None] + tf.gather(levels, far, axis=1) * weight[:, None]
+    )
+    near, far, weight = _taps(rows, height)
+    weight = weight[:, None, None]
+    down = tf.gather(across, near, axis=0) * (256 - weight) + tf.gather(across, far, axis=0) * weight
+    return (down + 2**15) // 2**16
+
+
+def _taps(length: Any, wanted: Any) -> tuple[Any, Any, Any]:
+    """The two pixels each new one lies between, and the weight of the second in 256ths."""
+    # One over a quotient, as OpenCV computes it: the last bit of the scale can decide a rounding.
+    scale = 1 / (tf.cast(wanted, tf.float64) / tf.cast(length, tf.float64))
+    place = scale * (tf.range(tf.cast(wanted, tf.float64), dtype=tf.float64) + 0.5) - 0.5
+    below = tf.floor(place)
+    weight = tf.cast(tf.round((place - below) * 256), tf.int32)
+    near = tf.cast(below, tf.int32)
+    weight = tf.where((near >= 0) & (near < length - 1), weight, 0)
+    near = tf.clip_by_value(near, 0, length - 1)
+    return near, tf.minimum(near + 1, length - 1), weight
