@@ -38,7 +38,8 @@ def choose(scored: Evaluation) -> list[int]:
     margins = ordered[:, -1] - ordered[:, -2]
     sure = np.where(scored.right, margins, margins - 2)
     classes = np.unique(scored.truth)
-    queues = [_clear_first(np.flatnonzero(scored.truth == label), sure) for label in classes]
+    share = -(-CLEAR // len(classes))
+    queues = [_clear_first(np.flatnonzero(scored.truth == label), sure, share) for label in classes]
     chosen: list[int] = []
     for turn in range(max(len(queue) for queue in queues)):
         # Beyond one picture a class, only clear ones: there is nothing to prove with the others.
@@ -52,11 +53,11 @@ def choose(scored: Evaluation) -> list[int]:
     return chosen + closest[:CLOSE]
 
 
-def _clear_first(places: npt.NDArray[np.intp], sure: npt.NDArray[np.float32]) -> list[int]:
-    """Clear pictures evenly from the clearest to the least clear of them, so that they are not all of one kind."""
+def _clear_first(places: npt.NDArray[np.intp], sure: npt.NDArray[np.float32], share: int) -> list[int]:
+    """A class's pictures: ``share`` of them evenly from the clearest to the least clear, then the rest by clearness."""
     ranked = places[np.argsort(-sure[places], kind="stable")]
     clear = int((sure[ranked] >= CLEAR_MARGIN).sum())
-    spread = np.linspace(0, clear - 1, min(clear, CLEAR)).round().astype(int) if clear else np.empty(0, int)
+    spread = np.linspace(0, clear - 1, min(clear, share)).round().astype(int) if clear else np.empty(0, int)
     first = dict.fromkeys(ranked[spread].tolist())
     return [*first, *(place for place in ranked.tolist() if place not in first)]
 

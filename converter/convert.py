@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ from edge_agent.preprocess import Pixels, preprocess
 from edge_agent.signature import sign
 
 from . import float_model, qat
-from .calibration import ALIKE, MOST, Representative, calibrate, choose, of_folder, of_run
+from .calibration import ALIKE, MOST, Frame, Representative, calibrate, choose, of_folder, of_run
 from .fast_path import off_the_fast_path, with_fast_operations
-from .gate import Limits, Refusal, Verdict, gate_error, latencies_ms, refused
+from .gate import Limits, Refusal, Verdict, gate_error, refused, timed_ms
 from .ladder import Rung, rungs
 from .observe import observed_ranges
 from .pack import Packed, pack, parse_name
@@ -103,6 +103,7 @@ def convert(
         sign(b"", key)  # a key that does not sign is better known now than after the work
     limits = limits or Limits()
     run = open_run(run_path, data=data)
+    frames = of_folder(calibration, console.print) if calibration else of_run(run)
     with tempfile.TemporaryDirectory(prefix="edgeloop-convert-") as scratch:
         with steps(console, "Converting to float32", 1) as advance:
             original = float_model.of_run(run, Path(scratch))
@@ -112,10 +113,11 @@ def convert(
         seen = None
         if method in {"float32", "float16"}:
             made = original if method == "float32" else to_float16(original)
-            climbed: Iterator[Rung] = iter([Rung(method, f"weights in {method}", made)])
+            climbed: Iterator[Rung] = iter([Rung(method, f"weights in {method}", made, method)])
         else:
             prepared = with_fast_operations(original)
-            seen = _representative(run, prepared, calibration, console)
+            with closing(frames):
+                seen = _representative(run, prepared, frames, "folder" if calibration else "train", console)
             climbed = _rungs(run, prepared, seen, Path(scratch), console)
         judged = _climb(run, original, climbed, limits, console, all_of_them=method == "auto")
     last = judged[-1]
@@ -131,10 +133,8 @@ def convert(
     return Converted(out, digest, judged, len(original))
 
 
-def _representative(run: Run, model: bytes, folder: Path | None, console: Console) -> Representative:
-    frames = of_folder(folder, console.print) if folder else of_run(run)
-    source = "folder" if folder else "train"
-    with steps(console, "Measuring ranges", MOST) as advance, closing(frames):
+def _representative(run: Run, model: bytes, frames: Iterable[Frame], source: str, console: Console) -> Representative:
+    with steps(console, "Measuring ranges", MOST) as advance:
         seen = calibrate(model, run.spec, frames, source=source, advance=advance)
     if seen.spread < ALIKE:
         console.print(
@@ -187,11 +187,8 @@ def _climb(
     for rung in climbed:
         found = _score(run, {"float32": original, rung.name: rung.model}, truth, console)
         truth, scored = found["float32"], found[rung.name]
-        float_ms, model_ms = latencies_ms([original, rung.model])
-        # Of a float bundle that float is not slower than float needs no proof.
-        slow = off_the_fast_path(rung.model) if rung.name not in {"float16", "float32"} else None
-        if slow is None:
-            float_ms = model_ms
+        float_ms, model_ms = timed_ms(original, rung.model)
+        slow = off_the_fast_path(rung.model) if rung.precision == "int8" else None
         verdict = Verdict(truth, scored, float_ms, model_ms, slow)
         refusals = tuple(verdict.refusals(limits))
         against = refused(refusals, limits)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.manifest import Precision
 from edge_agent.preprocess import Pixels
 from edge_agent.runtime import Model
 
@@ -33,11 +34,12 @@ Bar = Callable[[str, int], AbstractContextManager[Advance]]
 
 @dataclass(frozen=True)
 class Rung:
-    """One model to be judged: its rung's name, what was done for it, and the ``.tflite`` itself."""
+    """One model to be judged: its rung's name, what was done for it, the ``.tflite``, and what its weights are."""
 
     name: str
     did: str
     model: bytes
+    precision: Precision = "int8"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, cast
 
 import msgspec
 
@@ -78,7 +77,6 @@ def pack(out: Path, run: Run, packed: Packed, *, key: Path | None = None) -> str
     """
     name, number = parse_name(out)
     labels = "".join(f"{label}\n" for label in run.labels).encode()
-    precision = packed.rungs[-1][0].name if packed.rungs[-1][0].name in {"float32", "float16"} else "int8"
     model = with_metadata(packed.model, run, name=name, version=number, labels=labels)
     with Classifier(model, labels=run.labels, spec=run.spec) as classifier:
         tensors = classifier.tensors
@@ -92,7 +90,7 @@ def pack(out: Path, run: Run, packed: Packed, *, key: Path | None = None) -> str
         min_agent=MIN_AGENT,
         labels_sha256=hashlib.sha256(labels).hexdigest(),
         preprocess=run.spec,
-        precision=cast("Literal['int8', 'float16', 'float32']", precision),
+        precision=packed.rungs[-1][0].precision,
         tensors=tensors,
         outputs="softmax",
         thresholds=Thresholds(),

@@ -39,7 +39,7 @@ def to_int8(model: bytes, ranges: Ranges, *, floats: Collection[str] = ()) -> by
     given = graph.inputs[0]
     engine = quantizer.Quantizer(model)
     engine.add_static_config(".*", names.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
-    engine.update_quantization_recipe(".*", names.INPUT, _uint8(qtyping))
+    engine.update_quantization_recipe(".*", names.INPUT, uint8_config())
     engine.update_quantization_recipe(".*", names.OUTPUT, algorithm_key=AlgorithmName.NO_QUANTIZE)
     engine.update_quantization_recipe(".*", names.SOFTMAX, algorithm_key=AlgorithmName.NO_QUANTIZE)
     last = graph.makers()[graph.operations[-1].inputs[0]]
@@ -49,7 +49,7 @@ def to_int8(model: bytes, ranges: Ranges, *, floats: Collection[str] = ()) -> by
         engine.update_quantization_recipe(_scope(floats), names.ALL_SUPPORTED, algorithm_key=AlgorithmName.NO_QUANTIZE)
     found = {name: {"min": np.full((1,), low), "max": np.full((1,), high)} for name, (low, high) in ranges.items()}
     found[given] = {"min": np.full((1,), LEVELS[0]), "max": np.full((1,), LEVELS[1])}
-    return _run(engine, found)
+    return run_quietly(engine, found)
 
 
 def to_float16(model: bytes) -> bytes:
@@ -66,11 +66,13 @@ def to_float16(model: bytes) -> bytes:
     engine.update_quantization_recipe(
         ".*", qtyping.TFLOperationName.ALL_SUPPORTED, half, algorithm_key=AlgorithmName.FLOAT_CASTING
     )
-    return _run(engine, None)
+    return run_quietly(engine, None)
 
 
-def _uint8(qtyping: Any) -> Any:
+def uint8_config() -> Any:
     """The input as cameras give it; int8 would also do for us, but MediaPipe takes uint8 or float32."""
+    from litert_quantizer import qtyping
+
     return qtyping.OpQuantizationConfig(
         activation_tensor_config=qtyping.TensorQuantizationConfig(
             num_bits=8, symmetric=False, dtype=qtyping.TensorDataType.UINT
@@ -87,7 +89,12 @@ def _scope(names: Collection[str]) -> str:
     return "|".join(f"^{re.escape(name)};$" for name in sorted(names))
 
 
-def _run(engine: Any, ranges: Any) -> bytes:
+def run_quietly(engine: Any, ranges: Any) -> bytes:
+    """What a `Quantizer` makes of its model.
+
+    Raises:
+        ModelError: it does not take the model.
+    """
     # It shows a bar and prints a report that no argument turns off, and warns of how it keeps all tensors.
     silence = io.StringIO()
     with (

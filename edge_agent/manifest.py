@@ -23,6 +23,9 @@ Size = Annotated[int, msgspec.Meta(ge=0)]
 Text = Annotated[str, msgspec.Meta(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
 
 
+Precision = Literal["int8", "float16", "float32"]
+
+
 class FileEntry(msgspec.Struct, frozen=True):
     """One other file of the bundle."""
 
@@ -123,7 +126,7 @@ class Manifest(msgspec.Struct, frozen=True):
     min_agent: Version
     labels_sha256: Digest
     preprocess: PreprocessSpec
-    precision: Literal["int8", "float16", "float32"]
+    precision: Precision
     tensors: Tensors
     outputs: Literal["softmax"]
     thresholds: Thresholds

@@ -3,17 +3,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from converter.convert import convert
+import edge_agent
+from converter.convert import Method, convert
 from converter.gate import Limits
 from converter.pack import parse_name
 from converter.run import open_run
 from edge_agent.bundle import open_bundle
 from edge_agent.errors import ConfigError, DataError, EdgeloopError
+from edge_agent.signature import verify_bundle
 
 from . import conftest
 from .conftest import CLASSES, QUIET
@@ -99,19 +102,16 @@ def test_an_override_packs_the_ruined_model_and_the_bundle_says_so(
 ) -> None:
     ruin(run_copy)
     out = tmp_path / "bad-1.edgeloop"
-    allow = [word for check in ("drop", "class-drop", "constant") for word in ("--allow", check)]
-    ran = edgeloop("convert", run_copy, "--out", out, *allow)
-    assert ran.code == 0, ran.err
+    convert(run_copy, out, console=QUIET, limits=Limits(allowed=frozenset({"drop", "class-drop", "constant"})))
     assert "drop" in open_bundle(out).manifest.provenance.overridden
     assert "Packed although refused for: " in open_bundle(out).read("card.md").decode()
     assert "packed although refused for" in edgeloop("inspect", out).out
 
 
 @pytest.mark.parametrize("method", ["float16", "float32"])
-def test_float_bundles_on_request(edgeloop: conftest.Run, run_folder: Path, tmp_path: Path, method: str) -> None:
+def test_float_bundles_on_request(run_folder: Path, tmp_path: Path, method: Method) -> None:
     out = tmp_path / "ground-1.edgeloop"
-    ran = edgeloop("convert", run_folder, "--out", out, "--method", method)
-    assert ran.code == 0, ran.err
+    convert(run_folder, out, console=QUIET, method=method)
     bundle = open_bundle(out)
     assert bundle.manifest.precision == method
     assert bundle.manifest.tensors.input.dtype == "float32"
@@ -120,8 +120,8 @@ def test_float_bundles_on_request(edgeloop: conftest.Run, run_folder: Path, tmp_
     size = bundle.manifest.files["model.tflite"].size
     weights = 13.4e6 if method == "float32" else 6.7e6
     assert 0.95 * weights < size < 1.1 * weights
-    picture = next((open_run(run_folder).data / "brick").iterdir())
-    assert edgeloop("predict", out, picture).code == 0
+    with edge_agent.open(out) as classifier:
+        assert classifier.classify(next(open_run(run_folder).read(open_run(run_folder).photos))[0]).best
 
 
 def ruin(run: Path) -> None:
@@ -194,14 +194,18 @@ def test_bundles_are_called_name_version(name: str) -> None:
     assert parse_name(Path("dir/back-door-1.2.edgeloop")) == ("back-door", "1.2")
 
 
-def test_the_command_line_packs_and_its_gate_exits_1(edgeloop: conftest.Run, run_folder: Path, tmp_path: Path) -> None:
-    ran = edgeloop(
-        "convert", run_folder, "--out", tmp_path / "ok-1.edgeloop", "--max-drop", 20, "--max-class-drop", 100
-    )
+@pytest.mark.needs("ssh-keygen")
+def test_the_command_line_packs_signs_and_keeps_quiet(edgeloop: conftest.Run, run_folder: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    limits = ["--max-drop", 20, "--max-class-drop", 100]
+    ran = edgeloop("convert", run_folder, "--out", tmp_path / "ok-1.edgeloop", *limits, "--sign", key)
     assert ran.code == 0, ran.err
     assert "9 test pictures" in ran.out
     assert "int8: static int8, per channel" in ran.out
-    assert open_bundle(tmp_path / "ok-1.edgeloop").manifest.name == "ok"
+    bundle = open_bundle(tmp_path / "ok-1.edgeloop")
+    assert bundle.manifest.name == "ok"
+    assert verify_bundle(bundle, None) is not None
     for noise in ("TensorFlow", "I0000", "W0000", "INFO", "WARNING", "XNNPACK"):
         assert noise not in ran.err
     ran = edgeloop("convert", run_folder, "--out", tmp_path / "no" / "ok-1.edgeloop")

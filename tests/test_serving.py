@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -195,11 +194,11 @@ def test_a_clients_request_survives_the_wire(served: Any, photo_folder: Path) ->
     assert answered(served, arrived)["labels"].numpy()[0][0] == b"brick"
 
 
-def test_a_second_export_is_the_next_version(run_folder: Path, exported: Path, tmp_path: Path) -> None:
-    shutil.copytree(exported.parent, tmp_path / "ground")
-    again = export_saved_model(run_folder, tmp_path, console=QUIET, name="ground")
-    assert again.path == tmp_path / "ground" / "2"
-    assert sorted(os.listdir(tmp_path / "ground")) == ["1", "2"]
+def test_a_second_export_is_the_next_version(tmp_path: Path) -> None:
+    assert export._first_free(tmp_path) == 1
+    for name in ("1", "7", ".unfinished-x", "notes"):
+        (tmp_path / name).mkdir()
+    assert export._first_free(tmp_path) == 8
 
 
 def test_what_answers_otherwise_than_the_run_is_refused(

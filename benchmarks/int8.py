@@ -1,0 +1,142 @@
+"""What int8 costs a network, by either quantizer, with either output, and by `edgeloop convert`.
+
+    python -m benchmarks.int8 RUN...
+
+Each RUN is a directory that `edgeloop train` made, its pictures where they were. Every row of a table is one model on
+the run's test split through the device's classifier; times are medians of inferences taken in turn, as ratios to float.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from converter import float_model, quantize
+from converter.calibration import Representative, calibrate, of_run
+from converter.convert import convert
+from converter.fast_path import with_fast_operations
+from converter.gate import Limits, latencies_ms
+from converter.run import Run, open_run
+from edge_agent.bundle import MODEL, open_bundle
+from edge_agent.classifier import Classifier
+from edge_agent.errors import GateError
+from edge_agent.evaluation import Evaluation, evaluate_together
+from edge_agent.preprocess import Pixels
+from edge_agent.quiet import native_noise_hidden
+
+ROUNDS = 5
+
+
+def by_tensorflow(run: Run, scratch: Path, pixels: Pixels, output: str) -> bytes:
+    """The TensorFlow Lite converter's own quantizer, on the same pictures."""
+    import tensorflow as tf
+
+    def feed() -> Iterator[list[Any]]:
+        for picture in pixels:
+            yield [picture[np.newaxis].astype(np.float32)]
+
+    folder = scratch / "saved_model"
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder if folder.is_dir() else run.path / "saved_model"))
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = feed
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = tf.uint8
+    converter.inference_output_type = getattr(tf, output)
+    with native_noise_hidden():
+        return bytes(converter.convert())
+
+
+def by_litert_all_int8(model: bytes, seen: Representative) -> bytes:
+    """The LiteRT quantizer with softmax and scores in 8 bits, too."""
+    from litert_quantizer import qtyping, quantizer
+
+    names = qtyping.TFLOperationName
+    engine = quantizer.Quantizer(model)
+    engine.add_static_config(".*", names.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+    for end in (names.INPUT, names.OUTPUT):
+        engine.update_quantization_recipe(".*", end, quantize.uint8_config())
+    ranges = {name: {"min": np.full(1, low), "max": np.full(1, high)} for name, (low, high) in seen.ranges.items()}
+    return quantize.run_quietly(engine, ranges)
+
+
+def scored(run: Run, models: Mapping[str, bytes], console: Console) -> dict[str, Evaluation]:
+    classifiers = [Classifier(model, labels=run.labels, spec=run.spec) for model in models.values()]
+    photos = run.split("test")
+    pictures = ((frame, photo.label) for frame, photo in run.read(photos))
+    shown = track(pictures, "Testing", total=len(photos), console=console)
+    return dict(zip(models, evaluate_together(classifiers, shown), strict=True))
+
+
+def row(name: str, found: Evaluation, truth: Evaluation, size: float, speed: float) -> str:
+    ties = np.mean((found.scores == found.scores.max(axis=1, keepdims=True)).sum(axis=1) > 1)
+    cells = [
+        name,
+        f"{100 * found.accuracy:.2f}",
+        f"{100 * (truth.accuracy - found.accuracy):+.2f}",
+        f"{100 * found.agreement(truth):.2f}",
+        f"{found.log_loss:.3f}",
+        f"{100 * found.calibration_error():.1f}",
+        f"{100 * ties:.1f}",
+        f"{size:.3f}",
+        f"{speed:.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def compare(path: Path, console: Console) -> None:
+    run = open_run(path)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        original = float_model.of_run(run, scratch)
+        ready = with_fast_operations(original)
+        seen = calibrate(ready, run.spec, of_run(run))
+        models = {"float32": original, "float16": quantize.to_float16(original)}
+        spent = {}
+        for output in ("uint8", "float32"):
+            start = time.perf_counter()
+            models[f"TFLiteConverter, {output} scores"] = by_tensorflow(run, scratch, seen.pixels, output)
+            spent["TFLiteConverter"] = time.perf_counter() - start
+        models["LiteRT quantizer, uint8 scores"] = by_litert_all_int8(original, seen)
+        start = time.perf_counter()
+        models["LiteRT quantizer, float scores: the rung int8"] = quantize.to_int8(ready, seen.ranges)
+        spent["LiteRT quantizer"] = time.perf_counter() - start
+        bundle = scratch / "model-1.edgeloop"
+        start = time.perf_counter()
+        try:
+            converted = convert(path, bundle, console=console, limits=Limits(allowed=frozenset({"slow"})))
+        except GateError as error:
+            print(f"\n{error}")
+        else:
+            spent["edgeloop convert, testing included"] = time.perf_counter() - start
+            last = converted.judged[-1].rung
+            models[f"edgeloop convert: {last.name}, {last.did}"] = open_bundle(bundle).read(MODEL)
+        found = scored(run, models, console)
+        times = np.array([latencies_ms(list(models.values())) for _ in range(ROUNDS)])
+    ratios = np.median(times[:, :1] / times, axis=0)
+    truth = found["float32"]
+    heads = "model", "accuracy %", "lost", "agrees %", "log loss", "off by %", "ties %", "size", "speed"
+    print(f"\n{run.backbone}, {len(truth.truth)} test pictures; float32 {np.median(times[:, 0]):.1f} ms\n")
+    print(f"| {' | '.join(heads)} |")
+    print("| --- " * len(heads) + "|")
+    for place, (name, model) in enumerate(models.items()):
+        print(row(name, found[name], truth, len(model) / len(original), ratios[place]))
+    print("\n" + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items()), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    for path in parser.parse_args().runs:
+        compare(path, Console(stderr=True))
+
+
+if __name__ == "__main__":
+    main()
