@@ -91,7 +91,7 @@ def row(name: str, found: Evaluation, truth: Evaluation, size: float, speed: flo
     return f"| {' | '.join(cells)} |"
 
 
-def compare(path: Path, console: Console) -> None:
+def compare(path: Path, limits: Limits, console: Console) -> None:
     run = open_run(path)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -111,7 +111,7 @@ def compare(path: Path, console: Console) -> None:
         bundle = scratch / "model-1.edgeloop"
         start = time.perf_counter()
         try:
-            converted = convert(path, bundle, console=console, limits=Limits(allowed=frozenset({"slow"})))
+            converted = convert(path, bundle, console=console, limits=limits)
         except GateError as error:
             print(f"\n{error}")
         else:
@@ -134,8 +134,11 @@ def compare(path: Path, console: Console) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    for path in parser.parse_args().runs:
-        compare(path, Console(stderr=True))
+    parser.add_argument("--min-agreement", type=float, default=0.0, help="what the last row has to reach, percent")
+    arguments = parser.parse_args()
+    limits = Limits(min_agreement=arguments.min_agreement, allowed=frozenset({"slow"}))
+    for path in arguments.runs:
+        compare(path, limits, Console(stderr=True))
 
 
 if __name__ == "__main__":

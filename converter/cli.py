@@ -44,6 +44,13 @@ from .gate import ALLOWABLE, DEFAULT_MAX_CLASS_DROP, DEFAULT_MAX_DROP, Limits
     help="Points of one class's recall that may be lost, a single picture aside.",
 )
 @click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 100),
+    default=0.0,
+    show_default=True,
+    help="Percent of the test pictures on which float and int8 must name the same class.",
+)
+@click.option(
     "--allow",
     type=click.Choice(ALLOWABLE),
     multiple=True,
@@ -67,6 +74,7 @@ def convert_command(
     calibration: Path | None,
     max_drop: float,
     max_class_drop: float,
+    min_agreement: float,
     allow: tuple[str, ...],
     data: Path | None,
     key: Path | None,
@@ -76,7 +84,7 @@ def convert_command(
     Writes nothing and exits 1 when too much is lost, when the scores are constant or no numbers, and when int8 is
     slower than float.
     """
-    limits = Limits(max_drop, max_class_drop, frozenset(allow))
+    limits = Limits(max_drop, max_class_drop, min_agreement, frozenset(allow))
     converted = convert(
         run,
         out,

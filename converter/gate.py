@@ -19,7 +19,7 @@ DEFAULT_MAX_DROP = 1.0
 """Points of accuracy. EfficientNet-Lite0 lost 0.3 and 0.5 in our measurements, 0.7 in Google's; over 1 is broken."""
 DEFAULT_MAX_CLASS_DROP = 10.0
 """Points of one class's recall. On 100 pictures of a class two evaluations of like models differ by some 4."""
-ALLOWABLE = ("drop", "class-drop", "constant", "slow")
+ALLOWABLE = ("drop", "class-drop", "agreement", "constant", "slow")
 """What may be let through by name. Scores that are not numbers may not: no device could act on them."""
 NOISE = 1.05
 """An int8 model is called slower only above this ratio: two timings of one model differ by a few percent."""
@@ -42,11 +42,13 @@ class Limits:
     Attributes:
         max_drop: points of accuracy.
         max_class_drop: points of one class's recall.
+        min_agreement: percent of the pictures on which float and int8 must name the same class.
         allowed: names of `ALLOWABLE` checks that do not refuse.
     """
 
     max_drop: float = DEFAULT_MAX_DROP
     max_class_drop: float = DEFAULT_MAX_CLASS_DROP
+    min_agreement: float = 0.0
     allowed: frozenset[str] = frozenset()
 
 
@@ -106,6 +108,14 @@ class Verdict:
                 )
             )
         found += self._lost_classes(limits.max_class_drop)
+        if 100 * self.agreement < limits.min_agreement - 1e-9:
+            found.append(
+                Refusal(
+                    "agreement",
+                    f"it names the same class as float on {100 * self.agreement:.1f} % of the test pictures, "
+                    f"{limits.min_agreement:g} wanted (--min-agreement)",
+                )
+            )
         if self.slow_operations is not None and _slower(self.float_ms, self.model_ms):
             found.append(
                 Refusal(

@@ -46,6 +46,15 @@ def test_a_class_that_lost_more_than_one_picture_and_too_many_points_is_named() 
     assert DEFAULT_MAX_CLASS_DROP == 10
 
 
+def test_as_right_but_on_other_pictures_is_refused_where_agreement_is_asked_for() -> None:
+    verdict = Verdict(scored(0, 1, 1, 1), scored(1, 0, 1, 1))
+    assert checks(verdict, Limits(0, 100)) == []
+    assert checks(verdict, Limits(0, 100, min_agreement=50)) == []
+    (refusal,) = verdict.refusals(Limits(0, 100, min_agreement=97))
+    assert refusal.check == "agreement"
+    assert "the same class as float on 50.0 % of the test pictures, 97 wanted" in refusal.reason
+
+
 def test_a_broken_model_is_refused_whatever_its_accuracy() -> None:
     constant = scored(0, 0, 0, 0)
     assert checks(Verdict(constant, constant), LENIENT) == ["constant"]
