@@ -103,7 +103,7 @@ def convert(
         sign(b"", key)  # a key that does not sign is better known now than after the work
     limits = limits or Limits()
     run = open_run(run_path, data=data)
-    frames = of_folder(calibration, console.print) if calibration else of_run(run)
+    frames = of_folder(calibration, lambda text: _say(console, text)) if calibration else of_run(run)
     with tempfile.TemporaryDirectory(prefix="edgeloop-convert-") as scratch:
         with steps(console, "Converting to float32", 1) as advance:
             original = float_model.of_run(run, Path(scratch))
@@ -141,6 +141,7 @@ def _representative(run: Run, model: bytes, frames: Iterable[Frame], source: str
             f"[yellow]the {seen.record.pictures} calibration pictures are nearly the same: they differ by "
             f"{seen.spread:.1f} levels of 255. Other scenes may leave the ranges they set; add different ones[/]",
             highlight=False,
+            soft_wrap=True,
         )
     return seen
 
@@ -161,8 +162,13 @@ def _rungs(run: Run, model: bytes, seen: Representative, scratch: Path, console:
         observe=lambda changed: observed_ranges(changed, seen.pixels),
         learn=learn if (run.path / "model.keras").is_file() else None,
         bar=lambda what, total: steps(console, what, total),
-        say=lambda text: console.print(text, highlight=False),
+        say=lambda text: _say(console, text),
     )
+
+
+def _say(console: Console, text: str) -> None:
+    """One line as it is: class and file names in it may look like markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _prepared(run: Run, photos: list[Photo], count: int) -> Pixels:
@@ -195,7 +201,7 @@ def _climb(
         judged.append(Judged(rung, verdict, refusals, not against))
         if not against:
             return tuple(judged)
-        console.print(f"{rung.name}: {'; '.join(one.reason for one in against)}", highlight=False)
+        _say(console, f"{rung.name}: {'; '.join(one.reason for one in against)}")
         # No rung makes operations faster.
         if not all_of_them or all(one.check == "slow" for one in against):
             break
