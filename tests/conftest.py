@@ -167,6 +167,15 @@ def run_folder(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def float32_model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """That run's network as float32 TFLite."""
+    from converter import float_model
+    from converter.run import open_run
+
+    return float_model.of_run(open_run(run_folder), tmp_path_factory.mktemp("float32"))
+
+
+@pytest.fixture(scope="session")
 def bundle_file(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small int8 bundle."""
     from converter.convert import convert

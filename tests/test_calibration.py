@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pytest
 
-from converter import float_model
 from converter.calibration import ALIKE, FIRST, MOST, SETTLED, calibrate, choose, of_folder, of_run
 from converter.run import Photo, Run, open_run
 from edge_agent.errors import DataError
@@ -22,8 +21,8 @@ def run(run_folder: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def model(run: Run, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return float_model.of_run(run, tmp_path_factory.mktemp("float"))
+def model(float32_model: bytes) -> bytes:
+    return float32_model
 
 
 def test_pictures_are_balanced_seeded_and_every_beginning_is_balanced_too() -> None:

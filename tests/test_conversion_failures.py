@@ -111,14 +111,15 @@ def test_an_empty_calibration_folder_is_refused(edgeloop: Run, run_folder: Path,
     assert os.listdir(tmp_path) == ["empty"]
 
 
-def test_a_warning_says_when_calibration_pictures_are_all_alike(run_folder: Path, tmp_path: Path) -> None:
+def test_a_warning_says_when_calibration_pictures_are_all_alike(
+    run_folder: Path, float32_model: bytes, tmp_path: Path
+) -> None:
     scene = np.random.default_rng(1).integers(0, 256, (120, 120, 3), np.uint8)
     for number in range(4):
         cv2.imwrite(str(tmp_path / f"{number}.png"), scene + np.uint8(number % 2))
     run = open_run(run_folder)
     said = io.StringIO()
-    model = float_model.of_run(run, tmp_path / "scratch")
-    seen = _representative(run, model, of_folder(tmp_path, print), "folder", Console(file=said, width=200))
+    seen = _representative(run, float32_model, of_folder(tmp_path, print), "folder", Console(file=said, width=200))
     assert seen.record.pictures == 4
     assert "the 4 calibration pictures are nearly the same" in said.getvalue()
 

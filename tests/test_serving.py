@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from converter import float_model
 from converter.run import open_run
 from converter.serving import export, export_saved_model
 from edge_agent.classifier import Classifier
@@ -136,14 +135,14 @@ def served(exported: Path) -> Any:
 
 
 def test_it_answers_pictures_of_any_size_as_the_device_does(
-    served: Any, run_folder: Path, photo_folder: Path, picture: Pixels, tmp_path: Path
+    served: Any, run_folder: Path, photo_folder: Path, picture: Pixels, float32_model: bytes
 ) -> None:
     import tensorflow as tf
 
     run = open_run(run_folder)
     files = [(photo_folder / label / "03.jpg").read_bytes() for label in CLASSES] + [jpeg(picture, 6)]
     found = served.signatures["serving_default"](image_bytes=tf.constant(files))
-    with Classifier(float_model.of_run(run, tmp_path), labels=run.labels, spec=run.spec) as classifier:
+    with Classifier(float32_model, labels=run.labels, spec=run.spec) as classifier:
         for place, file in enumerate(files):
             best = classifier.classify(decode_picture(file, "a picture")).top(len(CLASSES))
             assert [label.decode() for label in found["labels"].numpy()[place]] == [label for label, _ in best]
