@@ -19,7 +19,7 @@ from edge_agent.pictures import SUFFIXES, decode_picture, read_bytes
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
 from .graph import Graph
-from .observe import Ranges, activations
+from .observe import Ranges, activations, extremes, widest
 from .run import Photo, Run
 
 SEED = 0
@@ -139,28 +139,26 @@ def calibrate(
             yield pixels[-1]
             advance()
 
-    extremes: list[list[tuple[float, float]]] = []
+    seen: list[list[tuple[float, float]]] = []
     goal, growth = FIRST, 1.0
     for values in activations(model, names, prepared()):
-        extremes.append([(float(value.min()), float(value.max())) for value in values])
+        seen.append(extremes(values))
         if len(hashes) == goal:
-            growth, goal = _growth(np.array(extremes)), 2 * goal
+            growth, goal = _growth(np.array(seen)), 2 * goal
             if growth <= SETTLED:
                 break
     if not hashes:
         raise DataError("not one of the pictures to calibrate on can be read; what is wrong with each stands above")
-    seen = np.array(extremes)
     record = Calibration(
         pictures=len(hashes),
         per_class=dict(sorted(Counter(filter(None, labels)).items())),
         seed=SEED,
         source=source,
-        growth=round(_growth(seen), 4),
+        growth=round(_growth(np.array(seen)), 4),
         fingerprint=hashlib.sha256("".join(hashes).encode()).hexdigest(),
     )
-    lows, highs = seen[..., 0].min(axis=0).tolist(), seen[..., 1].max(axis=0).tolist()
-    ranges = dict(zip(names, zip(lows, highs, strict=True), strict=True))
-    return Representative(np.stack(pixels), ranges, record, _spread(np.stack(pixels[2:])))
+    stack = np.stack(pixels)
+    return Representative(stack, widest(names, seen), record, _spread(stack[2:]))
 
 
 def _growth(extremes: npt.NDArray[np.float64]) -> float:

@@ -154,11 +154,10 @@ def _rungs(run: Run, model: bytes, seen: Representative, scratch: Path, console:
         float_model.export(network, folder, run.spec)
         return with_fast_operations(float_model.to_float(folder))
 
-    watched = _prepared(run, run.split("val") or run.split("train"), WATCHED)
     return rungs(
         model,
         seen,
-        watched,
+        lambda: _prepared(run, run.split("val") or run.split("train"), WATCHED),
         observe=lambda changed: observed_ranges(changed, seen.pixels),
         learn=learn if (run.path / "model.keras").is_file() else None,
         bar=lambda what, total: steps(console, what, total),

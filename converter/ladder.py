@@ -57,7 +57,7 @@ class _State:
 def rungs(
     model: bytes,
     seen: Representative,
-    watched: Pixels,
+    watch: Callable[[], Pixels],
     *,
     observe: Callable[[bytes], Ranges],
     learn: Callable[[Advance], bytes] | None,
@@ -69,17 +69,18 @@ def rungs(
     Args:
         model: the float32 ``.tflite``.
         seen: the representative dataset.
-        watched: (pictures, height, width, 3) uint8, to measure on whether a rung helps.
+        watch: gives pictures (n, height, width, 3) uint8 to measure on whether a rung helps; not called for the first.
         observe: measures the ranges of a changed float model on the representative dataset.
         learn: fine-tunes the run's network for int8 and gives it as float32 ``.tflite``; None where it cannot.
         bar: shows progress.
         say: tells of a rung that did not help.
     """
     pixels = seen.pixels
-    distance = _Distance(model, watched)
     state = _State(model, seen.ranges)
     plain = state.quantized()
     yield Rung("int8", "static int8, per channel", plain)
+    watched = watch()
+    distance = _Distance(model, watched)
     least = distance(plain)
 
     def helps(name: str, tried: _State) -> bytes | None:

@@ -43,8 +43,18 @@ def activations(model: bytes, names: Sequence[str], pixels: Iterable[Pixels]) ->
 def observed_ranges(model: bytes, pixels: Iterable[Pixels]) -> Ranges:
     """Lowest and highest value of each activation over some pictures."""
     names = Graph(model).activations
-    seen = np.array([[(value.min(), value.max()) for value in values] for values in activations(model, names, pixels)])
-    lows, highs = seen[..., 0].min(axis=0).tolist(), seen[..., 1].max(axis=0).tolist()
+    return widest(names, [extremes(values) for values in activations(model, names, pixels)])
+
+
+def extremes(values: Iterable[Values]) -> list[tuple[float, float]]:
+    """Lowest and highest value of each array."""
+    return [(float(value.min()), float(value.max())) for value in values]
+
+
+def widest(names: Iterable[str], seen: Sequence[Sequence[tuple[float, float]]]) -> Ranges:
+    """The range of each name that spans all the `extremes` seen of it, time after time."""
+    ends = np.array(seen)
+    lows, highs = ends[..., 0].min(axis=0).tolist(), ends[..., 1].max(axis=0).tolist()
     return dict(zip(names, zip(lows, highs, strict=True), strict=True))
 
 

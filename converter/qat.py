@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edge_agent.preprocess import Pixels
 from edge_agent.quiet import native_noise_hidden
 
-from .observe import Ranges
+from .observe import Ranges, extremes, widest
 from .ranges import least_error
 
 if TYPE_CHECKING:
@@ -158,9 +158,7 @@ def _ranges(model: keras.Model, sample: Pixels) -> Ranges:
             values = probe(sample[start : start + BATCH].astype(np.float32), training=False)
             yield [np.asarray(value) for value in (values if isinstance(values, list | tuple) else [values])]
 
-    seen = np.array([[(value.min(), value.max()) for value in values] for values in batches()])
-    widest = dict(zip(names, zip(seen[..., 0].min(0).tolist(), seen[..., 1].max(0).tolist(), strict=True), strict=True))
-    return least_error(batches(), widest)
+    return least_error(batches(), widest(names, [extremes(values) for values in batches()]))
 
 
 def _stored(model: keras.Model) -> list[Any]:
