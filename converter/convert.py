@@ -204,8 +204,8 @@ def _climb(
         # No rung makes operations faster.
         if not all_of_them or all(one.check == "slow" for one in against):
             break
-    best = min(judged, key=lambda one: (len(refused(one.refusals, limits)), one.verdict.drop))
-    what = f"{best.rung.name}, the best of {len(judged)} ways tried" if len(judged) > 1 else best.rung.name
+    best = min(judged, key=lambda one: (len(refused(one.refusals, limits)), -one.verdict.agreement))
+    what = f"{best.rung.name}, the closest to float of {len(judged)} ways tried" if len(judged) > 1 else best.rung.name
     raise gate_error(refused(best.refusals, limits), what)
 
 

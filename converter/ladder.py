@@ -128,8 +128,8 @@ def rungs(
     with bar("Quantization-aware fine-tuning", qat.STEPS) as advance:
         learnt = learn(advance)
     tries = [_State(learnt, ranges := observe(learnt)), _State(learnt, clipped(learnt, ranges, pixels))]
-    best = min((one.quantized() for one in tries), key=distance)
-    yield Rung("qat", f"fine-tuned with rounded values for {qat.STEPS} steps", best)
+    if made := helps("qat", min(tries, key=lambda tried: distance(tried.quantized()))):
+        yield Rung("qat", f"fine-tuned with rounded values for {qat.STEPS} steps", made)
 
 
 class _Distance:

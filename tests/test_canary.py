@@ -61,8 +61,8 @@ def test_every_class_is_there_even_where_it_is_never_clear_or_never_right() -> N
     scored = evaluation(truth, tops)
     chosen = choose(scored)
     assert {0, 1, 2} == set(scored.truth[chosen].tolist())
-    assert 21 in chosen  # the best of the class without a clear one
-    assert 24 in chosen  # the least wrong of the class without a right one
+    assert 21 in chosen[:-CLOSE]  # the best of the class without a clear one
+    assert 23 in chosen[:-CLOSE]  # the clearest of the class without a right one
     assert len(chosen) == len(set(chosen))
 
 
@@ -78,4 +78,4 @@ def test_the_expected_scores_are_those_of_the_packed_pictures(bundle_file: Path)
     with edge_agent.open(bundle_file) as classifier:
         for picture in pictures:
             scores = classifier.classify(decode_picture(bundle.read(picture.file), picture.file)).scores
-            np.testing.assert_allclose(scores, picture.scores, atol=1e-3)
+            np.testing.assert_allclose(scores, picture.scores, atol=2e-6)

@@ -218,9 +218,49 @@ def test_only_channels_that_may_be_scaled_are(ready: bytes) -> None:
         if operation.output in stream
     }
     assert {"project0", "add", "project1"} <= makers
-    assert not {"expand", "depthwise", "stem", "gate", "excite", "scores"} & makers
+    assert not {"expand_relu", "depthwise_relu", "stem_swish", "stem", "gate", "excite", "scores"} & makers
     stream = next(stream for stream in _streams(graph) if len(stream) == 3)
     assert {graph.shape(name)[-1] for name in stream} == {6}
+
+
+def test_equalising_scales_biases_and_depthwise_layers_and_not_without_bound(tmp_path: Path, pixels: Pixels) -> None:
+    with native_noise_hidden():
+        import keras
+    keras.utils.set_random_seed(3)
+    layers = keras.layers
+    given = keras.Input(SPEC.shape, name="pixels")
+    x = layers.Conv2D(8, 3, strides=2, activation="relu", name="first")(layers.Rescaling(1 / 127.5)(given))
+    x = layers.DepthwiseConv2D(3, activation="relu", name="second")(x)
+    x = layers.Conv2D(8, 1, name="third")(x)
+    x = layers.Conv2D(8, 1, activation="relu", name="fourth")(x)
+    shifted = layers.Rescaling(1.0, offset=1.0)(x)  # an addition, but of a constant
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="fifth")(shifted)
+    x = layers.GlobalAveragePooling2D(name="features")(x)
+    network = keras.Model(given, layers.Dense(CLASSES, activation="softmax", name="scores")(x))
+    random = np.random.default_rng(3)
+    for name in ("first", "second", "third", "fourth", "fifth"):
+        kernel, bias = network.get_layer(name).get_weights()
+        network.get_layer(name).set_weights([kernel, random.normal(size=bias.shape)])
+    kernel, bias = network.get_layer("second").get_weights()
+    kernel[:, :, 0] *= 1e6  # one channel beyond all measure
+    network.get_layer("second").set_weights([kernel, bias])
+    kernel, bias = network.get_layer("third").get_weights()
+    kernel[:, :, 0] /= 1e6
+    network.get_layer("third").set_weights([kernel, bias])
+
+    before = lowered(network, tmp_path / "saved")
+    after = equalised(before, pixels)
+    assert after is not None
+    np.testing.assert_allclose(scores(after, pixels), scores(before, pixels), atol=1e-4)
+    old, new = Graph(before), Graph(after)
+    scaled = {}
+    for operation in old.operations:
+        if operation.kind in LAYERS:
+            weights = new.constant(operation.inputs[1]), old.constant(operation.inputs[1])
+            scaled[layer_name(operation.output)] = weights[0] / weights[1]
+    assert not np.allclose(scaled["second"], 1)
+    for name, factors in scaled.items():
+        assert 1 / 257 < factors.min() <= factors.max() < 257, name  # 16 where it is made, 16 where it is read
 
 
 def test_the_mean_output_of_a_layer_is_that_of_its_mean_input(ready: bytes, pixels: Pixels) -> None:
@@ -285,7 +325,7 @@ def test_learning_with_rounded_values_brings_int8_closer_to_float(
     network: Any, pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qat, "STEPS", 60)
-    monkeypatch.setattr(qat, "LEARNING_RATE", 1e-3)
+    monkeypatch.setattr(qat, "LEARNING_RATE", 0.02)
     student = uneven(network, 30)
     before = with_fast_operations(lowered(student, tmp_path / "before"))
     steps = 0
@@ -311,4 +351,4 @@ def test_learning_rounds_what_int8_stores_and_only_that(network: Any) -> None:
     assert "scores" not in names
     kernels = qat._kernels(network)
     assert len(kernels) == 7 + 1
-    assert [path for path, depthwise in kernels.items() if depthwise] == ["depthwise/kernel"]
+    assert [kernel.path for kernel, depthwise in kernels if depthwise] == ["depthwise/kernel"]
