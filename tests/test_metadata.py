@@ -88,7 +88,9 @@ def test_mediapipe_loads_the_model_and_gives_the_same_labels(
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [best[0][0] for best in found] == [label for label, _ in expected]
     # Another runtime, with its own kernels: the scores are near, not equal.
-    np.testing.assert_allclose([best[0][1] for best in found], [score for _, score in expected], atol=0.1 if precision == "int8" else 0.01)
+    np.testing.assert_allclose(
+        [best[0][1] for best in found], [score for _, score in expected], atol=0.1 if precision == "int8" else 0.01
+    )
 
 
 def test_the_labels_are_a_zip_file_behind_the_model(bundle_file: Path) -> None:

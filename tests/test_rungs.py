@@ -154,6 +154,21 @@ def test_hard_swish_is_spelled_out_and_stays_on_the_fast_path(
     assert with_fast_operations(ready) is ready
 
 
+def test_hard_swish_is_spelled_out_for_values_beyond_its_bend_too(network: Any, tmp_path: Path, pixels: Pixels) -> None:
+    import keras
+
+    steep = keras.models.clone_model(network)
+    steep.set_weights(network.get_weights())
+    norm = steep.get_layer("stem_bn")
+    norm.gamma.assign(40 * norm.gamma)
+    before = lowered(steep, tmp_path / "saved")
+    (swish,) = [operation for operation in Graph(before).operations if operation.kind == "HARD_SWISH"]
+    given, wanted = next(activations(before, [swish.inputs[0], swish.output], pixels))
+    assert given.max() > 3 > -3 > given.min()
+    (found,) = next(activations(with_fast_operations(before), [swish.output], pixels))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_clipping_finds_the_ends_with_the_least_error() -> None:
     random = np.random.default_rng(0)
     values = np.concatenate([random.normal(0, 1, 1_000_000), [40.0]])

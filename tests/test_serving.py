@@ -91,10 +91,11 @@ def test_orientation_is_found_in_both_byte_orders_and_behind_other_segments(pict
         entries = struct.pack(f"{order}HHII", 0x010E, 2, 4, 0) + struct.pack(f"{order}HHIHH", ORIENTATION, 3, 1, 6, 0)
         tiff = mark + struct.pack(f"{order}IH", 8, 2) + entries + struct.pack(f"{order}I", 0)
         exif = b"Exif\0\0" + tiff
-        other = b"\xff\xe2" + struct.pack(">H", 300) + bytes(298)
-        data = plain[:2] + other + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
-        assert np.array_equal(turned(data), decode_picture(data, "a picture")[..., ::-1])
-        assert turned(data).shape == (64, 40, 3)
+        for kind, body in ((b"\xff\xe2", bytes(298)), (b"\xff\xe1", b"http://ns.adobe.com/xap/1.0/\0<x/>")):
+            other = kind + struct.pack(">H", len(body) + 2) + body
+            data = plain[:2] + other + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+            assert np.array_equal(turned(data), decode_picture(data, "a picture")[..., ::-1]), kind
+            assert turned(data).shape == (64, 40, 3)
 
 
 def test_nonsense_in_exif_leaves_the_picture_as_it_is(picture: Pixels, turned: Any) -> None:
