@@ -10,6 +10,7 @@ import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
@@ -44,6 +45,19 @@ class CameraSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     loop: bool = False
 
 
+class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An encrypted connection; every file is PEM, relative to agent.yaml.
+
+    Attributes:
+        ca: authorities one of which must have signed the broker's certificate; the system's when left out.
+        certificate, key: this device's own, for brokers that ask for one; the key without a passphrase.
+    """
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+
+
 class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The broker.
 
@@ -56,6 +70,8 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         prefix: first level of every topic.
         results: also publish every single inference.
         keepalive_s: seconds; the broker announces our death after one and a half of them.
+        event_expiry_s: seconds after which an event that was not delivered is dropped.
+        tls: encrypt the connection; ``{}`` is enough where the system knows the broker's authority.
     """
 
     host: Host = "localhost"
@@ -66,6 +82,8 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix: Slug = "edgeloop"
     results: bool = False
     keepalive_s: Annotated[int, msgspec.Meta(ge=2, le=3600)] = 30
+    event_expiry_s: Annotated[float, msgspec.Meta(ge=1, le=31_536_000)] = 604_800
+    tls: TlsSettings | None = None
 
 
 class DecisionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,6 +109,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         device: this device's name in topics.
         bundle: the model to run, relative to agent.yaml.
         allowed_signers: OpenSSH file of who may have signed the bundle; without it, nobody need have.
+        state: directory of what must outlive the agent, relative to agent.yaml.
         cameras: by name.
         threads: inference threads; one per core up to four when left out.
     """
@@ -102,6 +121,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decision: DecisionSettings = DecisionSettings()
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
     allowed_signers: str | None = None
+    state: str = "/var/lib/edgeloop"
 
 
 def load_settings(path: str | os.PathLike[str]) -> Settings:
@@ -180,11 +200,14 @@ class _Loader(yaml.SafeLoader):
 
 def _problems(value: Any, expected: Any, where: str) -> Iterator[str]:
     """Every difference between a parsed document and a type; msgspec alone stops at the first."""
-    if isinstance(expected, type) and issubclass(expected, msgspec.Struct):
+    optional = NoneType in get_args(expected)
+    kinds = [kind for kind in (expected, *get_args(expected)) if isinstance(kind, type)]
+    struct = next((kind for kind in kinds if issubclass(kind, msgspec.Struct)), None)
+    if struct is not None and not (value is None and optional):
         if not isinstance(value, dict):
             yield f"{where or 'the file'}: expected keys and values, found {_described(value)}"
             return
-        fields = {field.encode_name: field for field in msgspec.structs.fields(expected)}
+        fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
         for key in [key for key in value if key not in fields]:
             close = difflib.get_close_matches(str(key), fields, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(fields)}"
@@ -217,6 +240,8 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield f"decision.leave ({decision.leave}) must not be above decision.enter ({decision.enter})"
     if settings.mqtt.password_file is not None and settings.mqtt.username is None:
         yield "mqtt.password_file is given, but no mqtt.username"
+    if settings.mqtt.tls is not None and settings.mqtt.tls.key and not settings.mqtt.tls.certificate:
+        yield "mqtt.tls.key is given, but no mqtt.tls.certificate"
 
 
 def _anchored(settings: Settings, folder: Path) -> Settings:
@@ -228,7 +253,10 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
         for name, camera in settings.cameras.items()
     }
     password_file = settings.mqtt.password_file
-    mqtt = msgspec.structs.replace(settings.mqtt, password_file=password_file and str(folder / password_file))
+    tls = settings.mqtt.tls and TlsSettings(
+        **{key: path and str(folder / path) for key, path in msgspec.structs.asdict(settings.mqtt.tls).items()}
+    )
+    mqtt = msgspec.structs.replace(settings.mqtt, password_file=password_file and str(folder / password_file), tls=tls)
     signers = settings.allowed_signers
     return msgspec.structs.replace(
         settings,
@@ -236,6 +264,7 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
         cameras=cameras,
         mqtt=mqtt,
         allowed_signers=signers and str(folder / signers),
+        state=str(folder / settings.state),
     )
 
 

@@ -133,7 +133,7 @@ def test_run_refuses_bad_settings_bundles_and_videos_in_one_line(
     edgeloop: Run, tmp_path: Path, bundle_file: Path, free_port: int
 ) -> None:
     good = (
-        f"device: pi\nbundle: {bundle_file}\n"
+        f"device: pi\nstate: state\nbundle: {bundle_file}\n"
         f"cameras: {{a: {{source: {tmp_path}/none.avi}}}}\nmqtt: {{port: {free_port}}}\n"
     )
     config = tmp_path / "agent.yaml"

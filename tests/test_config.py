@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.config import MqttSettings, Settings, load_settings, mqtt_password
+from edge_agent.config import MqttSettings, Settings, TlsSettings, load_settings, mqtt_password
 from edge_agent.errors import ConfigError
 
 GOOD = """\
@@ -122,3 +122,15 @@ def test_the_password_comes_from_a_file_or_the_environment(tmp_path: Path, monke
     (tmp_path / "secret").write_text("\n")
     with pytest.raises(ConfigError, match="is empty"):
         mqtt_password(settings.mqtt)
+
+
+def test_encryption_needs_no_file_and_its_keys_are_checked_like_all_others(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD + "mqtt: {tls: {}}\n").mqtt.tls == TlsSettings()
+    assert load(tmp_path, GOOD + "mqtt: {tls: null}\n").mqtt.tls is None
+    tls = load(tmp_path, GOOD + "mqtt: {tls: {ca: ca.pem, certificate: /etc/pi.pem}}\n").mqtt.tls
+    assert tls == TlsSettings(ca=str(tmp_path / "ca.pem"), certificate="/etc/pi.pem")
+    said = refusal(tmp_path, GOOD + "mqtt: {tls: {cert: a, ca: 5}}\n")
+    assert "unknown key 'mqtt.tls.cert', did you mean" in said
+    assert "mqtt.tls.ca: expected" in said
+    assert "mqtt.tls: expected keys and values, found True" in refusal(tmp_path, GOOD + "mqtt: {tls: true}\n")
+    assert "but no mqtt.tls.certificate" in refusal(tmp_path, GOOD + "mqtt: {tls: {key: pi.key}}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 
-from edge_agent.config import MqttSettings
+from edge_agent.config import MqttSettings, TlsSettings
+from edge_agent.errors import ConfigError
 from edge_agent.mqtt import MqttPublisher, Topics
 
 from .conftest import Mosquitto, Run, Subscriber, wait_until
@@ -48,6 +51,7 @@ def agent(
         "bundle": str(bundle),
         "cameras": {"door": {"source": str(video), "loop": loop}},
         "mqtt": {"host": "127.0.0.1", "port": port, "keepalive_s": 2, **mqtt},
+        "state": "state",
     }
     running = AgentProcess(folder, settings)
     try:
@@ -188,12 +192,128 @@ def test_a_broker_that_is_away_stops_nothing_and_hears_the_present_when_it_is_ba
         assert running.end(signal.SIGTERM) == 0
 
 
+def test_events_outlive_the_broker_and_the_agent_in_order_and_once(
+    mosquitto: Mosquitto, bundle_file: Path, video_file: Path, tmp_path: Path
+) -> None:
+    mosquitto.stop()
+    for turn in range(2):  # two agents, one after the other, of which the second is killed; nobody hears them
+        with agent(tmp_path, bundle_file, video_file, mosquitto.port) as running:
+            wait_until(lambda: running.log.read_text().count("camera door: ") >= 4, 30, "a few labels")
+            if turn == 0:
+                assert running.end(signal.SIGTERM) == 0
+            else:
+                wait_until(lambda: spooled(tmp_path) >= 8, 10, "the events to be stored")
+                running.end(signal.SIGKILL)
+    waiting = spooled(tmp_path)
+    assert waiting >= 8
+    mosquitto.start()
+    with (
+        Subscriber(mosquitto.port, "edgeloop/#") as subscriber,
+        agent(tmp_path, bundle_file, video_file, mosquitto.port) as running,
+    ):
+        wait_until(lambda: len(subscriber.messages("/event")) > waiting, 20, "old events and a new one")
+        mosquitto.stop()
+        before = running.log.read_text().count("camera door: ")
+        wait_until(lambda: running.log.read_text().count("camera door: ") >= before + 3, 30, "labels meanwhile")
+        heard = [m["payload"] for m in subscriber.messages("/event")]
+        mosquitto.start()
+        with Subscriber(mosquitto.port, "edgeloop/#") as later:
+            wait_until(lambda: len(later.messages("/event")) >= 4, 30, "those of the outage and another")
+            assert running.end(signal.SIGTERM) == 0
+            heard += [m["payload"] for m in later.messages("/event")]
+    times = [(m["captured_at"], m["seq"]) for m in heard]  # type: ignore[index]
+    assert times == sorted(set(times))
+    assert spooled(tmp_path) == 0
+
+
+def spooled(folder: Path) -> int:
+    with sqlite3.connect(folder / "state" / "spool.sqlite") as database:
+        return int(database.execute("SELECT count(*) FROM event").fetchone()[0])
+
+
+def test_events_expire_at_the_broker_labels_do_not(
+    mosquitto: Mosquitto, subscriber: Subscriber, bundle_file: Path, video_file: Path, tmp_path: Path
+) -> None:
+    with agent(tmp_path, bundle_file, video_file, mosquitto.port, loop=False, event_expiry_s=1000) as running:
+        assert running.end(timeout_s=60) == 0
+    for message in subscriber.messages("/event"):
+        assert 990 <= message["properties"]["message-expiry-interval"] <= 1000  # type: ignore[index]
+    assert subscriber.messages("/event")
+    assert all("properties" not in message for message in subscriber.messages("/label"))
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> trustme.CA:
+    made = trustme.CA()
+    made.cert_pem.write_to_path(tmp_path / "ca.pem")
+    return made
+
+
+@pytest.fixture
+def tls_broker(tmp_path: Path, free_port: int, authority: trustme.CA) -> Iterator[Mosquitto]:
+    """Mosquitto that speaks TLS, and only with those who have a certificate of the same authority."""
+    folder = tmp_path / "tls"
+    folder.mkdir()
+    identity = authority.issue_cert("127.0.0.1", "localhost")
+    identity.private_key_pem.write_to_path(folder / "key.pem")
+    identity.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    (folder / "mosquitto.conf").write_text(
+        f"listener {free_port} 127.0.0.1\nallow_anonymous true\nuser root\nrequire_certificate true\n"
+        f"cafile {tmp_path}/ca.pem\ncertfile {folder}/cert.pem\nkeyfile {folder}/key.pem\n"
+    )
+    broker = Mosquitto(folder, free_port)
+    broker.start()
+    yield broker
+    broker.stop()
+
+
+def test_tls_with_a_certificate_on_both_sides(
+    tls_broker: Mosquitto, authority: trustme.CA, bundle_file: Path, video_file: Path, tmp_path: Path
+) -> None:
+    mine = authority.issue_cert("pi")
+    mine.private_key_pem.write_to_path(tmp_path / "pi.key")
+    mine.cert_chain_pems[0].write_to_path(tmp_path / "pi.pem")
+    tls = {"ca": "ca.pem", "certificate": "pi.pem", "key": "pi.key"}
+    with agent(tmp_path, bundle_file, video_file, tls_broker.port, tls=tls) as running:
+        wait_until(lambda: "connected to" in running.log.read_text(), 20, "the connection")
+        wait_until(lambda: spooled(tmp_path) == 0, 20, "events delivered")
+        assert running.end(signal.SIGTERM) == 0
+
+
+def test_a_broker_of_another_authority_is_not_spoken_to_and_the_log_says_why(
+    tls_broker: Mosquitto, bundle_file: Path, video_file: Path, tmp_path: Path
+) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    for number, tls in enumerate(({"ca": "other.pem"}, {})):
+        with agent(tmp_path, bundle_file, video_file, tls_broker.port, tls=tls, host="localhost") as running:
+            wait_until(
+                lambda: "cannot be reached (its certificate is not trusted: " in running.log.read_text(), 20, "it"
+            )
+            assert "connected to" not in running.log.read_text(), number
+            assert running.end(signal.SIGTERM) == 0
+
+
+def test_certificates_that_cannot_be_used_are_refused_at_the_start(tmp_path: Path, authority: trustme.CA) -> None:
+    (tmp_path / "text.pem").write_text("no certificate")
+    for tls, named in (
+        (TlsSettings(ca=str(tmp_path / "none.pem")), "none.pem"),
+        (TlsSettings(ca=str(tmp_path / "text.pem")), "text.pem"),
+        (
+            TlsSettings(ca=str(tmp_path / "ca.pem"), certificate=str(tmp_path / "ca.pem")),
+            "no client certificate and key",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=named) as caught:
+            MqttPublisher(MqttSettings(tls=tls), "pi")
+        assert "\n" not in str(caught.value)
+
+
 def test_an_unreachable_broker_is_no_reason_to_hang_at_the_end(
     bundle_file: Path, video_file: Path, tmp_path: Path, free_port: int
 ) -> None:
     with agent(tmp_path, bundle_file, video_file, free_port, loop=False) as running:
         assert running.end(timeout_s=30) == 0
-        assert "cannot be reached; trying again" in running.log.read_text()
+        assert "cannot be reached (Connection refused); trying again" in running.log.read_text()
 
 
 def test_publishing_does_not_wait_for_a_broker_that_does_not_answer(free_port: int) -> None:

@@ -157,7 +157,7 @@ def test_the_agent_runs_only_what_is_signed_where_told_so(
 ) -> None:
     shutil.copy(keys.allowed, tmp_path / "allowed_signers")
     settings = tmp_path / "agent.yaml"
-    common = f"device: pi\nallowed_signers: allowed_signers\ncameras: {{c: {{source: {video_file}}}}}\n"
+    common = f"device: pi\nstate: state\nallowed_signers: allowed_signers\ncameras: {{c: {{source: {video_file}}}}}\n"
     settings.write_text(f"{common}bundle: {bundle_file}\n")
     ran = edgeloop("run", "--config", settings)
     assert ran.code == 1

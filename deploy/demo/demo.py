@@ -148,6 +148,7 @@ def _run_agent(folder: Path, bundle: Path, host: str, port: int, truth: list[str
         "bundle": str(bundle.resolve()),
         "cameras": {CAMERA: {"source": "video.avi"}},
         "mqtt": {"host": host, "port": port, "results": True},
+        "state": "state",
     }
     (folder / "agent.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "edge_agent.cli", "run", "--config", str(folder / "agent.yaml")]

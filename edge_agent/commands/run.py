@@ -54,7 +54,7 @@ def run(config: Path) -> None:
     cameras = {name: OpenCVCamera(camera) for name, camera in settings.cameras.items()}
     with (
         Classifier.from_bundle(bundle, threads=settings.threads) as classifier,
-        MqttPublisher(settings.mqtt, settings.device) as publisher,
+        MqttPublisher(settings.mqtt, settings.device, Path(settings.state) / "spool.sqlite") as publisher,
     ):
         with Agent(
             device=settings.device,

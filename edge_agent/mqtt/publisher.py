@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import logging
+import ssl
+import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
-from ..config import MqttSettings, mqtt_password
-from ..errors import BrokerError
+from ..config import MqttSettings, TlsSettings, mqtt_password
+from ..errors import BrokerError, ConfigError
 from .messages import Info, Observation
+from .outbox import Outbox
+from .spool import Event
 from .topics import Topics
 
 log = logging.getLogger(__name__)
 
 ONLINE, OFFLINE = b"online", b"offline"
-MAX_QUEUED = 1000
-"""Events kept in memory while the broker is away; about half a megabyte."""
-
 _GOODBYE_S = 2.0
 _RECONNECT_S = (1, 30)
 # Reasons that will not go away by trying again: MQTT 5 codes; paho maps those of 3.1.1 to them.
@@ -77,15 +82,19 @@ class MqttPublisher:
 
     Connecting happens in the background and goes on for as long as it takes. After every connect
     the retained messages (status, info, labels) are sent again, so that a broker that lost them
-    knows the present. Leaving the block says ``offline``; dying without leaving it lets the
-    broker say so.
+    knows the present, and the events that waited follow. Leaving the block says ``offline``; dying
+    without leaving it lets the broker say so.
 
     Args:
         settings: the broker.
         device: this device's name.
+        spool: file for events that wait for the broker; in memory when left out.
+
+    Raises:
+        ConfigError: the password or the certificates cannot be used.
     """
 
-    def __init__(self, settings: MqttSettings, device: str) -> None:
+    def __init__(self, settings: MqttSettings, device: str, spool: Path | None = None) -> None:
         self.topics = Topics(settings.prefix, device)
         self.refused = threading.Event()
         """Set when the broker turned us away at the first connection for a reason that will not pass."""
@@ -103,18 +112,23 @@ class MqttPublisher:
         if settings.username is not None:
             self._client.username_pw_set(settings.username, mqtt_password(settings))
         self._client.will_set(self.topics.status, OFFLINE, qos=1, retain=True)
-        self._client.max_queued_messages_set(MAX_QUEUED)
+        if settings.tls is not None:
+            self._client.tls_set_context(_tls_context(settings.tls))
         self._client.reconnect_delay_set(*_RECONNECT_S)
+        self.outbox = Outbox(spool, self._send_event, expiry_s=settings.event_expiry_s)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_connect_fail = self._on_connect_fail
+        self._client.on_publish = self._on_publish
 
     def __enter__(self) -> Self:
+        self.outbox.__enter__()
         self._client.connect_async(self._settings.host, self._settings.port, keepalive=self._settings.keepalive_s)
         self._client.loop_start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.outbox.__exit__()
         if self._client.is_connected():
             goodbye = self._client.publish(self.topics.status, OFFLINE, qos=1, retain=True)
             try:
@@ -142,10 +156,8 @@ class MqttPublisher:
         self._retain(self.topics.label(observation.camera), _encode(observation))
 
     def event(self, observation: Observation) -> None:
-        """See `Publisher`; QoS 1. While the broker is away the first `MAX_QUEUED` are kept in memory."""
-        outcome = self._client.publish(self.topics.event(observation.camera), _encode(observation), qos=1)
-        if outcome.rc == paho.MQTT_ERR_QUEUE_SIZE:
-            log.warning("an event was dropped: %d are waiting for the broker", MAX_QUEUED)
+        """See `Publisher`; QoS 1, through the spool."""
+        self.outbox.put(Event(self.topics.event(observation.camera), _encode(observation), time.time()))
 
     def result(self, observation: Observation) -> None:
         """See `Publisher`; QoS 0, dropped while the broker is away."""
@@ -159,7 +171,24 @@ class MqttPublisher:
             if self._client.is_connected():
                 self._client.publish(topic, payload, qos=1, retain=True)
 
+    # --- called by the outbox' thread ---
+
+    def _send_event(self, event: Event) -> int | None:
+        if not self._client.is_connected():
+            return None
+        properties = None
+        if self._settings.protocol == "5":
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            left_s = self._settings.event_expiry_s - max(0.0, time.time() - event.at)
+            properties.MessageExpiryInterval = max(1, round(left_s))
+        return self._client.publish(event.topic, event.payload, qos=1, properties=properties).mid
+
     # --- called by paho's network thread ---
+
+    def _on_publish(self, _client: paho.Client, _data: Any, packet: int, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            log.warning("%s does not take a message: %s", self._where, reason)
+        self.outbox.acknowledge(packet)
 
     def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
@@ -173,14 +202,47 @@ class MqttPublisher:
         with self._lock:
             for topic, payload in {self.topics.status: ONLINE, **self._retained}.items():
                 client.publish(topic, payload, qos=1, retain=True)
+        self.outbox.wake()
 
     def _on_disconnect(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
             log.warning("lost %s (%s); trying again", self._where, reason)
 
     def _on_connect_fail(self, _client: paho.Client, _data: Any) -> None:
-        log.warning("%s cannot be reached; trying again", self._where)
+        # paho calls this while it handles what went wrong, and does not say what that is.
+        error = sys.exc_info()[1]
+        reason = f" ({_shown(error)})" if error is not None else ""
+        log.warning("%s cannot be reached%s; trying again", self._where, reason)
 
     @property
     def _where(self) -> str:
         return f"the broker at {self._settings.host}:{self._settings.port}"
+
+
+def _tls_context(settings: TlsSettings) -> ssl.SSLContext:
+    """Certificates checked against the given authority, or the system's, and the host's name with them.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=settings.ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{settings.ca}: no certificate authority can be read from it: {_shown(error)}") from error
+    if settings.certificate is not None:
+        try:
+            # An empty password: a locked key would otherwise be asked for on the terminal.
+            context.load_cert_chain(settings.certificate, settings.key, password="")
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"{settings.certificate}, {settings.key or settings.certificate}: no client certificate and key "
+                f"without a passphrase can be read: {_shown(error)}"
+            ) from error
+    return context
+
+
+def _shown(error: BaseException) -> str:
+    """What went wrong, without the numbers of OpenSSL's source lines."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    return str(getattr(error, "strerror", None) or getattr(error, "reason", None) or error)
