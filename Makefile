@@ -8,12 +8,14 @@
 
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Each trains networks of its own and takes up to 3 GB.
+TEST_PROCESSES ?= 2
 
 demo: env-demo
 	$(BIN)/edgeloop demo $(ARGS)
 
 test: env-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 check: env-dev
 	$(BIN)/ruff check .
