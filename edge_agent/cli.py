@@ -31,7 +31,11 @@ COMMANDS = {
     "export": ("converter.export_cli", "export_command", "train", "Write a run for TensorFlow Serving."),
     "inspect": ("edge_agent.commands.inspect", "inspect_command", "", "Show what is in a bundle."),
     "predict": ("edge_agent.commands.predict", "predict_command", "", "Classify picture files."),
+    "cameras": ("edge_agent.commands.cameras", "cameras_command", "", "List the cameras of this machine."),
     "run": ("edge_agent.commands.run", "run_command", "", "Run the agent: cameras to labels over MQTT."),
+    "install": ("edge_agent.commands.install", "install_command", "", "Prove a bundle on this device and run it."),
+    "rollback": ("edge_agent.commands.rollback", "rollback_command", "", "Go back to the model before."),
+    "status": ("edge_agent.commands.status", "status_command", "", "Show the models of this device."),
 }
 
 

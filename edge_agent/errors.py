@@ -8,6 +8,8 @@
      ├─ ModelError      a model the runtime refuses, or that breaks the contract
      ├─ CameraError     a camera that cannot be opened or has failed
      ├─ BrokerError     an MQTT broker that refuses us
+     ├─ StoreError      a model that does not prove itself here, or one that is not there
+     ├─ CommandError    a command over MQTT that cannot be done
      ├─ DataError       photographs, or a run, that cannot be worked with
      ├─ ResourceError   too little memory for the work
      ├─ GateError       a quantized model that lost too much to be packed
@@ -65,6 +67,14 @@ class CameraError(EdgeloopError):
 
 class BrokerError(EdgeloopError):
     """An MQTT broker that refuses the connection for good."""
+
+
+class StoreError(EdgeloopError):
+    """A model that does not prove itself on this device, one that is not installed, or a store that cannot be used."""
+
+
+class CommandError(EdgeloopError):
+    """A command over MQTT that is malformed or cannot be done; nothing was changed."""
 
 
 class DataError(EdgeloopError):

@@ -88,7 +88,7 @@ def preprocess(frame: Pixels, spec: PreprocessSpec, out: Pixels | None = None) -
     if spec.fit == "crop":
         source = _centre_with_aspect(frame, *spec.size)
     elif spec.fit == "letterbox":
-        target = _place_for(frame, out)
+        target = _place_for(frame, out, spec)
 
     height, width = target.shape[:2]
     resized = halve(source, height, width)
@@ -99,6 +99,20 @@ def preprocess(frame: Pixels, spec: PreprocessSpec, out: Pixels | None = None) -
     else:
         np.copyto(target, resized)
     return out
+
+
+def scaled_size(rows: int, columns: int, spec: PreprocessSpec) -> tuple[int, int]:
+    """Rows and columns of a whole frame at the scale at which it, or its centre, stands in the input.
+
+    So many pixels of a frame are enough: who can decode it smaller, but not under this, may.
+    """
+    height, width = spec.size
+    if spec.fit == "stretch":
+        return height, width
+    wider = columns * height > rows * width
+    if (spec.fit == "letterbox") == wider:
+        return max(1, round(rows * width / columns)), width
+    return height, max(1, round(columns * height / rows))
 
 
 def halve(frame: Pixels, height: int, width: int) -> Pixels:
@@ -140,14 +154,11 @@ def _centre_with_aspect(frame: Pixels, height: int, width: int) -> Pixels:
     return frame[top : top + keep]
 
 
-def _place_for(frame: Pixels, out: Pixels) -> Pixels:
+def _place_for(frame: Pixels, out: Pixels, spec: PreprocessSpec) -> Pixels:
     """Fill what the letterboxed frame leaves of ``out`` with grey; return the view it goes into."""
     rows, columns = frame.shape[:2]
-    height, width = out.shape[:2]
-    if columns * height > rows * width:
-        fitted = (max(1, round(rows * width / columns)), width)
-    else:
-        fitted = (height, max(1, round(columns * height / rows)))
+    height, width = spec.size
+    fitted = scaled_size(rows, columns, spec)
     top, left = (height - fitted[0]) // 2, (width - fitted[1]) // 2
     out[:top], out[top + fitted[0] :] = PAD_LEVEL, PAD_LEVEL
     out[:, :left], out[:, left + fitted[1] :] = PAD_LEVEL, PAD_LEVEL

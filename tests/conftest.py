@@ -67,6 +67,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "index": _missing_index,
     "cc": _missing_cc,
     "namespace": _missing_namespace,
+    "chromium": lambda: "" if shutil.which("chromium") else "Chromium is not installed",
     "jax": _missing("jax", "jax"),
     "torch": _missing("torch", "torch"),
     "tensorboard": _missing("tensorboard", "tensorboard"),
@@ -252,7 +253,8 @@ class Subscriber:
         self._command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(port), "-t", topic, "-F", "%j", "-V", "5"]
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        # Pictures are no text; what is looked at are the other messages.
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True, errors="replace")
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
         return self

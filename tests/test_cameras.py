@@ -1,31 +1,41 @@
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 
+import cv2
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from edge_agent.cameras import Frame, LatestFrames
+from edge_agent.cameras import ArrayFrame, Frame, LatestFrames
 from edge_agent.cameras.opencv import OpenCVCamera, without_password
+from edge_agent.cameras.sources import is_live, open_camera
 from edge_agent.config import CameraSettings
 from edge_agent.errors import CameraError
+from edge_agent.preprocess import Pixels
 
 
 def frame(seq: int) -> Frame:
-    return Frame(np.zeros((1, 1, 3), np.uint8), seq)
+    return ArrayFrame(image=np.zeros((1, 1, 3), np.uint8), seq=seq)
 
 
 def test_a_video_file_gives_every_frame_once_at_its_own_speed(video_file: Path) -> None:
     with OpenCVCamera(CameraSettings(str(video_file))) as camera:
         frames = list(camera)
     assert [f.seq for f in frames] == list(range(40))
-    assert frames[0].image.shape == (120, 160, 3)
+    assert frames[0].full().shape == (120, 160, 3)
     # 40 frames at 20 a second: the last comes 1.95 s after the first, on a busy machine later, never earlier.
     assert frames[-1].captured_s - frames[0].captured_s > 1.9
     assert abs(frames[-1].captured_ns - time.time_ns()) < 60e9
-    assert frames[0].image.mean() > 3 * frames[-1].image.mean()  # brick is bright, stars are not
+    assert frames[0].full().mean() > 3 * frames[-1].full().mean()  # brick is bright, stars are not
 
 
 def test_a_looped_video_goes_on(video_file: Path) -> None:
@@ -36,7 +46,7 @@ def test_a_looped_video_goes_on(video_file: Path) -> None:
             if len(seen) == 45:
                 break
     assert [f.seq for f in seen] == list(range(45))
-    assert np.array_equal(seen[40].image, seen[0].image)
+    assert np.array_equal(seen[40].full(), seen[0].full())
 
 
 def test_what_is_no_video_is_refused(tmp_path: Path, video_file: Path) -> None:
@@ -48,8 +58,77 @@ def test_what_is_no_video_is_refused(tmp_path: Path, video_file: Path) -> None:
 
 
 def test_a_camera_number_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(CameraError, match="cannot be opened"), OpenCVCamera(CameraSettings(63)):
+    with pytest.raises(CameraError, match="/dev/video63: cannot be opened"), open_camera(CameraSettings(63)):
         pass
+
+
+def test_a_stream_that_is_silent_or_not_there_is_not_waited_for_long() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"rtsp://me:secret@127.0.0.1:{silent.getsockname()[1]}/live"
+        start = time.monotonic()
+        with pytest.raises(CameraError, match="cannot be opened") as caught:
+            open_camera(CameraSettings(address, timeout_s=1)).__enter__()
+        assert time.monotonic() - start < 20  # FFmpeg's own limit is 30
+        assert "secret" not in str(caught.value)
+
+
+def test_a_video_is_streamed_over_http(video_file: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(video_file.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{video_file.name}"
+        seen: list[Frame] = []
+        with pytest.raises(CameraError, match="stopped"), open_camera(CameraSettings(address)) as camera:
+            seen.extend(camera)
+        server.shutdown()
+    assert len(seen) == 40
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "live"),
+    [
+        (0, "V4L2Camera", True),
+        ("2", "V4L2Camera", True),
+        ("/dev/video11", "V4L2Camera", True),
+        ("picamera", "PiCamera", True),
+        ("picamera:1", "PiCamera", True),
+        ("rtsp://host/live", "OpenCVCamera", True),
+        ("http://host/stream", "HttpCamera", True),
+        ("https://host/stream.mjpg?x=.mp4", "HttpCamera", True),
+        ("http://host/live.m3u8", "OpenCVCamera", True),
+        ("porch.mp4", "OpenCVCamera", False),
+        ("/dev/video-of-mine.mp4", "OpenCVCamera", False),
+    ],
+)
+def test_a_source_says_what_kind_of_camera_it_is(source: int | str, kind: str, live: bool) -> None:  # noqa: FBT001
+    settings = CameraSettings(source)
+    assert type(open_camera(settings)).__name__ == kind
+    assert is_live(settings) == live
+
+
+def test_a_folder_of_pictures_is_shown_in_order(
+    tmp_path: Path, areas: dict[str, dict[str, Pixels]], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, label in (("b.png", "stars"), ("a.jpg", "brick")):
+        cv2.imwrite(str(tmp_path / name), areas[label]["video"])
+    (tmp_path / "aa.jpg").write_bytes(b"no picture")
+    (tmp_path / "notes.txt").write_text("no picture either")
+    settings = CameraSettings(str(tmp_path), fps=50)
+    assert not is_live(settings)
+    with open_camera(settings) as camera:
+        shown = list(camera)
+    assert [f.seq for f in shown] == [0, 1]
+    assert np.array_equal(shown[1].full(), areas["stars"]["video"])
+    assert shown[1].captured_s - shown[0].captured_s >= 0.015
+    assert "aa.jpg" in caplog.text
+    with open_camera(msgspec.structs.replace(settings, loop=True)) as camera:
+        assert [f.seq for f in islice(camera, 5)] == [0, 1, 2, 3, 4]
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "aa.jpg").write_bytes(b"no picture")
+    with pytest.raises(CameraError, match="holds no picture"), open_camera(CameraSettings(str(tmp_path))) as camera:
+        list(camera)
 
 
 @pytest.mark.parametrize(
@@ -107,3 +186,36 @@ def test_the_last_frame_is_still_taken_after_the_camera_closed() -> None:
     frames.close("b")
     assert [frames.finished, frames.take(10) is not None, frames.finished] == [False, True, True]
     assert frames.take(10) is None  # and does not wait for what cannot come
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60))
+def test_none_waits_for_more_than_two_rounds(steps: list[tuple[str, bool]]) -> None:
+    frames = LatestFrames("abc")
+    waiting: dict[str, int] = {}
+    passed_over = dict.fromkeys("abc", 0)
+    put, replaced = 0, dict.fromkeys("abc", 0)
+    for camera, take in steps:
+        if not take:
+            replaced[camera] += camera in waiting
+            frames.put(camera, ArrayFrame(image=np.zeros((1, 1, 3), np.uint8), seq=put, captured_s=float(put)))
+            waiting[camera] = put
+            put += 1
+            continue
+        taken = frames.take(0)
+        assert (taken is None) == (not waiting)
+        if taken is None:
+            continue
+        name, newest = taken
+        assert waiting.pop(name) == newest.seq
+        passed_over[name] = 0
+        for other in waiting:
+            passed_over[other] += 1
+            assert passed_over[other] <= 4  # the rest of this round and the next, of three cameras
+    assert frames.replaced == replaced
+
+
+def test_of_several_that_wait_the_freshest_is_first() -> None:
+    frames = LatestFrames("abc")
+    for seq, camera in enumerate("bca"):
+        frames.put(camera, ArrayFrame(image=np.zeros((1, 1, 3), np.uint8), seq=seq, captured_s=float(seq)))
+    assert [taken[0] for taken in (frames.take(0), frames.take(0), frames.take(0)) if taken] == ["a", "c", "b"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.decision import Decision, Rules, decide
+from edge_agent.decision import ClassRule, Decision, Rules, carried_over, decide
 
 RAW = Rules(enter=0.6, leave=0.4, min_time_s=0, smoothing_s=0)
 
@@ -110,3 +110,84 @@ def test_a_clock_that_stands_still_or_goes_back_breaks_nothing() -> None:
         decision = decide(decision, np.array([1, 0], np.float32), at, rules)
     assert np.isfinite(decision.scores).all()
     assert decision.label == 0
+
+
+def test_a_class_may_have_rules_of_its_own() -> None:
+    # Class 1 is let in at 0.3 already, class 2 only after half a second above 0.9.
+    rules = Rules(0.6, 0.4, 0, 0, {1: ClassRule(0.3, 0.2, 0), 2: ClassRule(0.9, 0.8, 0.5)})
+    assert labels(after([[0.5, 0.35, 0.15], [0.7, 0.3, 0.0], [0.5, 0.3, 0.2], [0.59, 0.19, 0.22]], rules)) == [
+        1,
+        0,
+        1,
+        None,
+    ]
+    assert labels(after([[0.1, 0.05, 0.85]] * 9, rules)) == [None] * 9
+    held = labels(after([[0.04, 0.01, 0.95]] * 9, rules))
+    assert held[:5] == [None] * 5
+    assert held[6:] == [2] * 3
+
+
+@st.composite
+def _rule(draw: st.DrawFn) -> ClassRule:
+    one, other = draw(st.floats(0, 1)), draw(st.floats(0, 1))
+    return ClassRule(max(one, other), min(one, other), draw(st.floats(0, 1)))
+
+
+@given(
+    rows=st.lists(st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4), min_size=1, max_size=40),
+    common=_rule(),
+    classes=st.dictionaries(st.integers(0, 3), _rule()),
+    tau=st.floats(0, 1),
+)
+def test_whatever_the_scores_every_class_keeps_to_its_own_rules(
+    rows: list[list[float]], common: ClassRule, classes: dict[int, ClassRule], tau: float
+) -> None:
+    rules = Rules(common.enter, common.leave, common.min_time_s, tau, classes)
+    before: Decision | None = None
+    for decision in after(rows, rules):
+        was = None if before is None else before.label
+        if decision.label is not None:
+            own = classes.get(decision.label, common)
+            if decision.label != was:
+                assert decision.scores[decision.label] >= own.enter
+            elif decision.candidate == was:  # no other waits for its time
+                assert decision.scores[decision.label] >= min(own.enter, own.leave)
+        if was is not None and decision.label is None:
+            assert decision.scores[was] < classes.get(was, common).leave
+            assert all(s < classes.get(i, common).enter for i, s in enumerate(decision.scores))
+        before = decision
+
+
+@given(
+    rows=st.lists(st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3), min_size=2, max_size=20),
+    common=_rule(),
+    tau=st.floats(0, 1),
+    order=st.permutations(["a", "b", "c"]),
+    at=st.integers(1, 19),
+)
+def test_a_model_with_the_same_labels_in_another_order_goes_on_where_the_old_one_was(
+    rows: list[list[float]], common: ClassRule, tau: float, order: list[str], at: int
+) -> None:
+    rules = Rules(common.enter, common.leave, common.min_time_s, tau)
+    names = ["a", "b", "c"]
+    # Equal scores are decided by place, which is what changes here.
+    rows = [[s + 1e-3 * i for i, s in enumerate(row)] for row in rows]
+    plain, moved, labels_of = None, None, names
+    for number, row in enumerate(rows):
+        if number == at and moved is not None:
+            moved, labels_of = carried_over(moved, labels_of, order), order
+        plain = decide(plain, np.array(row, np.float32), number * 0.1, rules)
+        given_ = np.array([row[names.index(name)] for name in labels_of], np.float32)
+        moved = decide(moved, given_, number * 0.1, rules)
+        if len(set(np.round(plain.scores, 5))) < 3:
+            return
+        assert (plain.label is None) == (moved.label is None)
+        if plain.label is not None and moved.label is not None:
+            assert names[plain.label] == labels_of[moved.label]
+
+
+def test_a_new_model_that_lacks_the_decided_label_begins_with_unknown() -> None:
+    before = after([[0.9, 0.1]] * 3, RAW)[-1]
+    moved = carried_over(before, ["cat", "dog"], ["dog", "fox"])
+    assert moved.label is None
+    assert moved.scores.tolist() == [np.float32(0.1), 0]

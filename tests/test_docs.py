@@ -68,6 +68,10 @@ def keys(struct: type[msgspec.Struct], prefix: str = "") -> list[str]:
             from edge_agent.config import CameraSettings
 
             found += keys(CameraSettings, "cameras.NAME.")
+        elif field.encode_name == "classes":
+            from edge_agent.config import ClassSettings
+
+            found += keys(ClassSettings, f"{prefix}classes.LABEL.")
         elif inner is not None:
             found += keys(inner, f"{prefix}{field.encode_name}.")
         else:

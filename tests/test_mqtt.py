@@ -73,7 +73,8 @@ def test_a_foreign_subscriber_gets_status_info_labels_and_events(
     with agent(tmp_path, bundle_file, video_file, mosquitto.port, loop=False, protocol=protocol) as running:
         assert running.end(timeout_s=60) == 0, running.log.read_text()
     subscriber.wait_for("/status", "offline")
-    assert [m["payload"] for m in subscriber.messages("/status")] == ["online", "offline"]
+    assert [m["payload"] for m in subscriber.messages("/pi/status")] == ["online", "offline"]
+    assert [m["payload"] for m in subscriber.messages("/camera/door/status")] == ["online", "ended"]
     labels = [label_of(m) for m in subscriber.messages("/camera/door/label")]
     assert labels[-1] == "stars"
     assert "brick" in labels
@@ -81,7 +82,7 @@ def test_a_foreign_subscriber_gets_status_info_labels_and_events(
     info: Any = subscriber.wait_for("/info")["payload"]
     assert info["model"]["name"] == "ground"
     said = running.log.read_text()
-    assert "the video has ended" in said
+    assert "camera door: has ended" in said
     assert "all cameras have ended" in said
 
 

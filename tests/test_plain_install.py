@@ -102,11 +102,11 @@ def test_run_works(
 ) -> None:
     (tmp_path / "agent.yaml").write_text(
         f"device: pi\nbundle: {bundle_file}\ncameras: {{door: {{source: {video_file}}}}}\n"
-        f"mqtt: {{port: {mosquitto.port}, host: 127.0.0.1}}\n"
+        f"mqtt: {{port: {mosquitto.port}, host: 127.0.0.1}}\nstate: state\n"
     )
     ran = run(device, "run", "--config", "agent.yaml", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    subscriber.wait_for("/status", "offline")
+    subscriber.wait_for("/pi/status", "offline")
     labels = [m["payload"]["label"] for m in subscriber.messages("/label")]  # type: ignore[index]
     assert labels[-1] == "stars"
 

@@ -11,11 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 import edge_agent
-from edge_agent.agent import Agent
+from edge_agent.agent import Agent, Source
 from edge_agent.bundle import open_bundle
 from edge_agent.cameras import ListCamera
+from edge_agent.classifier import Classifier
 from edge_agent.commands.predict import predict_command
 from edge_agent.decision import Rules
+from edge_agent.model import Model as Loaded
 from edge_agent.mqtt import RecordingPublisher
 from edge_agent.pictures import read_picture
 from edge_agent.preprocess import Pixels
@@ -57,11 +59,11 @@ def test_all_four_see_the_same_pixels(
 
     invoked.clear()
     bundle = open_bundle(bundle_file)
-    with edge_agent.open(bundle_file) as classifier:
-        # Slow enough that no frame is replaced by the next one.
-        camera = ListCamera([read_picture(file) for file in files], interval_s=0.4)
-        with Agent("x", bundle, classifier, {"c": camera}, RecordingPublisher(), Rules(0.6, 0.4, 0, 0)) as agent:
-            assert agent.wait(30)
+    model = Loaded(bundle, Classifier.from_bundle(bundle), Rules(0.6, 0.4, 0, 0))
+    # Slow enough that no frame is replaced by the next one.
+    camera = ListCamera([read_picture(file) for file in files], interval_s=0.4)
+    with Agent("x", model, {"c": Source(lambda: camera)}, RecordingPublisher()) as agent:
+        assert agent.wait(30)
     seen_by_agent = list(invoked)
 
     assert len(predicted) == len(seen_by_agent) == len(chosen)
@@ -90,6 +92,6 @@ def test_a_lossless_video_gives_the_pixels_of_the_picture(
     writer.release()
     with OpenCVCamera(CameraSettings(str(path))) as camera, edge_agent.open(bundle_file) as classifier:
         for frame in camera:
-            classifier.classify(frame.image)
+            classifier.classify(frame.full())
     assert len(invoked) == 1
     assert np.array_equal(invoked[0], preprocess(picture, run.spec))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .frames import Camera, Frame, ListCamera
+from .frames import ArrayFrame, Camera, Frame, ListCamera
 from .latest import LatestFrames
 
-__all__ = ["Camera", "Frame", "LatestFrames", "ListCamera"]
+__all__ = ["ArrayFrame", "Camera", "Frame", "LatestFrames", "ListCamera"]

@@ -9,10 +9,10 @@ from .frames import Frame
 
 
 class LatestFrames:
-    """Newest frame of each camera. Capture threads put, one inference thread takes; neither waits for the other.
+    """Newest frame of each camera. Capture threads put, one thread takes; neither waits for the other.
 
-    A frame not taken in time is replaced, and counted; a frame is taken once. Of several cameras
-    with a new frame, the one served longest ago comes first, so none is starved.
+    A frame not taken in time is replaced, and counted; a frame is taken once. Several cameras
+    with a new frame are served in rounds, the freshest first and each once, so that none is starved.
 
     Args:
         cameras: their names.
@@ -20,9 +20,9 @@ class LatestFrames:
 
     def __init__(self, cameras: Iterable[str]) -> None:
         self._changed = threading.Condition()
-        # In order of service: a camera that is served moves to the end.
         self._slots: dict[str, Frame | None] = dict.fromkeys(cameras)
         self._open = set(self._slots)
+        self._served: set[str] = set()
         self.replaced = dict.fromkeys(self._slots, 0)
 
     def put(self, camera: str, frame: Frame) -> None:
@@ -41,21 +41,23 @@ class LatestFrames:
     def take(self, timeout_s: float) -> tuple[str, Frame] | None:
         """The next frame to classify; None when there is none within the time, or all cameras are closed."""
         with self._changed:
-            if self._next() is None and self._open:
+            if not self._waiting() and self._open:
                 self._changed.wait(timeout_s)
-            camera = self._next()
-            if camera is None:
+            waiting = self._waiting()
+            if not waiting:
                 return None
-            frame = self._slots.pop(camera)
+            if self._served.issuperset(waiting):
+                self._served.clear()
+            camera = max(waiting.keys() - self._served, key=lambda name: waiting[name].captured_s)
+            self._served.add(camera)
             self._slots[camera] = None
-            assert frame is not None  # noqa: S101  _next found it, under the same lock
-            return camera, frame
+            return camera, waiting[camera]
 
     @property
     def finished(self) -> bool:
         """All cameras are closed and every last frame was taken."""
         with self._changed:
-            return not self._open and self._next() is None
+            return not self._open and not self._waiting()
 
-    def _next(self) -> str | None:
-        return next((camera for camera, frame in self._slots.items() if frame is not None), None)
+    def _waiting(self) -> dict[str, Frame]:
+        return {camera: frame for camera, frame in self._slots.items() if frame is not None}

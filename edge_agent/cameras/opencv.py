@@ -1,4 +1,4 @@
-"""What OpenCV can open: USB cameras, network streams and video files."""
+"""Video files, and RTSP and other streams that FFmpeg decodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..config import CameraSettings
 from ..errors import CameraError
-from .frames import Frame
+from .frames import ArrayFrame, Frame
 
 
 class OpenCVCamera:
@@ -56,7 +56,7 @@ class OpenCVCamera:
                 if interval_s:
                     time.sleep(max(0.0, start + seq * interval_s - time.monotonic()))
                 # asarray: OpenCV's type is wider than what a colour capture gives
-                yield Frame(np.asarray(image, np.uint8), seq)
+                yield ArrayFrame(image=np.asarray(image, np.uint8), seq=seq)
                 seq, in_this_round = seq + 1, in_this_round + 1
             elif not self.is_file:
                 raise CameraError(f"{self.shown_source}: stopped delivering frames")
@@ -71,17 +71,21 @@ class OpenCVCamera:
                 in_this_round = 0
 
     def _opened(self) -> cv2.VideoCapture:
-        source = self.settings.source
-        if isinstance(source, str) and source.isdecimal():
-            source = int(source)
-        if isinstance(source, str) and "://" not in source and not os.path.exists(source):
-            raise CameraError(f"{source}: no such video file or device; check the camera's source in agent.yaml")
+        source = str(self.settings.source)
+        timeout_ms = round(1000 * self.settings.timeout_s)
         try:
-            capture = cv2.VideoCapture(source)
+            if "://" in source:
+                # A server that is silent would otherwise be waited for half a minute each time.
+                waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms]
+                capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, waits)
+            elif os.path.exists(source):
+                capture = cv2.VideoCapture(source)
+            else:
+                raise CameraError(f"{source}: no such video file or device; check the camera's source in agent.yaml")
         except cv2.error as error:
             raise CameraError(f"{self.shown_source}: cannot be opened: {error}") from error
         if not capture.isOpened():
-            raise CameraError(f"{self.shown_source}: cannot be opened as a video or camera; is it plugged in and free?")
+            raise CameraError(f"{self.shown_source}: cannot be opened as a video; is it one, and is it reachable?")
         return capture
 
     @property

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..config import DEFAULT_PATH
+
+if TYPE_CHECKING:
+    from ..agent import Agent, Prepared
+    from ..config import PageSettings, Settings
+    from ..model import Model
+    from ..page import Page
+    from ..preprocess import Pixels
+
+_POLL_S = 0.2
 
 
 @click.command("run")
@@ -27,47 +38,51 @@ def run(config: Path) -> None:
     Raises:
         EdgeloopError: the settings, the bundle or the broker are not usable, or a camera failed.
     """
-    from ..agent import Agent, rules_of
-    from ..bundle import open_bundle
-    from ..cameras.opencv import OpenCVCamera
-    from ..classifier import Classifier
+    from .. import logs, systemd
+    from ..agent import Agent, Source
+    from ..cameras.sources import is_live, open_camera, shown_source
     from ..config import load_settings
+    from ..control import Control
     from ..errors import CameraError
-    from ..mqtt import MqttPublisher
-    from ..signature import verify_bundle
+    from ..mqtt import MqttPublisher, Publisher
+    from ..mqtt.fanout import FanOut
+    from ..recorder import Recorder
+    from ..store import Store
+    from ..upkeep import Upkeep, first_model
 
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
-    stop_requests: list[int] = []
-
-    def take_note(number: int, _frame: object) -> None:
-        # No more than that: anything that locks could deadlock with what it interrupts.
-        stop_requests.append(number)
-        signal.signal(number, signal.SIG_DFL)  # asked a second time, end at once
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, take_note)
-
+    stop_requests = _stop_requests()
     settings = load_settings(config)
-    bundle = open_bundle(settings.bundle)
-    if settings.allowed_signers is not None:
-        verify_bundle(bundle, Path(settings.allowed_signers))
-    cameras = {name: OpenCVCamera(camera) for name, camera in settings.cameras.items()}
-    with (
-        Classifier.from_bundle(bundle, threads=settings.threads) as classifier,
-        MqttPublisher(settings.mqtt, settings.device, Path(settings.state) / "spool.sqlite") as publisher,
-    ):
-        with Agent(
-            device=settings.device,
-            bundle=bundle,
-            classifier=classifier,
-            cameras=cameras,
-            publisher=publisher,
-            rules=rules_of(bundle.manifest.thresholds, settings.decision),
-            results=settings.mqtt.results,
-            sources={name: camera.shown_source for name, camera in cameras.items()},
-        ) as agent:
-            while not stop_requests and not agent.wait(0.2):
-                publisher.check()
+    logs.configure(settings.log)
+    state = Path(settings.state)
+    store = Store(state) if settings.bundle is None else None
+    model, running = (_named_model(settings), None) if store is None else first_model(settings, store)
+    cameras = {
+        name: Source(partial(open_camera, camera), is_live(camera), shown_source(camera), camera)
+        for name, camera in settings.cameras.items()
+    }
+    with ExitStack() as stack:
+        broker = MqttPublisher(settings.mqtt, settings.device, state / "spool.sqlite")
+        publishers: list[Publisher] = [broker]
+        recorder = None
+        if settings.record is not None:
+            recorder = stack.enter_context(Recorder(state / "captures", settings.record, settings.device))
+        agent = Agent(settings.device, model, cameras, FanOut(publishers), recorder=recorder)
+        if settings.page is not None:
+            publishers.append(stack.enter_context(_page(settings, settings.page, agent)))
+        control = Control(agent, broker, settings, store)
+        if settings.mqtt.commands:
+            broker.serve(control.handlers)
+        stack.enter_context(broker)
+        stack.enter_context(agent)
+        control.tell()
+        upkeep = Upkeep(agent, broker, settings, control, recorder=recorder, store=store, running=running)
+        systemd.notify("READY=1")
+        while not stop_requests and not agent.wait(_POLL_S):
+            upkeep.step()
+        systemd.notify("STOPPING=1")
+        control.stopping.set()
+        if store is not None:
+            store.ended()
         why = f"stopped by {signal.Signals(stop_requests[0]).name}" if stop_requests else "all cameras have ended"
         counts = "; ".join(
             f"{name}: {c.classified} of {c.captured} frames classified" for name, c in agent.counts.items()
@@ -75,3 +90,59 @@ def run(config: Path) -> None:
         logging.getLogger(__name__).info("%s (%s)", why, counts)
     if agent.failures:
         raise CameraError("; ".join(f"{name}: {error}" for name, error in agent.failures.items()))
+
+
+def _stop_requests() -> list[int]:
+    """A list that SIGTERM and Ctrl-C are noted in from now on."""
+    requests: list[int] = []
+
+    def take_note(number: int, _frame: object) -> None:
+        # No more than that: anything that locks could deadlock with what it interrupts.
+        requests.append(number)
+        signal.signal(number, signal.SIG_DFL)  # asked a second time, end at once
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, take_note)
+    return requests
+
+
+def _named_model(settings: Settings) -> Model:
+    """The model that agent.yaml names.
+
+    Raises:
+        EdgeloopError: it cannot be used, or is not signed by whom it must be.
+    """
+    from ..bundle import open_bundle
+    from ..model import load_model
+    from ..signature import verify_bundle
+
+    bundle = Path(str(settings.bundle))
+    if settings.allowed_signers is not None:
+        verify_bundle(open_bundle(bundle), Path(settings.allowed_signers))
+    return load_model(bundle, settings)
+
+
+def _page(settings: Settings, where: PageSettings, agent: Agent) -> Page:
+    """The live page of an agent."""
+    from ..page import Page
+
+    shown: dict[str, tuple[Prepared, Pixels]] = {}
+
+    def prepared(camera: str) -> Pixels | None:
+        last = agent.prepared.get(camera)
+        if last is None:
+            return None
+        if camera not in shown or shown[camera][0] is not last:
+            # Once a picture: the page knows by identity what it has encoded already.
+            turned = last.levels[..., ::-1] if last.model.classifier.spec.channels == "rgb" else last.levels
+            shown[camera] = last, turned
+        return shown[camera][1]
+
+    return Page(
+        where,
+        settings.device,
+        frame=agent.newest.get,
+        prepared=prepared,
+        region=lambda camera: settings.cameras[camera].region,
+        counts=agent.counts.get,
+    )

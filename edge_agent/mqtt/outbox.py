@@ -46,6 +46,8 @@ class Outbox:
         self._under_way: dict[int, int] = {}
         self._turned_away = 0
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+        self.on_disk = path is not None
+        """Whether events outlive the process; false also when the disk failed."""
         self.depth = 0
         """Events in the spool."""
         self.dropped = 0
@@ -119,6 +121,7 @@ class Outbox:
                     break
                 self._under_way[packet] = ident
             sent = ident
+        self.on_disk = self._spool.on_disk
         self.depth, self.dropped = self._spool.depth, self._spool.dropped + self._turned_away
         return sent
 

@@ -7,6 +7,7 @@ import ssl
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -18,7 +19,9 @@ from paho.mqtt.properties import Properties
 
 from ..config import MqttSettings, TlsSettings, mqtt_password
 from ..errors import BrokerError, ConfigError
-from .messages import Info, Observation
+from .commands import MAX_BYTES, Commands, Envelope, Handlers
+from .discovery import discovery, discovery_topic
+from .messages import CameraState, Health, Info, Observation, Reply, SpoolHealth, Tunables
 from .outbox import Outbox
 from .spool import Event
 from .topics import Topics
@@ -28,6 +31,8 @@ log = logging.getLogger(__name__)
 ONLINE, OFFLINE = b"online", b"offline"
 _GOODBYE_S = 2.0
 _RECONNECT_S = (1, 30)
+_MOST_PASSING = 100
+_LONGEST_TOPIC = 512
 # Reasons that will not go away by trying again: MQTT 5 codes; paho maps those of 3.1.1 to them.
 _REFUSALS = {
     0x84: "does not speak this MQTT version",
@@ -41,6 +46,10 @@ _encode = msgspec.json.Encoder().encode
 class Publisher(Protocol):
     """Where the agent's messages go."""
 
+    @property
+    def wants_results(self) -> bool:
+        """Whether every single inference is to be told, too."""
+
     def info(self, info: Info) -> None:
         """What runs here now."""
 
@@ -53,12 +62,25 @@ class Publisher(Protocol):
     def result(self, observation: Observation) -> None:
         """One inference."""
 
+    def camera(self, name: str, state: CameraState) -> None:
+        """A camera came, went, froze or ended."""
+
+    def health(self, health: Health) -> None:
+        """How the device is."""
+
+    def tunables(self, tunables: Tunables) -> None:
+        """What can be set while the agent runs has these values now."""
+
+    def snapshot(self, camera: str, jpeg: bytes) -> None:
+        """A picture somebody asked for."""
+
 
 class RecordingPublisher:
     """Keeps every message in a list, for tests: ``messages`` holds (kind, message) pairs."""
 
-    def __init__(self) -> None:
-        self.messages: list[tuple[str, Info | Observation]] = []
+    def __init__(self, *, wants_results: bool = True) -> None:
+        self.wants_results = wants_results
+        self.messages: list[tuple[str, Any]] = []
 
     def info(self, info: Info) -> None:
         """See `Publisher`."""
@@ -75,6 +97,22 @@ class RecordingPublisher:
     def result(self, observation: Observation) -> None:
         """See `Publisher`."""
         self.messages.append(("result", observation))
+
+    def camera(self, name: str, state: CameraState) -> None:
+        """See `Publisher`."""
+        self.messages.append(("camera", (name, state)))
+
+    def health(self, health: Health) -> None:
+        """See `Publisher`."""
+        self.messages.append(("health", health))
+
+    def tunables(self, tunables: Tunables) -> None:
+        """See `Publisher`."""
+        self.messages.append(("tunables", tunables))
+
+    def snapshot(self, camera: str, jpeg: bytes) -> None:
+        """See `Publisher`."""
+        self.messages.append(("snapshot", (camera, jpeg)))
 
 
 class MqttPublisher:
@@ -96,6 +134,8 @@ class MqttPublisher:
 
     def __init__(self, settings: MqttSettings, device: str, spool: Path | None = None) -> None:
         self.topics = Topics(settings.prefix, device)
+        self.wants_results = settings.results
+        self._discovery_topic = settings.discovery and discovery_topic(settings.discovery, self.topics)
         self.refused = threading.Event()
         """Set when the broker turned us away at the first connection for a reason that will not pass."""
         self._settings = settings
@@ -120,15 +160,25 @@ class MqttPublisher:
         self._client.on_disconnect = self._on_disconnect
         self._client.on_connect_fail = self._on_connect_fail
         self._client.on_publish = self._on_publish
+        self._client.on_message = self._on_message
+        self._client.on_subscribe = self._on_subscribe
+        self._commands: Commands | None = None
+        self._passing: deque[paho.MQTTMessageInfo] = deque()
+        self.passed_over = 0
+        """Messages of QoS 0 that were not sent because the broker does not keep up."""
 
     def __enter__(self) -> Self:
         self.outbox.__enter__()
+        if self._commands is not None:
+            self._commands.__enter__()
         self._client.connect_async(self._settings.host, self._settings.port, keepalive=self._settings.keepalive_s)
         self._client.loop_start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.outbox.__exit__()
+        if self._commands is not None:
+            self._commands.__exit__()
         if self._client.is_connected():
             goodbye = self._client.publish(self.topics.status, OFFLINE, qos=1, retain=True)
             try:
@@ -137,6 +187,10 @@ class MqttPublisher:
                 log.warning("could not say goodbye to the broker: %s", error)
         self._client.disconnect()
         self._client.loop_stop()
+
+    def serve(self, handlers: Handlers) -> None:
+        """Take commands; to be said before entering the block. None are taken without."""
+        self._commands = Commands(self.topics.device, handlers, self._answer)
 
     def check(self) -> None:
         """Raise what the network thread found out.
@@ -150,6 +204,8 @@ class MqttPublisher:
     def info(self, info: Info) -> None:
         """See `Publisher`; retained, QoS 1."""
         self._retain(self.topics.info, _encode(info))
+        if self._discovery_topic is not None:
+            self._retain(self._discovery_topic, _encode(discovery(self.topics, info)))
 
     def label(self, observation: Observation) -> None:
         """See `Publisher`; retained, QoS 1. While the broker is away only the latest is kept."""
@@ -160,9 +216,61 @@ class MqttPublisher:
         self.outbox.put(Event(self.topics.event(observation.camera), _encode(observation), time.time()))
 
     def result(self, observation: Observation) -> None:
+        """See `Publisher`; QoS 0, dropped while the broker is away or does not keep up."""
+        self._pass(self.topics.result(observation.camera), _encode(observation))
+
+    def camera(self, name: str, state: CameraState) -> None:
+        """See `Publisher`; retained, QoS 1."""
+        self._retain(self.topics.camera(name), state.encode())
+
+    def health(self, health: Health) -> None:
         """See `Publisher`; QoS 0, dropped while the broker is away."""
-        if self._client.is_connected():
-            self._client.publish(self.topics.result(observation.camera), _encode(observation), qos=0)
+        self._pass(self.topics.health, _encode(health))
+
+    def tunables(self, tunables: Tunables) -> None:
+        """See `Publisher`; retained, QoS 1."""
+        self._retain(self.topics.tunables, _encode(tunables))
+
+    def spool_health(self) -> SpoolHealth:
+        """Events that wait, that were lost, and whether they wait on disk."""
+        return SpoolHealth(self.outbox.depth, self.outbox.dropped, self.outbox.on_disk)
+
+    def snapshot(self, camera: str, jpeg: bytes) -> None:
+        """See `Publisher`; QoS 0, dropped while the broker is away: a picture of the past is no answer."""
+        self._pass(self.topics.snapshot(camera), jpeg)
+
+    def _pass(self, topic: str, payload: bytes) -> None:
+        """Send what is only worth something now. What paho has not written yet is bounded: a broker may be slow."""
+        while self._passing and self._passing[0].is_published():
+            self._passing.popleft()
+        if not self._client.is_connected():
+            return
+        if len(self._passing) >= _MOST_PASSING:
+            self.passed_over += 1
+            return
+        sent = self._client.publish(topic, payload, qos=0)
+        if sent.rc == paho.MQTT_ERR_SUCCESS:
+            self._passing.append(sent)
+
+    def _answer(self, reply: Reply, command: Envelope) -> None:
+        properties = None
+        topic = self.topics.reply(reply.id)
+        if command.topic is not None and self._is_answerable(command.topic):
+            topic = command.topic
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            if command.correlation is not None:
+                properties.CorrelationData = command.correlation
+        self._client.publish(topic, _encode(reply), qos=1, properties=properties)
+
+    def _is_answerable(self, topic: str) -> bool:
+        """A topic that may be published to, and that does not make us command ourselves or speak as ourselves."""
+        own = f"{self._settings.prefix}/{self.topics.device}/"
+        return not (
+            set(topic) & {"+", "#", "\0"}
+            or topic.startswith("$")
+            or len(topic) > _LONGEST_TOPIC
+            or (topic.startswith(own) and not topic.startswith(f"{own}reply/"))
+        )
 
     def _retain(self, topic: str, payload: bytes) -> None:
         # Under the lock, so that a reconnect in between cannot send an older state after this one.
@@ -202,9 +310,40 @@ class MqttPublisher:
         with self._lock:
             for topic, payload in {self.topics.status: ONLINE, **self._retained}.items():
                 client.publish(topic, payload, qos=1, retain=True)
+        if self._commands is not None:
+            client.subscribe(self.topics.commands, qos=1)
+        if self._settings.discovery is not None:
+            client.subscribe(f"{self._settings.discovery}/status", qos=0)
         self.outbox.wake()
 
+    def _on_message(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        topic = message.topic
+        if topic == f"{self._settings.discovery}/status":
+            if message.payload == ONLINE:
+                self._announce(client)
+        elif message.retain:
+            log.warning("a retained command was ignored: it would be done again at every connection")
+        elif self._commands is not None:
+            wanted = getattr(message.properties, "ResponseTopic", None)
+            correlation = getattr(message.properties, "CorrelationData", None)
+            # One byte more than it may have is enough to refuse it.
+            payload = bytes(message.payload[: MAX_BYTES + 1])
+            self._commands.take(Envelope(topic.rpartition("/")[2], payload, wanted, correlation))
+
+    def _on_subscribe(self, _client: paho.Client, _data: Any, _ident: int, reasons: Any, _properties: Any) -> None:
+        for reason in reasons:
+            if reason.is_failure:
+                log.warning("%s does not let us subscribe: %s; commands will not come", self._where, reason)
+
+    def _announce(self, client: paho.Client) -> None:
+        """Home Assistant has started: it wants to hear again what is here."""
+        with self._lock:
+            again = {topic: payload for topic, payload in self._retained.items() if topic == self._discovery_topic}
+            for topic, payload in again.items():
+                client.publish(topic, payload, qos=1, retain=True)
+
     def _on_disconnect(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        self._passing.clear()
         if reason.is_failure:
             log.warning("lost %s (%s); trying again", self._where, reason)
 

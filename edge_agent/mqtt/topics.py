@@ -33,3 +33,34 @@ class Topics:
     def result(self, camera: str) -> str:
         """Each inference."""
         return f"{self.prefix}/{self.device}/camera/{camera}/result"
+
+    def camera(self, camera: str) -> str:
+        """Whether the camera delivers: ``online``, ``lost``, ``frozen`` or ``ended``, retained."""
+        return f"{self.prefix}/{self.device}/camera/{camera}/status"
+
+    def snapshot(self, camera: str) -> str:
+        """A JPEG picture, when asked for."""
+        return f"{self.prefix}/{self.device}/camera/{camera}/snapshot"
+
+    @property
+    def health(self) -> str:
+        """How the device is."""
+        return f"{self.prefix}/{self.device}/health"
+
+    @property
+    def tunables(self) -> str:
+        """What can be set while the agent runs, retained."""
+        return f"{self.prefix}/{self.device}/settings"
+
+    @property
+    def commands(self) -> str:
+        """Every command, for subscribing."""
+        return self.command("+")
+
+    def command(self, verb: str) -> str:
+        """One command."""
+        return f"{self.prefix}/{self.device}/cmd/{verb}"
+
+    def reply(self, ident: str | None) -> str:
+        """Answers to commands without a response topic."""
+        return f"{self.prefix}/{self.device}/reply/{ident or 'none'}"

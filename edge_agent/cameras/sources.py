@@ -1,0 +1,55 @@
+"""Which kind of camera a source is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ..config import CameraSettings
+from .frames import Camera
+from .opencv import without_password
+
+_DEVICE = re.compile(r"(?:/dev/video)?(\d{1,3})\Z")
+_PICAMERA = re.compile(r"picamera(?::(\d))?\Z")
+_STREAMS = frozenset({".avi", ".m3u8", ".mkv", ".mov", ".mp4", ".mpd", ".ts", ".webm"})
+
+
+def open_camera(settings: CameraSettings) -> Camera:
+    """The camera of these settings, unopened. What a source may be: `CameraSettings`."""
+    source = str(settings.source)
+    if (device := _DEVICE.match(source)) is not None:
+        from .v4l2 import V4L2Camera
+
+        return V4L2Camera(settings, int(device[1]))
+    if (number := _PICAMERA.match(source)) is not None:
+        from .picamera import PiCamera
+
+        return PiCamera(settings, int(number[1] or 0))
+    if urlsplit(source).scheme in ("http", "https") and not _is_stream(source):
+        from .http import HttpCamera
+
+        return HttpCamera(settings)
+    if Path(source).is_dir():
+        from .folder import FolderCamera
+
+        return FolderCamera(settings)
+    from .opencv import OpenCVCamera
+
+    return OpenCVCamera(settings)
+
+
+def is_live(settings: CameraSettings) -> bool:
+    """Whether it is opened again when it stops: everything but files and folders, also those that do not exist."""
+    source = str(settings.source)
+    return "://" in source or _DEVICE.match(source) is not None or _PICAMERA.match(source) is not None
+
+
+def shown_source(settings: CameraSettings) -> str:
+    """The source without the password an address may hold, for messages and logs."""
+    return without_password(settings.source)
+
+
+def _is_stream(address: str) -> bool:
+    """A video that HTTP merely carries, told by its name: FFmpeg takes those."""
+    return Path(urlsplit(address).path).suffix.lower() in _STREAMS

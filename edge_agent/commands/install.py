@@ -1,0 +1,155 @@
+"""`edgeloop install`: a bundle into this device's store; and where that store is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..config import DEFAULT_PATH, Settings, load_settings
+
+if TYPE_CHECKING:
+    from ..store import Installed
+
+_QUIET_S = 2.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a device's store is, and what holds for it.
+
+    Attributes:
+        state: its directory.
+        signers: who may have signed a bundle; None where nobody need have.
+        threads, delegate: the agent's, which a model is to prove itself with.
+    """
+
+    state: Path
+    signers: Path | None = None
+    threads: int | None = None
+    delegate: str | None = None
+
+
+def find_store(config: Path | None, root: Path) -> Place:
+    """The store that agent.yaml names; the usual one where there is no agent.yaml.
+
+    Args:
+        config: agent.yaml; the usual one under ``root`` when left out, which need not be there.
+        root: directory that stands for ``/`` in the usual paths and in those that agent.yaml names.
+
+    Raises:
+        ConfigError: agent.yaml cannot be used.
+    """
+    usual = _under(root, DEFAULT_PATH)
+    if config is None and not usual.exists():
+        signers = usual.with_name("allowed_signers")
+        return Place(_under(root, Path(_default("state"))), signers if signers.exists() else None)
+    settings = load_settings(usual if config is None else config)
+    return Place(
+        _under(root, Path(settings.state)),
+        None if settings.allowed_signers is None else _under(root, Path(settings.allowed_signers)),
+        settings.threads,
+        settings.delegate,
+    )
+
+
+def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--config`` and ``--root``, the same for every command of the store."""
+    config = click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help=f"The agent's settings, which say where the store is.  [default: {DEFAULT_PATH}, if it is there]",
+    )
+    root = click.option(
+        "--root",
+        type=click.Path(path_type=Path, file_okay=False, exists=True),
+        default=Path("/"),
+        help="Directory that stands for / in all paths of the device.",
+    )
+    return config(root(command))
+
+
+@click.command("install")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@store_options
+@click.option("--no-activate", is_flag=True, help="Only store it; the current model stays.")
+@click.option("--force", is_flag=True, help="Also a bundle that was rolled back on this device.")
+@click.option("--json", "as_json", is_flag=True, help="What was installed, as JSON.")
+def install_command(
+    bundle: Path, config: Path | None, root: Path, *, no_activate: bool, force: bool, as_json: bool
+) -> None:
+    """Verify BUNDLE, prove it on this device, and make it the current model.
+
+    A running agent goes over to it by itself, and back to the previous one should it fail. A bundle that is refused
+    leaves the store as it was.
+    """
+    import msgspec
+
+    from ..prove import Limits
+    from ..store import Store
+
+    place = find_store(config, root)
+    with _progress() as progress:
+        installed = Store(place.state).install(
+            bundle,
+            signers=place.signers,
+            activate=not no_activate,
+            force=force,
+            limits=Limits(threads=place.threads, delegate=place.delegate),
+            progress=progress,
+        )
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(installed), indent=2).decode())
+    else:
+        click.echo(f"{installed}: {proved(installed)}; {'stored' if no_activate else 'now current'}")
+
+
+def proved(installed: Installed) -> str:
+    """How a bundle did on its canary pictures, in a line."""
+    proof = installed.proof
+    if proof is None:
+        return "its proof is lost; install it again to have one"
+    where = f" on {Path(proof.delegate).name}" if proof.delegate else ""
+    return (
+        f"{100 * proof.accuracy:.0f} % of {proof.pictures} canary pictures recognised, "
+        f"{100 * proof.expected_accuracy:.0f} % where it was made; {proof.p50_ms:.1f} ms each{where}, "
+        f"{proof.memory_mb:.0f} MB"
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal for a proof that takes longer than one cares to wait; nothing elsewhere."""
+    start = time.monotonic()
+    bars: list[Any] = []
+
+    def show(done: int, of: int) -> None:
+        if not bars:
+            if time.monotonic() - start < _QUIET_S or not sys.stderr.isatty():
+                return
+            bars.append(click.progressbar(length=of, label="canary pictures", file=sys.stderr))
+            bars[0].__enter__()
+        bars[0].update(done - bars[0].pos)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.__exit__(None, None, None)
+
+
+def _under(root: Path, path: Path) -> Path:
+    root = root.resolve()
+    return path if path.is_relative_to(root) else root / path.relative_to("/")
+
+
+def _default(name: str) -> str:
+    import msgspec
+
+    return next(str(field.default) for field in msgspec.structs.fields(Settings) if field.name == name)

@@ -1,0 +1,32 @@
+"""`edgeloop rollback`: back to the previous model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .install import find_store, store_options
+
+
+@click.command("rollback")
+@store_options
+@click.option("--reason", default="rolled back by hand", show_default=True, help="Noted beside the model left behind.")
+@click.option("--json", "as_json", is_flag=True, help="What is current now, as JSON.")
+def rollback_command(config: Path | None, root: Path, *, reason: str, as_json: bool) -> None:
+    """Make the previous model current again.
+
+    A running agent goes over to it by itself. The model left behind is remembered as failed: it is not installed or
+    activated again without --force.
+    """
+    import msgspec
+
+    from ..store import Store
+
+    store = Store(find_store(config, root).state)
+    before = store.current()
+    now = store.rollback(reason=reason)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(now), indent=2).decode())
+    else:
+        click.echo(f"{now}: current again, instead of {before}")

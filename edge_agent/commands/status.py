@@ -1,0 +1,59 @@
+"""`edgeloop status`: which models are installed on this device, and how they are doing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .install import find_store, proved, store_options
+
+if TYPE_CHECKING:
+    from ..store import Installed, StoreStatus
+
+
+@click.command("status")
+@store_options
+@click.option("--json", "as_json", is_flag=True, help="All of it, as JSON.")
+def status_command(config: Path | None, root: Path, *, as_json: bool) -> None:
+    """Show this device's models: the current one, what a rollback leads to, and what failed here and why."""
+    import msgspec
+
+    from ..store import Store
+
+    place = find_store(config, root)
+    status = Store(place.state).status()
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
+    elif not status.installed:
+        click.echo(f"no model is installed in {place.state}; install one with: edgeloop install BUNDLE")
+    else:
+        click.echo("\n".join(_lines(status)))
+
+
+def _lines(status: StoreStatus) -> list[str]:
+    lines = []
+    for one in status.installed:
+        links = [name for name, linked in (("current", status.current), ("previous", status.previous)) if linked == one]
+        lines += [
+            f"{one}{': ' if links else ''}{', '.join(links)}",
+            *(f"  {name:<11} {value}" for name, value in _facts(one)),
+        ]
+    gone = {one.digest for one in status.installed}
+    lines += [
+        f"{failure.name} {failure.version} ({failure.digest[:12]}): gone, failed on {failure.at}: {failure.reason}"
+        for failure in status.failures
+        if failure.digest not in gone
+    ]
+    return lines
+
+
+def _facts(one: Installed) -> list[tuple[str, str]]:
+    starts = f", started {one.starts} times" if one.status == "probation" and one.starts else ""
+    return [
+        ("state", f"{one.status}{starts}"),
+        *([("reason", one.reason)] if one.reason else []),
+        ("installed", f"{one.installed_at or 'unknown'}, signed by {one.signer or 'nobody known'}"),
+        ("proof", proved(one)),
+    ]

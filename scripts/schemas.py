@@ -1,0 +1,58 @@
+"""Write docs/schemas/: the JSON Schema of every message and command. `--check` says whether they are up to date."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+
+from edge_agent.captures import Capture
+from edge_agent.mqtt.commands import VERBS
+from edge_agent.mqtt.messages import Health, Info, Observation, Reply, Tunables
+
+FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
+MESSAGES: dict[str, type[msgspec.Struct]] = {
+    "info": Info,
+    "observation": Observation,
+    "health": Health,
+    "settings": Tunables,
+    "reply": Reply,
+    "capture": Capture,
+    **{f"cmd-{verb}": command for verb, command in VERBS.items()},
+}
+
+
+def schemas() -> dict[str, str]:
+    """File name to content."""
+    return {f"{name}.json": _text(name, kind) for name, kind in MESSAGES.items()}
+
+
+def _text(name: str, kind: type[msgspec.Struct]) -> str:
+    schema = msgspec.json.schema(kind)
+    if not name.startswith("cmd-"):
+        # Fields may be added, so readers must not refuse them; what we send has no others.
+        for definition in schema["$defs"].values():
+            definition.setdefault("additionalProperties", True)
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": name, **schema}
+    # msgspec ends its patterns as Python does; JSON Schema's dialect knows only $.
+    return json.dumps(document, indent=2).replace("\\\\Z", "$") + "\n"
+
+
+def main() -> int:
+    """Write, or with ``--check`` compare; 1 when they differ."""
+    wanted = schemas()
+    found = {path.name: path.read_text() for path in FOLDER.glob("*.json")}
+    if "--check" in sys.argv:
+        return int(found != wanted)
+    FOLDER.mkdir(exist_ok=True)
+    for name in found.keys() - wanted.keys():
+        (FOLDER / name).unlink()
+    for name, text in wanted.items():
+        (FOLDER / name).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""MJPEG from real HTTP servers, well-behaved and not."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from edge_agent.cameras.frames import encoded
+from edge_agent.cameras.http import HttpCamera
+from edge_agent.config import CameraSettings
+from edge_agent.errors import CameraError
+
+PICTURES = [encoded(np.full((48, 64, 3), level, np.uint8)) for level in (20, 120, 220)]
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+def mjpeg(boundary: str = "frame", *, named: str | None = None, length: bool = True) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={named or boundary}")
+        request.end_headers()
+        for picture in PICTURES:
+            size = f"Content-Length: {len(picture)}\r\n" if length else ""
+            head = f"--{boundary}\r\nContent-Type: image/jpeg\r\n{size}\r\n"
+            request.wfile.write(head.encode() + picture + b"\r\n")
+        request.wfile.write(f"--{boundary}--\r\n".encode())
+
+    return answer
+
+
+def sent(*lines: bytes, kind: str = "multipart/x-mixed-replace; boundary=frame", status: int = 200) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        request.send_header("Content-Type", kind)
+        request.end_headers()
+        request.wfile.write(b"".join(lines))
+
+    return answer
+
+
+Serve = Callable[[Answer], int]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answer: Answer) -> int:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        return server.server_port
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def frames(address: str, count: int = 3, **settings: float) -> list[bytes]:
+    with HttpCamera(CameraSettings(address, timeout_s=settings.pop("timeout_s", 3.0), **settings)) as camera:  # type: ignore[arg-type]
+        return [frame.jpeg() for frame in islice(camera, count)]
+
+
+@pytest.mark.parametrize(
+    ("boundary", "named"), [("frame", None), ("frame", '"frame"'), ("frame", "--frame"), ("--x", "--x")]
+)
+def test_every_picture_arrives_as_it_was_sent(serve: Serve, boundary: str, named: str | None) -> None:
+    for length in (True, False):
+        port = serve(mjpeg(boundary, named=named, length=length))
+        assert frames(f"http://127.0.0.1:{port}/stream?x=1") == PICTURES
+
+
+def test_frames_are_decoded_when_looked_at(serve: Serve) -> None:
+    port = serve(mjpeg())
+    with HttpCamera(CameraSettings(f"http://127.0.0.1:{port}/")) as camera:
+        found = list(camera)
+    assert [frame.seq for frame in found] == [0, 1, 2]
+    assert [round(float(frame.full().mean()), -1) for frame in found] == [20, 120, 220]
+    assert found[0].size == (48, 64)
+
+
+def test_a_single_picture_is_asked_for_again_and_again(serve: Serve) -> None:
+    asked: list[str] = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        asked.append(request.path)
+        sent(PICTURES[len(asked) % 3], kind="image/jpeg")(request)
+
+    port = serve(answer)
+    assert frames(f"http://127.0.0.1:{port}/snapshot.jpg", 3, fps=50) == [PICTURES[1], PICTURES[2], PICTURES[0]]
+    assert asked == ["/snapshot.jpg"] * 3
+
+
+def test_the_password_is_sent_and_never_shown(serve: Serve) -> None:
+    expected = "Basic " + base64.b64encode(b"me:se@cret").decode()
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        (mjpeg() if request.headers["Authorization"] == expected else sent(status=401))(request)
+
+    port = serve(answer)
+    assert frames(f"http://me:se%40cret@127.0.0.1:{port}/") == PICTURES
+    with pytest.raises(CameraError, match="refuses the user name or password") as caught:
+        frames(f"http://me:wrongsecret@127.0.0.1:{port}/")
+    assert "wrongsecret" not in str(caught.value)
+
+
+def redirect(to: str) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(302)
+        request.send_header("Location", to)
+        request.end_headers()
+
+    return answer
+
+
+def test_a_redirect_is_followed_without_taking_the_password_elsewhere(serve: Serve) -> None:
+    seen: list[str | None] = []
+
+    def other(request: BaseHTTPRequestHandler) -> None:
+        seen.append(request.headers["Authorization"])
+        mjpeg()(request)
+
+    elsewhere = serve(other)
+    port = serve(redirect(f"http://127.0.0.1:{elsewhere}/x"))
+    assert frames(f"http://me:secret@127.0.0.1:{port}/") == PICTURES
+    assert seen == [None]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (redirect("/again"), "without end"),
+        (redirect("file:///etc/passwd"), "not safe"),
+        (sent(status=404), "answers 404"),
+        (sent(b"<html>", kind="text/html"), "sends text/html; expected"),
+        (sent(kind="multipart/x-mixed-replace"), "without a boundary"),
+        (sent(b"--frame\r\nContent-Length: 99999999999\r\n\r\n"), "announces a picture of 99999999999 bytes"),
+        (sent(b"--frame\r\n" + b"x" * 5000), "header that is too long"),
+        (sent(b"--frame\r\n" + b"a: b\r\n" * 100), "headers without end"),
+        (sent(b"--frame\r\nContent-Length: 100\r\n\r\nshort"), "stopped delivering"),
+        (sent(b"--frame\r\n\r\n" + b"x" * 40_000_000), "over 33554432 bytes"),
+        (sent(b"no boundary at all"), "stopped delivering"),
+        (sent(b"x" * 40_000_000, kind="image/jpeg"), "over 33554432 bytes"),
+    ],
+)
+def test_what_is_no_camera_is_refused_with_its_reason(serve: Serve, answer: Answer, message: str) -> None:
+    port = serve(answer)
+    with pytest.raises(CameraError, match=message):
+        frames(f"http://127.0.0.1:{port}/")
+
+
+def test_a_camera_that_is_silent_or_not_there_is_not_waited_for(serve: Serve) -> None:
+    never = threading.Event()
+
+    def silent(_: BaseHTTPRequestHandler) -> None:
+        never.wait(20)
+
+    port = serve(silent)
+    with pytest.raises(CameraError, match="cannot be reached: timed out"):
+        frames(f"http://127.0.0.1:{port}/", timeout_s=1)
+    with pytest.raises(CameraError, match="cannot be reached: Connection refused"):
+        frames("http://127.0.0.1:9/")
+    never.set()
