@@ -1,0 +1,358 @@
+"""How near is the agent to the bare interpreter, and what does it cost beside it?
+
+    python -m benchmarks.agent BUNDLE [--seconds 10] [--frames 200000] [--mediapipe PYTHON]
+
+Everything on photographs of 1280x720, with a real Mosquitto on loopback. Figures of one block come from one run and are
+ratios to the bare `invoke` timed just before and after it. ``--mediapipe`` names a Python that has MediaPipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage
+
+from edge_agent.agent import Agent, Source, _Inferred
+from edge_agent.bundle import MODEL, open_bundle
+from edge_agent.cameras import ArrayFrame, ListCamera
+from edge_agent.cameras.frames import encoded
+from edge_agent.cameras.jpeg import JpegFrame
+from edge_agent.classifier import Classifier, Result
+from edge_agent.config import CameraSettings, MotionSettings, MqttSettings
+from edge_agent.decision import Rules
+from edge_agent.health import resident_mb
+from edge_agent.model import Model
+from edge_agent.mqtt import MqttPublisher, RecordingPublisher
+from edge_agent.preprocess import Pixels, preprocess
+from edge_agent.view import view
+
+SIZE = (1280, 720)
+RULES = Rules(0.6, 0.4, 0.3, 0.5)
+RECEIVER = """
+import sys, time, json, paho.mqtt.client as paho
+client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+def take(_client, _data, message):
+    now = time.time_ns()
+    print(json.loads(message.payload)["seq"], now, flush=True)
+client.on_message = take
+client.on_subscribe = lambda *_: print("ready", flush=True)
+client.connect("127.0.0.1", int(sys.argv[1]))
+client.subscribe("edgeloop/bench/camera/+/result")
+client.loop_forever()
+"""
+PEER = """
+import sys, time, glob, statistics, cv2, mediapipe as mp
+from mediapipe.tasks.python import BaseOptions, vision
+options = vision.ImageClassifierOptions(base_options=BaseOptions(model_asset_path=sys.argv[1]), max_results=3)
+frames = [cv2.imread(path) for path in sorted(glob.glob(sys.argv[2] + "/*.png"))]
+with vision.ImageClassifier.create_from_options(options) as classifier:
+    def one(frame):
+        rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        classifier.classify(mp.Image(image_format=mp.ImageFormat.SRGB, data=rgb))
+    for frame in frames * 3: one(frame)
+    times = []
+    for number in range(300):
+        start = time.perf_counter(); one(frames[number % len(frames)]); times.append(time.perf_counter() - start)
+print(1000 * statistics.median(times))
+"""
+
+
+def photographs() -> list[Pixels]:
+    folder = Path(skimage.__file__).parent / "data"
+    pictures = [cv2.imread(str(folder / name)) for name in ("coffee.png", "rocket.jpg", "motorcycle_left.png")]
+    return [np.asarray(cv2.resize(picture, SIZE), np.uint8) for picture in pictures if picture is not None]
+
+
+def load(bundle: Path, threads: int) -> Model:
+    opened = open_bundle(bundle)
+    return Model(opened, Classifier.from_bundle(opened, threads=threads), RULES)
+
+
+def bare_ms(model: Model, runs: int = 200) -> float:
+    """Median of invoke alone, milliseconds."""
+    levels = preprocess(photographs()[0], model.classifier.spec)
+    times = [model.classifier.infer(levels)[1] for _ in range(runs + 20)]
+    return statistics.median(times[20:])
+
+
+@contextmanager
+def broker() -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as config:
+        config.write(f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n")
+        config.flush()
+        program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin") or "mosquitto"
+        process = subprocess.Popen([program, "-c", config.name], stderr=subprocess.DEVNULL)
+        try:
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                except OSError:
+                    time.sleep(0.05)
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def sustained(bundle: Path, threads: int, seconds: float) -> None:
+    with (
+        broker() as port,
+        subprocess.Popen([sys.executable, "-c", RECEIVER, str(port)], stdout=subprocess.PIPE, text=True) as receiver,
+    ):
+        assert receiver.stdout is not None
+        receiver.stdout.readline()
+        model = load(bundle, threads)
+        before = bare_ms(model)
+        frames = itertools.cycle(photographs())
+        settings = MqttSettings(host="127.0.0.1", port=port, results=True)
+        camera = Source(lambda: ListCamera(frames, interval_s=0.6 * before / 1000))
+        with MqttPublisher(settings, "bench") as publisher:
+            time.sleep(1)
+            with Agent("bench", model, {"a": camera}, publisher) as agent:
+                agent.wait(1)
+                start, count = time.perf_counter(), agent.counts["a"].classified
+                agent.wait(seconds)
+                rate = (agent.counts["a"].classified - count) / (time.perf_counter() - start)
+            time.sleep(0.5)
+            after = bare_ms(load(bundle, threads))
+        receiver.terminate()
+        received = len(receiver.stdout.read().splitlines())
+    bare = 1000 / statistics.mean((before, after))
+    print(
+        f"sustained, {threads} inference thread(s): {rate:.0f} frames/s = {rate / bare:.3f} of bare invoke "
+        f"({1000 / bare:.2f} ms); {received} of {agent.counts['a'].classified} results received, "
+        f"{publisher.passed_over} held back"
+    )
+
+
+def around(bundle: Path, mediapipe: str | None) -> None:
+    model = load(bundle, 1)
+    bare = bare_ms(model)
+    frames = [ArrayFrame(image=picture, seq=seq) for seq, picture in enumerate(photographs())]
+    scores, _ = model.classifier.infer(preprocess(frames[0].image, model.classifier.spec))
+    with broker() as port, MqttPublisher(MqttSettings(host="127.0.0.1", port=port, results=True), "bench") as publisher:
+        time.sleep(1)
+        agent = Agent("bench", model, {"a": Source(lambda: ListCamera([]))}, publisher)
+        times, cpu = [], time.process_time()
+        runs = 2000
+        for number in range(runs):
+            frame = ArrayFrame(image=frames[number % len(frames)].image, seq=number)
+            start = time.perf_counter()
+            prepared = agent._prepared("a", frame)
+            assert prepared is not None
+            result = Result(model.classifier.labels, scores, prepared.preprocess_ms, bare)
+            agent._observe(*_Inferred(model, "a", frame, result))
+            times.append(1000 * (time.perf_counter() - start))
+            if number % 50 == 0:
+                time.sleep(0.01)  # or the broker is outrun, and results are held back
+        cpu = 1000 * (time.process_time() - cpu) / runs
+    ours = statistics.median(times)
+    print(f"around invoke: median {ours:.3f} ms a frame; {cpu:.3f} ms of CPU with the network thread")
+    if mediapipe is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model.tflite").write_bytes(model.bundle.read(MODEL))
+        for number, picture in enumerate(photographs()):
+            cv2.imwrite(f"{folder}/{number}.png", picture)
+        command = [mediapipe, "-c", PEER, f"{folder}/model.tflite", folder]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    theirs, again = float(said.split()[-1]), bare_ms(load(bundle, 2))
+    print(
+        f"MediaPipe ImageClassifier: {theirs:.2f} ms a frame; {theirs / (ours + bare):.2f} times ours with one thread "
+        f"({ours + bare:.2f} ms), {theirs / (ours + again):.2f} with two ({ours + again:.2f} ms)"
+    )
+
+
+def latency(bundle: Path, seconds: float) -> None:
+    with (
+        broker() as port,
+        subprocess.Popen([sys.executable, "-c", RECEIVER, str(port)], stdout=subprocess.PIPE, text=True) as receiver,
+    ):
+        assert receiver.stdout is not None
+        receiver.stdout.readline()
+        model = load(bundle, 1)
+        bare = bare_ms(model)
+        captured: dict[int, int] = {}
+
+        class Noting(ListCamera):
+            def __iter__(self) -> Iterator[ArrayFrame]:
+                for seq, picture in enumerate(itertools.cycle(photographs())):
+                    frame = ArrayFrame(image=picture, seq=seq)
+                    captured[seq] = frame.captured_ns
+                    yield frame
+                    time.sleep(4 * bare / 1000)
+
+        settings = MqttSettings(host="127.0.0.1", port=port, results=True)
+        with MqttPublisher(settings, "bench") as publisher:
+            time.sleep(1)
+            with Agent("bench", model, {"a": Source(lambda: Noting([]))}, publisher) as agent:
+                agent.wait(seconds)
+            time.sleep(0.5)
+        receiver.terminate()
+        lines = [line.split() for line in receiver.stdout.read().splitlines()]
+    ages = [(int(at) - captured[int(seq)]) / 1e6 for seq, at in lines][10:]
+    p50, p99 = np.percentile(ages, (50, 99))
+    print(
+        f"capture to receipt by another process, {len(ages)} frames: p50 {p50:.2f} ms = {p50 / bare:.2f} of bare "
+        f"invoke ({bare:.2f} ms), p99 {p99:.2f} ms = {p99 / bare:.2f}"
+    )
+
+
+def mjpeg(bundle: Path) -> None:
+    spec = open_bundle(bundle).manifest.preprocess
+    height, width = spec.shape[:2]
+    jpegs = [encoded(picture) for picture in photographs()] * 40
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/camera.avi"
+        writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 30, SIZE)
+        writer.set(cv2.VIDEOWRITER_PROP_QUALITY, 95)
+        for picture in photographs() * 40:
+            writer.write(picture)
+        writer.release()
+        ours, theirs = [], []
+        for _ in range(3):
+            start = time.process_time()
+            for seq, data in enumerate(jpegs):
+                preprocess(view(JpegFrame(data=data, seq=seq), spec), spec)
+            ours.append(1000 * (time.process_time() - start) / len(jpegs))
+            capture, count, start = cv2.VideoCapture(path), 0, time.process_time()
+            while True:
+                read, frame = capture.read()
+                if not read:
+                    break
+                cv2.resize(frame, (width, height))
+                count += 1
+            theirs.append(1000 * (time.process_time() - start) / count)
+    one, other = statistics.median(ours), statistics.median(theirs)
+    print(
+        f"720p MJPEG: {one:.2f} ms of CPU a frame; VideoCapture.read() and resize {other:.2f}; {one / other:.2f} of it"
+    )
+
+
+def cold_start(bundle: Path) -> None:
+    times, sizes = [], []
+    for _ in range(5):
+        with broker() as port, tempfile.TemporaryDirectory() as folder:
+            cv2.imwrite(f"{folder}/a.png", photographs()[0])
+            (Path(folder) / "agent.yaml").write_text(
+                f"device: bench\nbundle: {bundle.resolve()}\nstate: {folder}/state\n"
+                f"mqtt: {{host: 127.0.0.1, port: {port}}}\n"
+                f"cameras: {{a: {{source: {folder}, fps: 30, loop: true}}}}\n"
+            )
+            topic = [
+                "mosquitto_sub",
+                "-h",
+                "127.0.0.1",
+                "-p",
+                str(port),
+                "-t",
+                "edgeloop/bench/camera/a/label",
+                "-C",
+                "1",
+            ]
+            with subprocess.Popen(topic, stdout=subprocess.PIPE) as label:
+                assert label.stdout is not None
+                time.sleep(0.3)
+                command = [sys.executable, "-m", "edge_agent.cli", "run", "--config", f"{folder}/agent.yaml"]
+                start = time.perf_counter()
+                with subprocess.Popen(command, stderr=subprocess.DEVNULL) as agent:
+                    json.loads(label.stdout.readline())
+                    times.append(time.perf_counter() - start)
+                    time.sleep(1)
+                    text = Path(f"/proc/{agent.pid}/status").read_text()
+                    sizes.append(int(text.split("VmRSS:")[1].split()[0]) / 1000)
+                    agent.terminate()
+    print(
+        f"cold start to the first label: {statistics.median(times):.2f} s; resident {statistics.median(sizes):.0f} MB"
+    )
+
+
+def growth(bundle: Path, frames: int) -> None:
+    model = load(bundle, 1)
+    pictures = itertools.cycle(photographs())
+    sizes: list[float] = []
+    camera = Source(lambda: ListCamera(pictures, interval_s=0.0005))
+
+    class Forgetful(RecordingPublisher):
+        def result(self, observation: object) -> None:
+            pass
+
+        def label(self, observation: object) -> None:
+            pass
+
+        def event(self, observation: object) -> None:
+            pass
+
+    with Agent("bench", model, {"a": camera}, Forgetful()) as agent:
+        for tenth in range(1, 11):
+            while agent.counts["a"].classified < tenth * frames / 10:
+                agent.wait(0.2)
+            sizes.append(resident_mb() or 0)
+    print(f"memory over {frames} frames, by tenths: {' '.join(f'{size:.1f}' for size in sizes)} MB")
+
+
+def motion(bundle: Path, seconds: float) -> None:
+    rng = np.random.default_rng(0)
+    still = photographs()[0]
+    noisy = [np.clip(still + rng.integers(-4, 5, still.shape), 0, 255).astype(np.uint8) for _ in range(8)]
+    jpegs = [encoded(picture) for picture in noisy]
+
+    class Camera(ListCamera):
+        def __iter__(self) -> Iterator[JpegFrame]:
+            for seq in itertools.count():
+                yield JpegFrame(data=jpegs[seq % len(jpegs)], seq=seq)
+                time.sleep(1 / 30)
+
+    cpu = {}
+    for name, gate in (("all", None), ("gate", MotionSettings())):
+        source = Source(lambda: Camera([]), settings=CameraSettings("x", motion=gate))
+        with Agent("bench", load(bundle, 1), {"a": source}, RecordingPublisher(wants_results=False)) as agent:
+            agent.wait(4)
+            start = time.process_time()
+            agent.wait(seconds)
+            cpu[name] = (time.process_time() - start) / seconds
+    print(
+        f"still scene of 30 frames/s: {100 * cpu['gate']:.2f} % of a core with the motion gate, "
+        f"{100 * cpu['all']:.2f} % classifying everything; {cpu['gate'] / cpu['all']:.3f} of it"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--frames", type=int, default=0, help="of the test for growth; 0 leaves it out")
+    parser.add_argument("--mediapipe", help="a Python that has MediaPipe")
+    arguments = parser.parse_args()
+    for threads in (1, 2):
+        sustained(arguments.bundle, threads, arguments.seconds)
+    around(arguments.bundle, arguments.mediapipe)
+    latency(arguments.bundle, arguments.seconds)
+    mjpeg(arguments.bundle)
+    cold_start(arguments.bundle)
+    motion(arguments.bundle, arguments.seconds)
+    if arguments.frames:
+        growth(arguments.bundle, arguments.frames)
+
+
+if __name__ == "__main__":
+    main()
