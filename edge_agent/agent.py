@@ -45,6 +45,10 @@ _SPARE = 0.15
 """Share of an inference by which the next frame is taken earlier than needed, for inferences differ; later would leave
 the interpreter idle, earlier would show it an older frame."""
 
+_AFTER_YOU_S = 0.0003
+"""What deciding leaves the interpreter to begin with the next frame that waits: Python's lock is for one thread at a
+time, and an interpreter that waits for it costs frames."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -104,6 +108,7 @@ class _Inferred(NamedTuple):
     camera: str
     frame: Frame
     result: Result
+    next_waits: bool
 
 
 class Agent:
@@ -295,7 +300,8 @@ class Agent:
                 self._expected_s = inference_ms / 1000
                 self.prepared[item.camera] = item
                 result = Result(running.labels, scores, item.preprocess_ms, inference_ms)
-                self._to_decide.put(_Inferred(item.model, item.camera, item.frame, result))
+                next_waits = not self._to_infer.empty()
+                self._to_decide.put(_Inferred(item.model, item.camera, item.frame, result, next_waits))
         except Exception as error:
             log.exception("infer: stopped by a bug")
             self.failures["inference"] = error
@@ -312,7 +318,9 @@ class Agent:
     def _decide(self) -> None:
         try:
             while (item := self._to_decide.get()) is not None:
-                self._observe(*item)
+                if item.next_waits:
+                    time.sleep(_AFTER_YOU_S)
+                self._observe(item.model, item.camera, item.frame, item.result)
                 self.alive_at = time.monotonic()
         except Exception as error:
             log.exception("decide: stopped by a bug")

@@ -20,8 +20,8 @@ GRID = (18, 32)
 """Rows and columns of cells: 40x40 pixels each at 1280x720."""
 _SAMPLED = (180, 320)
 """The cells' means are taken over pixels of a picture thinned out to this, about 100 a cell."""
-LOOKS_PER_S = 10
-"""Pictures looked at in a second while nothing changes: a decision takes longer than a tenth of a second to change, and
+LOOKS_PER_S = 5
+"""Pictures looked at in a second while nothing changes: a decision takes longer than a fifth of a second to change, and
 most of what looking costs is decoding."""
 
 Cells = npt.NDArray[np.float32]

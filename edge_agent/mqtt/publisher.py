@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -162,6 +164,7 @@ class MqttPublisher:
         self._client.on_publish = self._on_publish
         self._client.on_message = self._on_message
         self._client.on_subscribe = self._on_subscribe
+        self._client.on_socket_open = _send_at_once
         self._commands: Commands | None = None
         self._passing: deque[paho.MQTTMessageInfo] = deque()
         self.passed_over = 0
@@ -356,6 +359,12 @@ class MqttPublisher:
     @property
     def _where(self) -> str:
         return f"the broker at {self._settings.host}:{self._settings.port}"
+
+
+def _send_at_once(_client: paho.Client, _data: Any, connection: Any) -> None:
+    """A small message is not kept back until the one before was acknowledged (Nagle's algorithm)."""
+    with suppress(OSError, AttributeError):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _tls_context(settings: TlsSettings) -> ssl.SSLContext:
