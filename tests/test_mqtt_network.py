@@ -84,9 +84,11 @@ def said(seq: int, label: str = "robin") -> Observation:
 
 
 @pytest.fixture
-def publisher(proxy: Proxy, tmp_path: Path) -> Iterator[MqttPublisher]:
+def publisher(proxy: Proxy, subscriber: Subscriber, tmp_path: Path) -> Iterator[MqttPublisher]:
     settings = MqttSettings(host="127.0.0.1", port=proxy.port, keepalive_s=2, results=True)
     with MqttPublisher(settings, "pi", tmp_path / "spool.sqlite") as publisher:
+        # Retained, so it tells that the subscriber listens: an event before that would be nobody's.
+        subscriber.wait_for("/pi/status", "online")
         yield publisher
 
 
