@@ -397,6 +397,7 @@ class Agent:
             labels=model.bundle.labels,
             cameras={name: CameraInfo(source.shown) for name, source in self.cameras.items()},
             threads=model.classifier.threads,
+            delegate=model.classifier.delegate,
             runtime=model.classifier.runtime,
             edgeloop=__version__,
             python=platform.python_version(),

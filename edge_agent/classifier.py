@@ -6,7 +6,7 @@ All quantization and dequantization of the device is in this module.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -93,15 +93,35 @@ class Classifier:
         self._staging = np.empty(spec.shape, np.uint8) if self._input_dtype == "float32" else None
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, threads: int | None = None, delegate: str | None = None) -> Classifier:
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        delegate: str | None = None,
+        on_cpu_instead: Callable[[ModelError], object] | None = None,
+    ) -> Classifier:
         """Load the model of a verified bundle.
+
+        Args:
+            bundle: verified.
+            threads: as of the class.
+            delegate: as of the class.
+            on_cpu_instead: is told why the delegate cannot be used, and the model runs on the CPU; without it, that is
+                an error.
 
         Raises:
             BundleError, ModelError: the model file changed, does not load, or is not what the manifest says.
         """
         manifest = bundle.manifest
         model = bundle.read(MODEL)
-        classifier = cls(model, labels=bundle.labels, spec=manifest.preprocess, threads=threads, delegate=delegate)
+        try:
+            classifier = cls(model, labels=bundle.labels, spec=manifest.preprocess, threads=threads, delegate=delegate)
+        except ModelError as error:
+            if delegate is None or on_cpu_instead is None:
+                raise
+            classifier = cls(model, labels=bundle.labels, spec=manifest.preprocess, threads=threads)
+            on_cpu_instead(error)
         if classifier.tensors != manifest.tensors:
             found = classifier.tensors
             classifier.close()
@@ -117,6 +137,11 @@ class Classifier:
     def threads(self) -> int:
         """Inference threads in use."""
         return self._model.threads
+
+    @property
+    def delegate(self) -> str | None:
+        """Shared library of the delegate in use; None on the CPU."""
+        return self._model.delegate
 
     @property
     def runtime(self) -> str:

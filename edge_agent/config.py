@@ -7,7 +7,9 @@ is configured from afar, and each round trip costs.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
@@ -17,6 +19,8 @@ import msgspec
 import yaml
 
 from .errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 DEFAULT_PATH = Path("/etc/edgeloop/agent.yaml")
 MAX_BYTES = 256 * 1024
@@ -264,6 +268,10 @@ def mqtt_password(settings: MqttSettings) -> str | None:
         return os.environ.get("EDGELOOP_MQTT_PASSWORD")
     try:
         with open(settings.password_file, encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
+                log.warning(
+                    "%s: every user of this device can read the MQTT password; chmod 640 it", settings.password_file
+                )
             password = file.readline(4096).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{settings.password_file}: the MQTT password cannot be read: {error}") from error

@@ -142,7 +142,7 @@ class Control:
 
         model = self._agent.model
         with Classifier.from_bundle(
-            model.bundle, threads=self._settings.threads, delegate=model.delegate
+            model.bundle, threads=self._settings.threads, delegate=model.classifier.delegate
         ) as classifier:
             levels = np.full(classifier.spec.shape, 127, np.uint8)
             times = [classifier.infer(levels)[1] for _ in range(command.runs)]

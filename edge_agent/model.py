@@ -11,7 +11,6 @@ from .bundle import Bundle, open_bundle
 from .classifier import Classifier
 from .config import DecisionSettings, Settings
 from .decision import ClassRule, Rules
-from .errors import ModelError
 from .manifest import Thresholds
 from .mqtt.messages import ModelId
 
@@ -26,13 +25,11 @@ class Model:
         bundle: verified.
         classifier: loaded from it; for one thread at a time.
         rules: when a label is decided.
-        delegate: shared library the model runs on; None is the CPU.
     """
 
     bundle: Bundle
     classifier: Classifier
     rules: Rules
-    delegate: str | None = None
 
     @property
     def id(self) -> ModelId:
@@ -51,17 +48,13 @@ def load_model(path: Path, settings: Settings) -> Model:
         BundleError, ModelError: the bundle or its model cannot be used.
     """
     bundle = open_bundle(path)
-    classifier, delegate = None, settings.delegate
-    if delegate is not None:
-        try:
-            classifier = Classifier.from_bundle(bundle, threads=settings.threads, delegate=delegate)
-        except ModelError as error:
-            log.warning("%s. Running on the CPU instead", error)
-            delegate = None
-    if classifier is None:
-        classifier = Classifier.from_bundle(bundle, threads=settings.threads)
-    rules = rules_of(bundle.manifest.thresholds, settings.decision, bundle.labels)
-    return Model(bundle, classifier, rules, delegate)
+    classifier = Classifier.from_bundle(
+        bundle,
+        threads=settings.threads,
+        delegate=settings.delegate,
+        on_cpu_instead=lambda error: log.warning("%s. Running on the CPU instead", error),
+    )
+    return Model(bundle, classifier, rules_of(bundle.manifest.thresholds, settings.decision, bundle.labels))
 
 
 def rules_of(thresholds: Thresholds, settings: DecisionSettings, labels: Sequence[str] = ()) -> Rules:

@@ -22,11 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .errors import EdgeloopError, ModelError, StoreError, one_line
+from .errors import EdgeloopError, StoreError, one_line
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
-    from .classifier import Classifier
     from .evaluation import Evaluation
 
 CLEAR_MARGIN = 0.3
@@ -266,6 +264,7 @@ def _tried(given: dict[str, Any], done: Callable[[], object]) -> Proof:
     import numpy as np
 
     from .bundle import open_bundle
+    from .classifier import Classifier
     from .evaluation import Evaluation
     from .pictures import decode_picture
 
@@ -274,7 +273,13 @@ def _tried(given: dict[str, Any], done: Callable[[], object]) -> Proof:
     if not expected:
         raise StoreError("it has no canary pictures to prove itself with; convert the run again")
     _become_owner(Path(given["bundle"]))
-    classifier, used = _loaded(bundle, given["threads"], given["delegate"])
+    classifier = Classifier.from_bundle(
+        bundle,
+        threads=given["threads"],
+        delegate=given["delegate"],
+        # As the agent loads it: an accelerator that serves one process at a time is busy while the agent runs.
+        on_cpu_instead=lambda _error: None,
+    )
     scores, times = [], []
     with classifier:
         for picture in expected:
@@ -282,7 +287,6 @@ def _tried(given: dict[str, Any], done: Callable[[], object]) -> Proof:
             scores.append(result.scores)
             times.append(result.inference_ms)
             done()
-        runtime, running_threads = classifier.runtime, classifier.threads
     truth = np.array([bundle.labels.index(picture.label) for picture in expected], np.intp)
     there = Evaluation(bundle.labels, truth, np.array([picture.scores for picture in expected], np.float32))
     here = Evaluation(bundle.labels, truth, np.stack(scores), np.array(times))
@@ -296,9 +300,9 @@ def _tried(given: dict[str, Any], done: Callable[[], object]) -> Proof:
         off=_off(here, there) if whole else 1.0,
         p50_ms=float(np.median(here.inference_ms)),
         memory_mb=round(_peak_memory_mb("self"), 1),
-        threads=running_threads,
-        runtime=runtime,
-        delegate=used,
+        threads=classifier.threads,
+        runtime=classifier.runtime,
+        delegate=classifier.delegate,
         reasons=tuple(problems_of(here, there)) if whole else ("some of its scores are not numbers",),
     )
 
@@ -333,19 +337,6 @@ def problems_of(here: Evaluation, there: Evaluation) -> list[str]:
 
 def _off(here: Evaluation, there: Evaluation) -> float:
     return float(abs(here.scores - there.scores).max(axis=1).mean())
-
-
-def _loaded(bundle: Bundle, threads: int | None, delegate: str | None) -> tuple[Classifier, str | None]:
-    """The model on the delegate, else on the CPU, as the agent loads it; and the delegate it is on.
-
-    An accelerator that serves one process at a time is busy while the agent runs.
-    """
-    from .classifier import Classifier
-
-    if delegate is not None:
-        with suppress(ModelError):
-            return Classifier.from_bundle(bundle, threads=threads, delegate=delegate), delegate
-    return Classifier.from_bundle(bundle, threads=threads), None
 
 
 def _become_owner(bundle: Path) -> None:

@@ -52,6 +52,7 @@ class Model:
 
     def __init__(self, content: bytes, *, threads: int | None = None, delegate: str | None = None) -> None:
         self.threads = default_threads() if threads is None else threads
+        self.delegate = delegate
         module, self.runtime = _interpreter_module()
         delegates = None if delegate is None else [_load_delegate(module, delegate)]
         try:

@@ -309,7 +309,7 @@ def test_a_delegate_that_cannot_be_used_is_said_and_the_cpu_does_it(
 ) -> None:
     settings = Settings(device="pi", cameras={"door": CameraSettings(0)}, delegate="/nowhere/libedgetpu.so.1")
     model = load_model(bundle_file, settings)
-    assert model.delegate is None
+    assert model.classifier.delegate is None
     assert "/nowhere/libedgetpu.so.1" in caplog.text
     assert "CPU" in caplog.text
     model.classifier.close()

@@ -57,6 +57,21 @@ def test_what_is_no_video_is_refused(tmp_path: Path, video_file: Path) -> None:
             list(camera)
 
 
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_video_without_a_frame_that_can_be_decoded_is_refused(
+    tmp_path: Path, video_file: Path, *, loop: bool
+) -> None:
+    data = bytearray(video_file.read_bytes())
+    frames = data.index(b"movi") + 4
+    data[frames:] = bytes(len(data) - frames)
+    (tmp_path / "empty.avi").write_bytes(data)
+    with (
+        pytest.raises(CameraError, match="holds no frame"),
+        OpenCVCamera(CameraSettings(str(tmp_path / "empty.avi"), loop=loop)) as camera,
+    ):
+        list(camera)
+
+
 def test_a_camera_number_that_does_not_exist_is_refused() -> None:
     with pytest.raises(CameraError, match="/dev/video63: cannot be opened"), open_camera(CameraSettings(63)):
         pass
@@ -125,6 +140,13 @@ def test_a_folder_of_pictures_is_shown_in_order(
         assert [f.seq for f in islice(camera, 5)] == [0, 1, 2, 3, 4]
 
 
+def test_pictures_come_in_the_order_of_their_names_not_of_the_disk(tmp_path: Path) -> None:
+    for number in (5, 1, 7, 3, 0, 6, 2, 4):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((16, 16, 3), 10 * number, np.uint8))
+    with open_camera(CameraSettings(str(tmp_path), fps=1000)) as camera:
+        assert [f.full()[0, 0, 0] for f in camera] == [0, 10, 20, 30, 40, 50, 60, 70]
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "aa.jpg").write_bytes(b"no picture")
     with pytest.raises(CameraError, match="holds no picture"), open_camera(CameraSettings(str(tmp_path))) as camera:
@@ -173,10 +195,14 @@ def test_no_camera_is_starved_by_a_faster_one() -> None:
 
 def test_taking_waits_for_a_frame_and_wakes_at_once() -> None:
     frames = LatestFrames(["a"])
+    start = time.monotonic()
     threading.Timer(0.1, lambda: frames.put("a", frame(1))).start()
-    taken = frames.take(10)
+    taken = frames.take(60)
     assert taken is not None
     assert taken[1].seq == 1
+    threading.Timer(0.1, lambda: frames.close("a")).start()
+    assert frames.take(60) is None
+    assert time.monotonic() - start < 30
 
 
 def test_the_last_frame_is_still_taken_after_the_camera_closed() -> None:

@@ -24,6 +24,8 @@ from edge_agent.manifest import TensorEntry, Tensors
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 from edge_agent.runtime import Model
 
+from .delegates import compiled_delegate
+
 SPEC = PreprocessSpec((32, 48))
 LABELS = ("dark", "light", "other")
 
@@ -164,29 +166,9 @@ def test_threads_default_to_the_cores_and_can_be_set(models: dict[str, bytes]) -
         assert model.threads == 2
 
 
-# A delegate as its vendor ships it, reduced to the two functions the runtime looks for. It takes no
-# operation, and says that it was asked. The struct is TfLiteDelegate of tensorflow/lite/core/c/common.h.
-DELEGATE = r"""
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-struct delegate { void *data; int (*prepare)(void *, struct delegate *); void *copy[3]; int64_t flags; void *builder; };
-static int prepare(void *context, struct delegate *self) { fputs(self->data, stdout); fflush(stdout); return 0; }
-struct delegate *tflite_plugin_create_delegate(char **keys, char **values, size_t count, void (*report)(const char *)) {
-    struct delegate *made = calloc(1, sizeof *made);
-    made->data = "asked\n";
-    made->prepare = prepare;
-    return made;
-}
-void tflite_plugin_destroy_delegate(struct delegate *made) { free(made); }
-"""
-
-
 @pytest.mark.needs("cc")
 def test_an_external_delegate_is_loaded_and_asked(models: dict[str, bytes], tmp_path: Path) -> None:
-    (tmp_path / "d.c").write_text(DELEGATE)
-    library, model = tmp_path / "libdelegate.so", tmp_path / "m.tflite"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "d.c")], check=True)
+    library, model = compiled_delegate(tmp_path, r'puts("asked"); fflush(stdout)'), tmp_path / "m.tflite"
     model.write_bytes(models["uint8"])
     code = (
         "import pathlib, sys; from edge_agent.runtime import Model\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from typing import Any
 
 import msgspec
@@ -114,6 +115,47 @@ def test_what_cannot_be_done_is_answered_too(error: Exception, told: str) -> Non
     assert told in str(reply.error)
     assert "secret" not in str(reply.error)
     assert "cannot be done here" in str(Commands("pi", {}, print).reply(Envelope("bench", b"")).error)
+
+
+def test_what_was_refused_may_be_asked_again_under_the_same_id() -> None:
+    tries: list[object] = []
+
+    def at_second_try(command: object) -> dict[str, Any]:
+        tries.append(command)
+        if len(tries) == 1:
+            raise StoreError("the disk is full")
+        return {}
+
+    commands = Commands("pi", {"rollback": at_second_try}, lambda _reply, _envelope: None)
+    assert [commands.reply(Envelope("rollback", b'{"id": "x"}')).ok for _ in range(3)] == [False, True, True]
+    assert len(tries) == 2
+
+
+def test_what_was_done_long_ago_is_forgotten() -> None:
+    done: list[str] = []
+    commands = commands_of(done)
+    for number in range(1000):
+        commands.reply(Envelope("rollback", f'{{"id": "{number}"}}'.encode()))
+    assert len(commands._done) <= 100
+    commands.reply(Envelope("rollback", b'{"id": "999"}'))
+    assert len(done) == 1000
+
+
+def test_an_answer_that_cannot_be_sent_does_not_end_the_answering() -> None:
+    answered: list[str | None] = []
+
+    def answer(reply: Reply, _envelope: Envelope) -> None:
+        answered.append(reply.id)
+        if reply.id == "1":
+            raise ValueError("no such topic")
+
+    with Commands("pi", {"bench": lambda _command: {}}, answer) as commands:
+        for number in (1, 2):
+            commands.take(Envelope("bench", f'{{"id": "{number}"}}'.encode()))
+        deadline = time.monotonic() + 20
+        while len(answered) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert answered == ["1", "2"]
 
 
 def test_commands_that_come_faster_than_they_are_done_are_turned_away() -> None:

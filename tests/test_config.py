@@ -113,12 +113,20 @@ def test_no_text_raises_anything_but_a_refusal(tmp_path_factory: pytest.TempPath
         load_settings(path)
 
 
-def test_the_password_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_password_comes_from_a_file_only_some_may_read_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "secret").write_text("from the file\nnot this\n")
+    (tmp_path / "secret").chmod(0o644)
     monkeypatch.setenv("EDGELOOP_MQTT_PASSWORD", "from the environment")
     settings = load(tmp_path, GOOD + "mqtt: {username: me, password_file: secret}\n")
     assert mqtt_password(settings.mqtt) == "from the file"
     assert mqtt_password(MqttSettings(username="me")) == "from the environment"
+    assert "secret: every user of this device can read the MQTT password" in caplog.text
+    caplog.clear()
+    (tmp_path / "secret").chmod(0o640)
+    mqtt_password(settings.mqtt)
+    assert not caplog.text
     (tmp_path / "secret").write_text("\n")
     with pytest.raises(ConfigError, match="is empty"):
         mqtt_password(settings.mqtt)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
+import trustme
 
 from edge_agent.cameras.frames import encoded
 from edge_agent.cameras.http import HttpCamera
@@ -45,14 +50,15 @@ def sent(*lines: bytes, kind: str = "multipart/x-mixed-replace; boundary=frame",
     return answer
 
 
-Serve = Callable[[Answer], int]
+class Serve(Protocol):
+    def __call__(self, answer: Answer, tls: ssl.SSLContext | None = None) -> int: ...
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     servers: list[ThreadingHTTPServer] = []
 
-    def start(answer: Answer) -> int:
+    def start(answer: Answer, tls: ssl.SSLContext | None = None) -> int:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 with suppress(BrokenPipeError, ConnectionResetError):
@@ -63,6 +69,8 @@ def serve() -> Iterator[Serve]:
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         servers.append(server)
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         return server.server_port
@@ -87,6 +95,19 @@ def test_every_picture_arrives_as_it_was_sent(serve: Serve, boundary: str, named
         assert frames(f"http://127.0.0.1:{port}/stream?x=1") == PICTURES
 
 
+@pytest.mark.parametrize(
+    ("head", "picture"),
+    [
+        (b"content-LENGTH: 14\r\n", b"1\r\n--frame\r\n23"),  # of a known length: whatever is in it
+        (b"Content-Length: many\r\n", b"1\r\n--frame2\r\n3"),  # a boundary is a whole line
+        (b"", b"1\r\n--fram\r\n\r\n"),
+    ],
+)
+def test_bytes_that_look_like_a_boundary_belong_to_the_picture(serve: Serve, head: bytes, picture: bytes) -> None:
+    port = serve(sent(b"--frame\r\n", head, b"\r\n", picture, b"\r\n--frame--\r\n"))
+    assert frames(f"http://127.0.0.1:{port}/") == [picture]
+
+
 def test_frames_are_decoded_when_looked_at(serve: Serve) -> None:
     port = serve(mjpeg())
     with HttpCamera(CameraSettings(f"http://127.0.0.1:{port}/")) as camera:
@@ -104,8 +125,20 @@ def test_a_single_picture_is_asked_for_again_and_again(serve: Serve) -> None:
         sent(PICTURES[len(asked) % 3], kind="image/jpeg")(request)
 
     port = serve(answer)
-    assert frames(f"http://127.0.0.1:{port}/snapshot.jpg", 3, fps=50) == [PICTURES[1], PICTURES[2], PICTURES[0]]
-    assert asked == ["/snapshot.jpg"] * 3
+    assert frames(f"http://127.0.0.1:{port}/snapshot.jpg?channel=1", 3, fps=50) == [
+        PICTURES[1],
+        PICTURES[2],
+        PICTURES[0],
+    ]
+    assert asked == ["/snapshot.jpg?channel=1"] * 3
+
+
+def test_a_single_picture_is_asked_for_as_often_as_was_said(serve: Serve) -> None:
+    port = serve(sent(PICTURES[0], kind="image/jpeg"))
+    with HttpCamera(CameraSettings(f"http://127.0.0.1:{port}/", fps=20)) as camera:
+        times = [frame.captured_s for frame in islice(camera, 20)]
+    # 19 pauses of a twentieth of a second: on a busy machine longer, but not one a second.
+    assert 0.9 < times[-1] - times[0] < 12
 
 
 def test_the_password_is_sent_and_never_shown(serve: Serve) -> None:
@@ -121,9 +154,9 @@ def test_the_password_is_sent_and_never_shown(serve: Serve) -> None:
     assert "wrongsecret" not in str(caught.value)
 
 
-def redirect(to: str) -> Answer:
+def redirect(to: str, status: int = 302) -> Answer:
     def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(302)
+        request.send_response(status)
         request.send_header("Location", to)
         request.end_headers()
 
@@ -143,11 +176,42 @@ def test_a_redirect_is_followed_without_taking_the_password_elsewhere(serve: Ser
     assert seen == [None]
 
 
+def test_https_wants_a_good_certificate_and_is_never_left_for_http(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    safe, plain = serve(mjpeg(), tls), serve(mjpeg())
+    with pytest.raises(CameraError, match="certificate"):
+        frames(f"https://127.0.0.1:{safe}/")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    assert frames(f"https://127.0.0.1:{safe}/") == PICTURES
+    assert frames(f"http://127.0.0.1:{serve(redirect(f'https://127.0.0.1:{safe}/'))}/") == PICTURES
+    leaving = serve(redirect(f"http://127.0.0.1:{plain}/"), tls)
+    with pytest.raises(CameraError, match="not safe"):
+        frames(f"https://127.0.0.1:{leaving}/")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_within_the_camera_keeps_the_password(serve: Serve, status: int) -> None:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        if request.path == "/":
+            redirect("/cam", status)(request)
+        else:
+            (mjpeg() if request.headers["Authorization"] else sent(status=401))(request)
+
+    port = serve(answer)
+    assert frames(f"http://me:secret@127.0.0.1:{port}/") == PICTURES
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
         (redirect("/again"), "without end"),
         (redirect("file:///etc/passwd"), "not safe"),
+        (redirect("http://[nowhere/"), "an address that is none"),
         (sent(status=404), "answers 404"),
         (sent(b"<html>", kind="text/html"), "sends text/html; expected"),
         (sent(kind="multipart/x-mixed-replace"), "without a boundary"),
@@ -163,7 +227,37 @@ def test_a_redirect_is_followed_without_taking_the_password_elsewhere(serve: Ser
 def test_what_is_no_camera_is_refused_with_its_reason(serve: Serve, answer: Answer, message: str) -> None:
     port = serve(answer)
     with pytest.raises(CameraError, match=message):
-        frames(f"http://127.0.0.1:{port}/")
+        frames(f"http://127.0.0.1:{port}/", timeout_s=20)
+
+
+def test_a_camera_that_falls_silent_is_not_waited_for(serve: Serve) -> None:
+    never = threading.Event()
+
+    def silent(request: BaseHTTPRequestHandler) -> None:
+        sent(b"--frame\r\nContent-Length: 3\r\n\r\nabc\r\n--frame\r\n")(request)
+        never.wait(20)
+
+    port = serve(silent)
+    with HttpCamera(CameraSettings(f"http://127.0.0.1:{port}/", timeout_s=1)) as camera:
+        frames = iter(camera)
+        assert next(frames).jpeg() == b"abc"
+        with pytest.raises(CameraError, match="stopped delivering: timed out"):
+            next(frames)
+    never.set()
+
+
+@pytest.mark.parametrize("head", [b"", b"--frame\r\n\r\n"])
+def test_what_sends_rubbish_without_end_is_left_in_time(serve: Serve, head: bytes) -> None:
+    def rubbish(request: BaseHTTPRequestHandler) -> None:
+        sent(head)(request)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            request.wfile.write(b"rubbish\r\n")
+            time.sleep(0.01)
+
+    port = serve(rubbish)
+    with pytest.raises(CameraError, match="sent no picture for 1 s"):
+        frames(f"http://127.0.0.1:{port}/", timeout_s=1)
 
 
 def test_a_camera_that_is_silent_or_not_there_is_not_waited_for(serve: Serve) -> None:

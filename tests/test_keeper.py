@@ -103,6 +103,25 @@ def test_a_camera_that_breaks_is_opened_again_and_again() -> None:
     assert watched.kept.reopened >= 2
 
 
+def test_a_live_camera_that_just_ends_is_opened_again() -> None:
+    watched = Watched(lambda: living(3))
+    watched.until(lambda: watched.states.count("online") >= 2)
+    watched.stop()
+    assert watched.states[:3] == ["online", "lost", "online"]
+
+
+def test_a_camera_slower_than_its_time_in_all_but_not_from_frame_to_frame_is_not_lost() -> None:
+    def slow() -> Iterator[Frame]:
+        for seq in itertools.count():
+            yield shown(seq, seq)
+            time.sleep(0.3)
+
+    watched = Watched(slow)
+    watched.until(lambda: len(watched.frames) >= 6)
+    watched.stop()
+    assert watched.states == ["online"]
+
+
 def test_a_camera_that_is_not_there_is_reported_once() -> None:
     def missing() -> Iterator[Frame]:
         raise CameraError("no such device")
@@ -157,12 +176,51 @@ def test_a_frozen_picture_is_noticed_and_stays_frozen_until_it_moves() -> None:
             time.sleep(0.01)
 
     watched = Watched(freezing, frozen_s=1.0)
+    watched.until(lambda: "frozen" in watched.states)
+    count = len(watched.frames)
     watched.until(lambda: watched.openings >= 4)
     assert watched.states == ["online", "frozen"]
-    count = len(watched.frames)
+    assert len(watched.frames) == count  # of a frozen picture nothing is classified
     thawed.set()
     watched.until(lambda: watched.states[-1] == "online" and len(watched.frames) > count + 5)
     watched.stop()
+
+
+def test_a_camera_that_was_given_up_is_closed() -> None:
+    closed: list[bool] = []
+
+    def frozen() -> Iterator[Frame]:
+        try:
+            for seq in itertools.count():
+                yield shown(7, seq)
+                time.sleep(0.01)
+        finally:
+            closed.append(True)
+
+    watched = Watched(frozen, frozen_s=0.5)
+    watched.until(lambda: watched.openings >= 3)
+    watched.until(lambda: len(closed) >= 2)
+    watched.stop()
+    watched.until(lambda: len(closed) == watched.openings)
+
+
+def test_frames_are_compared_twice_a_second_however_fast_they_come() -> None:
+    compared: list[int] = []
+
+    class Noting(ArrayFrame):
+        def fingerprint(self) -> int:
+            compared.append(self.seq)
+            return self.seq
+
+    def fast() -> Iterator[Frame]:
+        for seq in range(200):
+            yield Noting(image=np.zeros((1, 1, 3), np.uint8), seq=seq, captured_s=seq / 100)
+        time.sleep(0.5)
+
+    watched = Watched(fast, frozen_s=30)
+    watched.until(lambda: len(watched.frames) >= 200)
+    watched.stop()
+    assert compared[:4] == [0, 50, 100, 150]
 
 
 def test_a_still_but_living_picture_is_not_frozen() -> None:
@@ -174,6 +232,17 @@ def test_a_still_but_living_picture_is_not_frozen() -> None:
 
 def test_a_file_ends_once_and_is_not_opened_again() -> None:
     watched = Watched(lambda: living(5), live=False)
+    watched.thread.join(10)
+    assert (watched.states, watched.openings, len(watched.frames)) == (["online", "ended"], 1, 5)
+
+
+def test_a_file_may_be_slow_and_still() -> None:
+    def slow() -> Iterator[Frame]:
+        for seq in range(5):
+            yield ArrayFrame(image=np.zeros((16, 16, 3), np.uint8), seq=seq, captured_s=100.0 * seq)
+        time.sleep(1.5)
+
+    watched = Watched(slow, live=False, frozen_s=1.0)
     watched.thread.join(10)
     assert (watched.states, watched.openings, len(watched.frames)) == (["online", "ended"], 1, 5)
 
@@ -208,23 +277,67 @@ def test_a_pause_ends_at_once_when_stopping(monkeypatch: pytest.MonkeyPatch) -> 
     watched.stop()
 
 
-def test_pauses_grow_and_start_anew_after_a_camera_worked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "RETRY_S", (1.0, 60.0))
+def pauses_of(script: Callable[[int], Iterator[Frame]], *, count: int, timeout_s: float = 1.0) -> list[float]:
+    """The first pauses between openings of a camera, none waited for; the script is told which opening it is."""
     pauses: list[float] = []
+    openings = itertools.count()
 
     class Noting(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
             pauses.append(timeout or 0)
-            if len(pauses) == 9:
+            if len(pauses) == count:
                 self.set()
             return self.is_set()
 
-    def missing() -> Iterator[Frame]:
-        raise CameraError("no such device")
+    KeptCamera(
+        lambda: Scripted(lambda: script(next(openings))),
+        live=True,
+        timeout_s=timeout_s,
+        frozen_s=0,
+        deliver=lambda _: None,
+        report=lambda *_: None,
+    ).run(Noting())
+    return pauses
 
-    kept = KeptCamera(
-        lambda: Scripted(missing), live=True, timeout_s=1, frozen_s=0, deliver=print, report=lambda *_: None
-    )
-    kept.run(Noting())
-    for pause, longest in zip(pauses, (1, 2, 4, 8, 16, 32, 60, 60, 60), strict=True):
+
+def missing(_: int) -> Iterator[Frame]:
+    raise CameraError("no such device")
+
+
+def test_pauses_grow_and_no_two_cameras_pause_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "RETRY_S", (1.0, 60.0))
+    limits = (1, 2, 4, 8, 16, 32, 60, 60, 60)
+    pauses = pauses_of(missing, count=9)
+    for pause, longest in zip(pauses, limits, strict=True):
         assert longest / 2 <= pause <= longest
+    shares = {pause / longest for pause, longest in zip(pauses, limits, strict=True)}
+    assert max(shares) - min(shares) > 0.05
+
+
+def test_pauses_start_anew_after_a_camera_worked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "RETRY_S", (1.0, 60.0))
+    monkeypatch.setattr(keeper, "_SETTLED_S", 0.2)
+
+    def sometimes(opening: int) -> Iterator[Frame]:
+        if opening == 5:
+            yield from living(150)
+        raise CameraError("unplugged")
+
+    pauses = pauses_of(sometimes, count=7)
+    assert pauses[4] >= 8
+    assert pauses[5] <= 1
+    assert pauses[6] <= 2
+
+
+def test_pauses_grow_while_a_camera_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "RETRY_S", (1.0, 60.0))
+    monkeypatch.setattr(keeper, "_SETTLED_S", 0.9)
+    never = threading.Event()
+
+    def hanging(_: int) -> Iterator[Frame]:
+        never.wait()
+        yield shown(0)
+
+    first, second = pauses_of(hanging, count=2)
+    never.set()
+    assert first <= 1 < second

@@ -22,6 +22,7 @@ from edge_agent.errors import ConfigError
 from edge_agent.mqtt import MqttPublisher, Topics
 
 from .conftest import Mosquitto, Run, Subscriber, wait_until
+from .delegates import compiled_delegate
 
 pytestmark = pytest.mark.needs("mosquitto")
 
@@ -29,10 +30,10 @@ pytestmark = pytest.mark.needs("mosquitto")
 class AgentProcess:
     """`edgeloop run` in a process of its own."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], *options: str) -> None:
         (folder / "agent.yaml").write_text(yaml.safe_dump(settings))
         self.log = folder / "agent.log"
-        command = [sys.executable, "-m", "edge_agent.cli", "run", "--config", str(folder / "agent.yaml")]
+        command = [sys.executable, "-m", "edge_agent.cli", "run", "--config", str(folder / "agent.yaml"), *options]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
@@ -44,7 +45,7 @@ class AgentProcess:
 
 @contextmanager
 def agent(
-    folder: Path, bundle: Path, video: Path, port: int, *, loop: bool = True, **mqtt: Any
+    folder: Path, bundle: Path, video: Path, port: int, *options: str, loop: bool = True, **mqtt: Any
 ) -> Iterator[AgentProcess]:
     settings = {
         "device": "pi",
@@ -53,7 +54,7 @@ def agent(
         "mqtt": {"host": "127.0.0.1", "port": port, "keepalive_s": 2, **mqtt},
         "state": "state",
     }
-    running = AgentProcess(folder, settings)
+    running = AgentProcess(folder, settings, *options)
     try:
         yield running
     finally:
@@ -84,6 +85,19 @@ def test_a_foreign_subscriber_gets_status_info_labels_and_events(
     said = running.log.read_text()
     assert "camera door: has ended" in said
     assert "all cameras have ended" in said
+
+
+@pytest.mark.needs("cc")
+def test_threads_and_delegate_of_the_command_line_go_before_the_settings(
+    mosquitto: Mosquitto, subscriber: Subscriber, bundle_file: Path, video_file: Path, tmp_path: Path
+) -> None:
+    library = str(compiled_delegate(tmp_path))
+    options = ("--threads", "3", "--delegate", library)
+    with agent(tmp_path, bundle_file, video_file, mosquitto.port, *options) as running:
+        info: Any = subscriber.wait_for("/info")["payload"]
+        assert (info["threads"], info["delegate"]) == (3, library)
+        subscriber.wait_for("/label")
+        assert running.end(signal.SIGTERM) == 0, running.log.read_text()
 
 
 def test_who_subscribes_later_gets_the_retained_state(

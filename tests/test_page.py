@@ -49,7 +49,9 @@ MODEL = ModelId("ground", "1.2", "ab" * 32)
 
 def info(*cameras: str) -> Info:
     names = {name: CameraInfo("/dev/video0") for name in cameras}
-    return Info(1, "porch-pi", MODEL, ("brick", "stars"), names, 2, "ai-edge-litert 2.3.0", "0.1.0", "3.11.2", False)
+    return Info(
+        1, "porch-pi", MODEL, ("brick", "stars"), names, 2, None, "ai-edge-litert 2.3.0", "0.1.0", "3.11.2", False
+    )
 
 
 def observation(label: str, score: float, camera: str = "feeder", age_ms: float = 21.0, seq: int = 0) -> Observation:

@@ -109,7 +109,43 @@ def test_frames_come_in_two_sizes_of_the_same_picture() -> None:
     assert small.shape == (360, 640, 3)
     expected = cv2.resize(StandIn.scene, (640, 360), interpolation=cv2.INTER_AREA)
     assert np.abs(small.astype(int) - expected.astype(int)).mean() < 4  # chroma is subsampled
-    assert frames[0].at_least(361, 640).shape == (720, 1280, 3)
+    assert frames[0].at_least(361, 640).shape == frames[0].at_least(360, 641).shape == (720, 1280, 3)
+
+
+@pytest.mark.usefixtures("_pi")
+@pytest.mark.parametrize(
+    ("size", "small"), [((1921, 1081), (640, 360)), ((322, 183), (322, 182)), ((301, 301), (300, 300))]
+)
+def test_the_second_stream_has_even_sides_whatever_the_size(size: tuple[int, int], small: tuple[int, int]) -> None:
+    with open_camera(CameraSettings("picamera", size=size)) as camera:
+        frame = next(iter(camera))
+    assert frame.size == size[::-1]
+    assert frame.at_least(10, 10).shape[:2] == small[::-1]
+
+
+@pytest.mark.usefixtures("_pi")
+def test_a_camera_that_does_not_start_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: StandIn) -> None:
+        raise RuntimeError("Failed to start camera: Device or resource busy")
+
+    monkeypatch.setattr(StandIn, "start", fail)
+    with pytest.raises(CameraError, match="does not start: Failed to start"), open_camera(CameraSettings("picamera")):
+        pass
+    assert StandIn.opened == 0
+
+
+@pytest.mark.usefixtures("_pi")
+def test_a_camera_that_fails_while_it_runs_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: StandIn) -> Request:
+        raise RuntimeError("Camera frontend has timed out!")
+
+    with open_camera(CameraSettings("picamera")) as camera:
+        frames = iter(camera)
+        next(frames)
+        monkeypatch.setattr(StandIn, "capture_request", fail)
+        with pytest.raises(CameraError, match="picamera:0: failed: Camera frontend"):
+            next(frames)
+    assert StandIn.opened == 0
 
 
 @pytest.mark.usefixtures("_pi")

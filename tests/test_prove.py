@@ -20,27 +20,12 @@ from edge_agent.evaluation import Evaluation
 from edge_agent.manifest import CanaryPicture
 from edge_agent.prove import Limits, problems_of, prove
 
+from .delegates import compiled_delegate
 from .test_store import repacked
 
 ONE = Limits(threads=1)
 
 # As its vendor ships it, but with a mind of its own; see DELEGATE in test_classifier.py.
-DELEGATE = r"""
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-struct delegate { void *data; int (*prepare)(void *, struct delegate *); void *copy[3]; int64_t flags; void *builder; };
-static int prepare(void *context, struct delegate *self) { ACT; return 0; }
-struct delegate *tflite_plugin_create_delegate(char **keys, char **values, size_t count, void (*report)(const char *)) {
-    struct delegate *made = calloc(1, sizeof *made);
-    made->prepare = prepare;
-    return made;
-}
-void tflite_plugin_destroy_delegate(struct delegate *made) { free(made); }
-"""
 
 
 @pytest.fixture
@@ -50,10 +35,7 @@ def bundle(bundle_file: Path) -> Bundle:
 
 def delegate(folder: Path, act: str) -> Limits:
     """A delegate that does this when the model is loaded on it."""
-    library = folder / "libdelegate.so"
-    (folder / "d.c").write_text(DELEGATE.replace("ACT", act))
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(folder / "d.c")], check=True)
-    return Limits(threads=1, delegate=str(library))
+    return Limits(threads=1, delegate=str(compiled_delegate(folder, act)))
 
 
 def refused(bundle: Path, limits: Limits = ONE) -> str:

@@ -126,15 +126,64 @@ def test_near_duplicates_are_passed_over_and_cost_no_budget(
 ) -> None:
     rng = np.random.default_rng(0)
     scene = cv2.resize(areas["grass"]["video"], (640, 360))
-    with Recorder(tmp_path, RecordSettings(per_hour=6, min_free_mb=0), "pi") as recorder:
+    # A bucket of ten frames: were the like paid for, half of it would soon be gone.
+    with Recorder(tmp_path, RecordSettings(per_hour=60, min_free_mb=0), "pi") as recorder:
         for second in range(20):
             noisy = np.clip(scene + rng.normal(0, 4, scene.shape), 0, 255).astype(np.uint8)
             frame = ArrayFrame(image=noisy, seq=second, captured_s=2.0 * second)
             recorder.offer(Candidate(**{**vars(candidate()), "frame": frame}))
             eventually(lambda second=second: sum((recorder.health().kept, recorder.health().skipped)) == second + 1)  # type: ignore[misc]
         assert recorder.health().kept == 1
-        recorder.offer(candidate(5, at=700.0))
+        for number in range(5):
+            recorder.offer(candidate(number, at=41.0 + 2 * number, camera="gate"))
+            eventually(lambda number=number: recorder.health().kept == 2 + number)  # type: ignore[misc]
+
+
+def test_of_one_moment_one_frame_is_looked_at(tmp_path: Path) -> None:
+    with Recorder(tmp_path, RecordSettings(per_hour=3600, min_free_mb=0), "pi") as recorder:
+        for number in range(10):
+            recorder.offer(candidate(number, at=0.05 * number))
+            eventually(recorder._waiting.empty)
+        eventually(lambda: recorder.health().kept == 1)
+        recorder.offer(candidate(10, at=2.0))
         eventually(lambda: recorder.health().kept == 2)
+    assert [capture.seq for capture in kept(tmp_path)] == [0, 10]
+
+
+def test_a_disk_that_does_not_take_it_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("edge_agent.recorder._RETRY_S", 0.2)
+    caplog.set_level("INFO")
+    first = candidate(1, at=0.0)
+    in_the_way = tmp_path / time.strftime("%Y-%m-%d", time.gmtime(first.frame.captured_ns // 10**9))
+    in_the_way.write_text("a file where the day's folder is to be")
+    with Recorder(tmp_path, RecordSettings(per_hour=3600, min_free_mb=0), "pi") as recorder:
+        recorder.offer(first)
+        eventually(lambda: recorder.health().paused is not None)
+        assert recorder.health().kept == 0
+        in_the_way.unlink()
+        for number in range(2, 200):
+            recorder.offer(Candidate(**{**vars(first), "frame": shifted(number)}))
+            if recorder.health().kept:
+                break
+            time.sleep(0.05)
+        eventually(lambda: recorder.health().paused is None)
+    assert kept(tmp_path)
+    assert caplog.text.count("keeps nothing for now") == 1
+    assert caplog.text.count("keeps frames again") == 1
+
+
+def shifted(number: int) -> ArrayFrame:
+    return ArrayFrame(image=picture(number), seq=number, captured_s=2.0 * number)
+
+
+def test_a_frame_that_cannot_be_kept_does_not_end_the_keeping(tmp_path: Path) -> None:
+    with Recorder(tmp_path, RecordSettings(per_hour=3600, min_free_mb=0), "pi") as recorder:
+        recorder.offer(Candidate(**{**vars(candidate(1)), "labels": ("one too few",)}))
+        eventually(lambda: recorder.health().skipped == 1)
+        recorder.offer(candidate(2, at=2.0))
+        eventually(lambda: recorder.health().kept == 1)
 
 
 def test_pictures_that_differ_have_hashes_that_differ() -> None:
@@ -210,7 +259,15 @@ def test_the_most_frequent_kind_gives_way_first(tmp_path: Path) -> None:
     assert left["gate", "stars"] == 1
     assert 15 <= left["door", "brick"] <= 20
     assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) == captures.size <= 210_000
-    assert max(capture.seq for capture in kept(tmp_path)) == 59
+    last = sorted(capture.seq for capture in kept(tmp_path) if capture.camera == "door")
+    assert last == list(range(60 - len(last), 60))  # the oldest went
+
+
+def test_a_limit_under_a_single_picture_keeps_none_and_says_so(tmp_path: Path) -> None:
+    captures = Captures(tmp_path, max_bytes=5000, min_free_bytes=0)
+    captures.index()
+    assert store(captures, 0, "door", "brick") == "max_mb is smaller than a picture"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_fetched_meanwhile_makes_room(tmp_path: Path) -> None:

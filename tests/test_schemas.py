@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import msgspec
@@ -18,6 +19,7 @@ from edge_agent.mqtt.discovery import discovery, discovery_topic
 from edge_agent.mqtt.messages import (
     CameraHealth,
     CameraInfo,
+    CameraState,
     Health,
     Info,
     Latency,
@@ -37,7 +39,9 @@ from .test_commands import BAD, GOOD, PAYLOADS
 ROOT = Path(__file__).parent.parent
 MODEL = ModelId("birds", "3", "abc")
 SPREAD = Percentiles(5, 1.0, 2.0, 3.0, 4.0)
-INFO = Info(1, "pi", MODEL, ("robin", "wren"), {"door": CameraInfo("0")}, 4, "ai-edge-litert 2", "0.1", "3.11.2", False)
+INFO = Info(
+    1, "pi", MODEL, ("robin", "wren"), {"door": CameraInfo("0")}, 4, None, "ai-edge-litert 2", "0.1", "3.11.2", False
+)
 MESSAGES: dict[str, msgspec.Struct] = {
     "info": INFO,
     "observation": Observation(
@@ -149,3 +153,34 @@ def test_home_assistants_message_has_only_names_it_knows_and_all_it_needs() -> N
     label = message["components"]["camera_door_label"]
     assert label["options"] == ["robin", "wren", "unknown"]
     assert json.loads(msgspec.json.encode(message)) == message
+
+
+def test_what_home_assistant_reads_is_where_it_looks_and_what_it_sends_is_a_command() -> None:
+    topics = Topics("edgeloop", "pi")
+    kinds = {topics.info: "info", topics.label("door"): "observation", topics.health: "health"}
+    kinds[topics.tunables] = "settings"
+    message = discovery(topics, INFO)
+    assert message["availability_topic"] == topics.status
+    read = set()
+    for key, component in message["components"].items():
+        template = component.get("value_template", "")
+        paths = re.findall(r"value_json\.([a-z0-9_.]+)", template)
+        for path in paths:
+            found = msgspec.to_builtins(MESSAGES[kinds[component["state_topic"]]])
+            for name in path.split("."):
+                found = found[name]
+            read.add(path)
+        if component["platform"] in ("sensor", "number"):
+            assert paths, key
+        if "command_topic" in component:
+            verb = component["command_topic"].removeprefix("edgeloop/pi/cmd/")
+            payload = component.get("payload_press") or component["command_template"].replace("{{ value }}", "0.5")
+            assert verb == {"rollback": "rollback", "enter": "set", "camera_door_snapshot": "snapshot"}[key]
+            assert parsed(verb, payload.encode())
+    assert read == {"model.name", "model.version", "temperature_c", "memory_mb", "enter", "label", "score"}
+    connection = message["components"]["camera_door_connection"]
+    assert connection["state_topic"] == topics.camera("door")
+    shown = re.fullmatch(r"{{ 'ON' if value == '(\w+)' else 'OFF' }}", connection["value_template"])
+    assert shown is not None
+    assert shown[1] in get_args(CameraState)
+    assert message["components"]["camera_door_picture"]["image_topic"] == topics.snapshot("door")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -57,17 +59,21 @@ def test_a_full_spool_drops_the_oldest_and_counts_them(tmp_path: Path) -> None:
         assert spool.dropped == 15
 
 
-@pytest.mark.parametrize("content", [b"not a database at all, but long enough to look at" * 100, None])
+@pytest.mark.parametrize(
+    "damage", [b"not a database at all, but long enough to look at" * 100, slice(8192, 60000), slice(81920, 86016)]
+)
 def test_a_damaged_file_is_set_aside_and_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes | slice
 ) -> None:
     path = tmp_path / "spool.sqlite"
     with Spool(path) as spool:
         spool.put([Event("a", bytes(2000), 0.0)] * 100)
-    if content is None:  # damaged in the middle
+    if isinstance(damage, slice):  # in the middle: all tables, or one page of events
         whole = bytearray(path.read_bytes())
-        whole[8192:60000] = random.Random(1).randbytes(60000 - 8192)
+        whole[damage] = random.Random(1).randbytes(damage.stop - damage.start)
         content = bytes(whole)
+    else:
+        content = damage
     path.write_bytes(content)
     with Spool(path) as spool:
         spool.put([event(1)])
@@ -75,6 +81,69 @@ def test_a_damaged_file_is_set_aside_and_said(
         assert spool.on_disk
     assert "is damaged" in caplog.text
     assert (tmp_path / "spool.damaged").read_bytes() == content
+
+
+def test_the_log_beside_a_damaged_file_goes_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "cut off" / "spool.sqlite"
+    path.parent.mkdir()
+    with Spool(tmp_path / "spool.sqlite") as spool:
+        spool.put([event(number) for number in range(100)])
+    with Spool(tmp_path / "spool.sqlite") as spool:
+        spool.put([Event("a", bytes(2000), 0.0)] * 10)  # the log then holds the first page, but not all
+        shutil.copy(tmp_path / "spool.sqlite-wal", path.parent)  # as a power cut leaves it
+    path.write_bytes(b"no database" * 1000)
+    for depth in (1, 2):
+        with Spool(path) as spool:
+            spool.put([event(1)])
+            assert (spool.depth, spool.on_disk) == (depth, True)
+
+
+def test_a_file_in_use_is_not_taken_for_damaged_and_what_was_removed_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.mqtt.spool._BUSY_S", 0.1)
+    path = tmp_path / "spool.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        with Spool(path) as spool:
+            spool.put([event(number) for number in range(4)])
+            other.execute("BEGIN IMMEDIATE")
+            spool.remove([waiting.id for waiting in spool.after(0, 2)])
+            assert numbers(spool) == [2, 3]
+            assert not spool.on_disk
+        with Spool(path) as spool:
+            assert not spool.on_disk
+        other.execute("ROLLBACK")
+    with Spool(path) as spool:
+        assert numbers(spool) == [0, 1, 2, 3]
+        assert spool.on_disk
+
+
+def test_a_power_cut_loses_nothing_that_was_put(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool.sqlite") as spool:
+        # 2 is FULL: an fsync each commit.
+        assert spool._database.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_a_disk_that_fails_while_it_is_read_leaves_what_could_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "spool.sqlite"
+    with Spool(path, most=2900) as spool:
+        for start in range(0, 3000, 100):  # more than SQLite keeps in memory
+            spool.put([Event("a", b"%04d" % number + bytes(2000), 0.0) for number in range(start, start + 100)])
+    with Spool(path, most=2900) as spool:
+        half = path.stat().st_size // 2
+        with path.open("r+b") as file:
+            file.seek(half)
+            file.write(random.Random(1).randbytes(half))
+        left = [int(one.event.payload[:4]) for one in spool.after(0, 3000)]
+        assert left == list(range(100, 100 + len(left)))
+        assert 0 < len(left) == spool.depth < 3000
+        assert not spool.on_disk
+        assert spool.dropped == 100
+        spool.put([event(1)])
+        assert numbers(spool, after=3000) == [1]  # for those who have seen all that was lost, too
+    assert "cannot be used (database disk image is malformed)" in caplog.text
 
 
 def test_where_nothing_can_be_written_events_wait_in_memory_and_it_is_said(

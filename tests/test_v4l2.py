@@ -31,6 +31,14 @@ except CameraError as error:
     seen.append(str(error))
 print(json.dumps(seen))
 """
+BUFFERS = """
+import cv2, json
+from edge_agent.cameras.sources import open_camera
+from edge_agent.config import CameraSettings
+with open_camera(CameraSettings(42)) as camera:
+    next(iter(camera))
+    print(json.dumps(camera._capture.get(cv2.CAP_PROP_BUFFERSIZE)))
+"""
 KEEP = """
 import json, threading, time
 from functools import partial
@@ -82,6 +90,10 @@ def test_mjpeg_is_taken_undecoded_and_in_order(shim: Path) -> None:
     levels = [entry[3] for entry in seen]
     assert set(levels) == {20, 120, 220}
     assert all((a, b) in {(20, 120), (120, 220), (220, 20)} for a, b in pairwise(levels))
+
+
+def test_no_more_frames_than_must_be_wait_in_the_driver(shim: Path) -> None:
+    assert under(shim, "mjpg", BUFFERS) == 2  # each further one would be older by the time it is read
 
 
 def test_a_camera_without_mjpeg_is_decoded(shim: Path) -> None:

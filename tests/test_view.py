@@ -28,8 +28,9 @@ def test_a_cut_holds_the_region_and_at_least_a_pixel(
     (left, right), (top, bottom) = sorted(across), sorted(down)
     picture = np.arange(rows * columns, dtype=np.int64).reshape(rows, columns)
     part = cut(picture, (left, top, right, bottom))  # type: ignore[arg-type]
-    assert 1 <= part.shape[0] <= ceil((bottom - top) * rows) + 1
-    assert 1 <= part.shape[1] <= ceil((right - left) * columns) + 1
+    # Rounded outwards: never less than what was asked for.
+    assert max(1, (bottom - top) * rows - 1e-6) <= part.shape[0] <= ceil((bottom - top) * rows) + 1
+    assert max(1, (right - left) * columns - 1e-6) <= part.shape[1] <= ceil((right - left) * columns) + 1
     assert np.isin(part, picture).all()
 
 
@@ -53,6 +54,17 @@ def test_the_model_sees_nearly_the_same_of_a_frame_that_was_decoded_small(
     assert small.size * 4 <= whole.size
     off = np.abs(preprocess(small, spec).astype(int) - preprocess(whole, spec).astype(int))
     assert off.mean() < 3
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+def test_a_narrow_region_is_decoded_as_large_as_the_model_needs_it_and_no_larger(fit: str) -> None:
+    picture = np.zeros((720, 1280, 3), np.uint8)
+    picture[:, :640] = 255
+    frame = JpegFrame(data=encoded(picture), seq=0)
+    # A quarter of the columns: 96 of them are left at half the size, 80 would be at a quarter.
+    seen = view(frame, PreprocessSpec((96, 96), fit), (0.25, 0.0, 0.5, 1.0))  # type: ignore[arg-type]
+    assert seen.shape == (360, 160, 3)
+    assert seen[:, :-4].min() > 250
 
 
 def scene(level: int = 100) -> Pixels:
@@ -93,6 +105,30 @@ def test_a_change_is_seen_within_one_look_however_fast_the_camera() -> None:
     times = np.arange(0.001, 1.0, 0.001)
     first = next(at for at in times if gate.passes(frame(scene(200 if at >= 0.5 else 100), float(at)), settle_s=0.0))
     assert 0.5 <= first <= 0.5 + 1 / LOOKS_PER_S + 0.002
+
+
+@pytest.mark.parametrize("colour", [(100, 100, 60), (60, 100, 100), (160, 100, 100), (100, 100, 160)])
+def test_darker_and_lighter_and_any_colour_are_changes(colour: tuple[int, int, int]) -> None:
+    gate = MotionGate(MotionSettings(every_s=1000, threshold=4))
+    changed = scene()
+    changed[100:200, 100:200] = colour
+    assert gate.passes(frame(scene(), 0.0), settle_s=0.0)
+    assert gate.passes(frame(changed, 1.0), settle_s=0.0)
+
+
+def test_a_still_scene_is_decoded_small_and_five_times_a_second() -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Asked(ArrayFrame):
+        def at_least(self, height: int, width: int) -> Pixels:
+            asked.append((height, width))
+            return self.image
+
+    gate = MotionGate(MotionSettings())
+    for hundredth in range(200):
+        gate.passes(Asked(image=scene(), seq=hundredth, captured_s=hundredth / 100), settle_s=0.0)
+    assert set(asked) == {(180, 320)}
+    assert 9 <= len(asked) <= 2 * LOOKS_PER_S
 
 
 def test_what_changes_outside_the_region_is_not_looked_at() -> None:

@@ -30,7 +30,7 @@ class HttpCamera:
 
     Args:
         settings: its source; ``fps`` is how often a single picture is asked for (1 when left out); ``timeout_s`` bounds
-            every wait for the network.
+            every wait for the network, and for a whole picture.
 
     Raises (when entered or iterated):
         CameraError: it does not answer, refuses, or sends neither MJPEG nor a JPEG picture.
@@ -42,6 +42,7 @@ class HttpCamera:
         self._connection: http.client.HTTPConnection | None = None
         self._response: http.client.HTTPResponse | None = None
         self._boundary = b""
+        self._due = 0.0
 
     def __enter__(self) -> Self:
         try:
@@ -73,7 +74,10 @@ class HttpCamera:
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or location is None:
                 break
-            there = urlsplit(urljoin(where.geturl(), location))
+            try:
+                there = urlsplit(urljoin(where.geturl(), location))
+            except ValueError as error:
+                raise self._error(f"leads to an address that is none: {error}") from error
             if there.scheme != "https" and (there.scheme != "http" or where.scheme == "https"):
                 raise self._error("leads to an address that is not safe to follow")
             # A password is for the host it was given for, alone.
@@ -115,6 +119,7 @@ class HttpCamera:
         interval_s = 1.0 / (self._settings.fps or 1.0)
         while True:
             start = time.monotonic()
+            self._due = start + self._settings.timeout_s
             yield self._read(None)
             time.sleep(max(0.0, start + interval_s - time.monotonic()))
             self._ask()
@@ -122,6 +127,7 @@ class HttpCamera:
     def _parts(self) -> Iterator[bytes]:
         line = b""
         while True:
+            self._due = time.monotonic() + self._settings.timeout_s
             while not self._is_boundary(line):
                 line = self._line()
             if line.endswith(b"--"):
@@ -184,6 +190,9 @@ class HttpCamera:
         response = self._response
         if response is None:
             raise self._error("is not open")
+        if time.monotonic() > self._due:
+            # Who waited for it has left; rubbish without end would be read for ever.
+            raise self._error(f"sent no picture for {self._settings.timeout_s:g} s")
         try:
             data = read(response)
         except (OSError, http.client.HTTPException, ValueError) as error:

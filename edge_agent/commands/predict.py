@@ -17,8 +17,11 @@ from ..errors import PictureError, one_line
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="How many labels to show of each.")
 @click.option("--threads", type=click.IntRange(1, 64), help="Inference threads; one per core up to four by default.")
+@click.option("--delegate", help="Shared library of an external delegate, such as Coral's libedgetpu.so.1.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def predict_command(bundle: Path, pictures: tuple[Path, ...], top: int, threads: int | None, *, as_json: bool) -> None:
+def predict_command(
+    bundle: Path, pictures: tuple[Path, ...], top: int, threads: int | None, delegate: str | None, *, as_json: bool
+) -> None:
     """Classify PICTURES with the model in BUNDLE.
 
     A picture that cannot be read is named on standard error, and the exit code is 1.
@@ -26,7 +29,7 @@ def predict_command(bundle: Path, pictures: tuple[Path, ...], top: int, threads:
     from ..pictures import read_picture
 
     failed = 0
-    with edge_agent.open(bundle, threads=threads) as model:
+    with edge_agent.open(bundle, threads=threads, delegate=delegate) as model:
         for path in pictures:
             try:
                 result = model.classify(read_picture(path))

@@ -27,17 +27,26 @@ _POLL_S = 0.2
 @click.option(
     "--config", type=click.Path(path_type=Path), default=DEFAULT_PATH, show_default=True, help="The agent's settings."
 )
-def run_command(config: Path) -> None:
+@click.option("--threads", type=click.IntRange(1, 64), help="Inference threads, instead of agent.yaml's.")
+@click.option("--delegate", help="Shared library of an external delegate, instead of agent.yaml's.")
+def run_command(config: Path, threads: int | None, delegate: str | None) -> None:
     """Classify what the cameras see and publish labels over MQTT, until stopped."""
-    run(config)
+    run(config, threads=threads, delegate=delegate)
 
 
-def run(config: Path) -> None:
+def run(config: Path, *, threads: int | None = None, delegate: str | None = None) -> None:
     """Run the agent until its cameras end, SIGTERM or Ctrl-C.
+
+    Args:
+        config: agent.yaml.
+        threads: of inference, instead of what it says.
+        delegate: shared library, instead of the one it names.
 
     Raises:
         EdgeloopError: the settings, the bundle or the broker are not usable, or a camera failed.
     """
+    import msgspec
+
     from .. import logs, systemd
     from ..agent import Agent, Source
     from ..cameras.sources import is_live, open_camera, shown_source
@@ -52,6 +61,9 @@ def run(config: Path) -> None:
 
     stop_requests = _stop_requests()
     settings = load_settings(config)
+    settings = msgspec.structs.replace(
+        settings, threads=threads or settings.threads, delegate=delegate or settings.delegate
+    )
     logs.configure(settings.log)
     state = Path(settings.state)
     store = Store(state) if settings.bundle is None else None

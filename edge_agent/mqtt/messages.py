@@ -174,6 +174,7 @@ class Info(msgspec.Struct, frozen=True):
     labels: tuple[str, ...]
     cameras: dict[str, CameraInfo]
     threads: int
+    delegate: str | None
     runtime: str
     edgeloop: str
     python: str

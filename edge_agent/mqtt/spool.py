@@ -6,8 +6,9 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ class Spool:
     """A bounded queue of events in an SQLite file, oldest first. For one thread; a context manager.
 
     What `put` returned from is on the disk, whatever happens to the process. When it is full the oldest are dropped,
-    and counted. A file that is damaged is set aside, and a disk that cannot be written to (full, read-only, absent)
-    makes the spool go on in memory: both are logged, neither raises.
+    and counted. A file that is damaged is set aside, and a disk that cannot be used (full, read-only, absent, failing)
+    makes the spool go on in memory with what can still be read: both are logged, neither raises.
 
     Args:
         path: of the file; its directory is made. None keeps everything in memory.
@@ -55,9 +56,11 @@ class Spool:
     def __init__(self, path: Path | None, *, most: int = MOST) -> None:
         self._path = path
         self._most = most
+        self._last = 0
 
     def __enter__(self) -> Self:
         self._database = self._opened()
+        self._last = self._number("SELECT coalesce(max(seq), 0) FROM sqlite_sequence")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -71,12 +74,12 @@ class Spool:
     @property
     def depth(self) -> int:
         """Events waiting."""
-        return int(self._database.execute("SELECT count(*) FROM event").fetchone()[0])
+        return self._number("SELECT count(*) FROM event")
 
     @property
     def dropped(self) -> int:
         """Events that had to go, since the file was made."""
-        return int(self._database.execute("SELECT value FROM counter WHERE name = 'dropped'").fetchone()[0])
+        return self._number("SELECT value FROM counter WHERE name = 'dropped'")
 
     def put(self, events: Sequence[Event]) -> None:
         """Append events, all or none of them."""
@@ -90,9 +93,7 @@ class Spool:
 
     def after(self, last: int, most: int) -> list[Waiting]:
         """Up to so many events behind the one with this id, oldest first."""
-        rows = self._database.execute(
-            "SELECT id, topic, payload, at FROM event WHERE id > ? ORDER BY id LIMIT ?", (last, most)
-        )
+        rows = self._rows("SELECT id, topic, payload, at FROM event WHERE id > ? ORDER BY id LIMIT ?", last, most)
         return [Waiting(ident, Event(topic, bytes(payload), at)) for ident, topic, payload, at in rows]
 
     def remove(self, idents: Iterable[int]) -> None:
@@ -109,6 +110,16 @@ class Spool:
             with self._database:
                 self._database.executemany("DELETE FROM event WHERE id = ?", rows)
 
+    def _rows(self, query: str, *values: int) -> list[tuple[Any, ...]]:
+        try:
+            return self._database.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            self._leave_disk(error)
+            return self._database.execute(query, values).fetchall()
+
+    def _number(self, query: str) -> int:
+        return int(self._rows(query)[0][0])
+
     def _put(self, events: Sequence[Event]) -> None:
         with self._database:
             self._database.executemany("INSERT INTO event (topic, payload, at) VALUES (?, ?, ?)", events)
@@ -117,6 +128,7 @@ class Spool:
             ).rowcount
             if beyond:
                 self._database.execute("UPDATE counter SET value = value + ? WHERE name = 'dropped'", (beyond,))
+        self._last += len(events)
 
     def _opened(self) -> sqlite3.Connection:
         if self._path is None:
@@ -138,26 +150,28 @@ class Spool:
             return self._in_memory(error)
 
     def _leave_disk(self, error: sqlite3.Error) -> None:
-        """Go on in memory with all that is waiting, under the same ids."""
+        """Go on in memory with all that is waiting and can be read, under the same ids."""
         disk = self._database
         self._database = self._in_memory(error)
-        try:
-            rows = disk.execute("SELECT id, topic, payload, at FROM event").fetchall()
+        rows: list[tuple[Any, ...]] = []
+        dropped = 0
+        with suppress(sqlite3.Error):
             dropped = disk.execute("SELECT value FROM counter WHERE name = 'dropped'").fetchone()[0]
-            last = disk.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'").fetchone()
+        with suppress(sqlite3.Error):
+            # Row by row: of a damaged file, those before the damage.
+            rows.extend(disk.execute("SELECT id, topic, payload, at FROM event ORDER BY id"))
+        with suppress(sqlite3.Error):
             disk.close()
-        except sqlite3.Error:
-            return
         with self._database as memory:
             memory.executemany("INSERT INTO event VALUES (?, ?, ?, ?)", rows)
             memory.execute("UPDATE counter SET value = ? WHERE name = 'dropped'", (dropped,))
-            if last is not None:
-                memory.execute("DELETE FROM sqlite_sequence")
-                memory.execute("INSERT INTO sqlite_sequence VALUES ('event', ?)", last)
+            # Whoever asks for what is behind the last id it saw must not wait for ids to catch up.
+            memory.execute("DELETE FROM sqlite_sequence")
+            memory.execute("INSERT INTO sqlite_sequence VALUES ('event', ?)", (self._last,))
 
     def _in_memory(self, error: Exception) -> sqlite3.Connection:
         log.error(
-            "%s cannot be written to (%s): events wait in memory until the agent ends; mend it, or set `state` in "
+            "%s cannot be used (%s): events wait in memory until the agent ends; mend it, or set `state` in "
             "agent.yaml to a directory of the agent's own",
             self._path,
             getattr(error, "strerror", None) or error,
