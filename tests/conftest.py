@@ -56,6 +56,16 @@ def _missing_namespace() -> str:
     return "" if works else "this machine lets nobody mount a small disk"
 
 
+def _missing_rtsp() -> str:
+    code = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst, GstRtspServer; \
+Gst.init(None); assert Gst.ElementFactory.find('x264enc') and Gst.ElementFactory.find('rtph264pay')"
+    python = "/usr/bin/python3"
+    works = (
+        Path(python).exists() and subprocess.run([python, "-c", code], check=False, capture_output=True).returncode == 0
+    )
+    return "" if works else "GStreamer's RTSP server, its x264 and Debian's python3-gi are not installed"
+
+
 def _missing(module: str, extra: str) -> Callable[[], str]:
     return lambda: "" if find_spec(module) else f"{module} is not installed: pip install 'edgeloop[{extra}]'"
 
@@ -67,6 +77,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "index": _missing_index,
     "cc": _missing_cc,
     "namespace": _missing_namespace,
+    "rtsp": _missing_rtsp,
     "chromium": lambda: "" if shutil.which("chromium") else "Chromium is not installed",
     "jax": _missing("jax", "jax"),
     "torch": _missing("torch", "torch"),

@@ -234,13 +234,15 @@ class Network:
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, int]] = []
+        self.left_s: list[float] = []
         self.connected = True
 
-    def send(self, one: Event) -> int | None:
+    def send(self, one: Event, left_s: float) -> int | None:
         if not self.connected:
             return None
         packet = len(self.sent) + 1
         self.sent.append((packet, int(one.payload)))
+        self.left_s.append(left_s)
         return packet
 
     @property
@@ -287,13 +289,26 @@ def test_nothing_is_sent_without_a_connection_and_all_of_it_with_one() -> None:
         wait_until(lambda: network.numbers == list(range(5)), 10, "all of them, in order")
 
 
-def test_expired_events_are_dropped_and_counted_and_those_of_the_future_are_sent() -> None:
+def test_expired_events_are_dropped_and_counted_and_those_of_the_future_are_sent(tmp_path: Path) -> None:
     network, now = Network(), time.time()
-    with Outbox(None, network.send, expiry_s=60) as outbox:
-        for number, at in enumerate((now - 61, now, now + 1e6)):
-            outbox.put(event(number, at))
+    with Spool(tmp_path / "spool.sqlite") as spool:
+        spool.put([event(number, at) for number, at in enumerate((now - 61, now - 20, now + 1e6))])
+    with Outbox(tmp_path / "spool.sqlite", network.send, expiry_s=60) as outbox:
+        outbox.wake()
         wait_until(lambda: network.numbers == [1, 2], 10, "those that are not too old")
         wait_until(lambda: outbox.dropped == 1, 10, "the other to be counted")
+    assert 20 < network.left_s[0] <= 40
+    assert network.left_s[1] == 60
+
+
+def test_what_was_stamped_before_the_clock_was_set_is_as_new_as_it_is(tmp_path: Path) -> None:
+    network, now = Network(), time.time()
+    with Spool(tmp_path / "spool.sqlite") as spool:
+        spool.put([event(0, now - 1e6), event(1, now)])
+    with Outbox(tmp_path / "spool.sqlite", network.send, expiry_s=60) as outbox:
+        outbox.put(event(2, now - 1e6))
+        wait_until(lambda: network.numbers == [1, 2], 10, "all but what the last process left long ago")
+    assert 30 < network.left_s[1] <= 60
 
 
 def test_a_disk_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:

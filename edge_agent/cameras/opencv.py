@@ -85,7 +85,8 @@ class OpenCVCamera:
         except cv2.error as error:
             raise CameraError(f"{self.shown_source}: cannot be opened: {error}") from error
         if not capture.isOpened():
-            raise CameraError(f"{self.shown_source}: cannot be opened as a video; is it one, and is it reachable?")
+            remedy = "; is it reachable, and are its path and password right?" if "://" in source else " as a video"
+            raise CameraError(f"{self.shown_source}: cannot be opened{remedy}")
         return capture
 
     @property

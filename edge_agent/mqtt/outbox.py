@@ -30,14 +30,17 @@ class Outbox:
 
     Args:
         path: of the spool; None keeps events in memory.
-        send: hands an event to the network and returns its packet identifier; None while there is no connection.
+        send: hands an event, and the seconds it is still worth sending, to the network and returns its packet
+            identifier; None while there is no connection.
         expiry_s: age in seconds at which an event is no longer worth sending.
     """
 
-    def __init__(self, path: Path | None, send: Callable[[Event], int | None], *, expiry_s: float) -> None:
+    def __init__(self, path: Path | None, send: Callable[[Event, float], int | None], *, expiry_s: float) -> None:
         self._spool = Spool(path)
         self._send = send
         self._expiry_s = expiry_s
+        self._started_s = time.monotonic()
+        self._inherited = 0
         self._door: queue.Queue[Event] = queue.Queue(MOST_AT_THE_DOOR)
         self._woken = threading.Event()
         self._stopping = threading.Event()
@@ -55,6 +58,7 @@ class Outbox:
 
     def __enter__(self) -> Self:
         self._spool.__enter__()
+        self._inherited = self._spool.last
         self._thread.start()
         return self
 
@@ -110,13 +114,13 @@ class Outbox:
         self._spool.put(came)
         self._spool.remove(self._arrived())
         for ident, event in self._spool.after(sent, WINDOW - len(self._under_way)):
-            # A clock that was set back makes an event seem to come from the future; it is as good as new.
-            if time.time() - event.at >= self._expiry_s:
-                log.warning("an event of %.0f hours ago was dropped: it has expired", (time.time() - event.at) / 3600)
+            left_s = self._expiry_s - self._age_s(ident, event)
+            if left_s <= 0:
+                log.warning("an event was dropped: after %.0f hours it is worth nothing", self._expiry_s / 3600)
                 self._turned_away += 1
                 self._spool.remove([ident])
             else:
-                packet = self._send(event)
+                packet = self._send(event, left_s)
                 if packet is None:
                     break
                 self._under_way[packet] = ident
@@ -124,6 +128,13 @@ class Outbox:
         self.on_disk = self._spool.on_disk
         self.depth, self.dropped = self._spool.depth, self._spool.dropped + self._turned_away
         return sent
+
+    def _age_s(self, ident: int, event: Event) -> float:
+        # A clock that was set back makes an event seem to come from the future; it is as good as new. A device without
+        # a battery for its clock starts where it was switched off, perhaps weeks ago, and is put right when the network
+        # comes: what this process made is no older than this process.
+        age_s = max(0.0, time.time() - event.at)
+        return age_s if ident <= self._inherited else min(age_s, time.monotonic() - self._started_s)
 
     def _arrived(self) -> list[int]:
         """Ids of the events whose answers came; other messages' answers are passed over."""

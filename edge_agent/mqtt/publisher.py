@@ -284,13 +284,12 @@ class MqttPublisher:
 
     # --- called by the outbox' thread ---
 
-    def _send_event(self, event: Event) -> int | None:
+    def _send_event(self, event: Event, left_s: float) -> int | None:
         if not self._client.is_connected():
             return None
         properties = None
         if self._settings.protocol == "5":
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            left_s = self._settings.event_expiry_s - max(0.0, time.time() - event.at)
             properties.MessageExpiryInterval = max(1, round(left_s))
         return self._client.publish(event.topic, event.payload, qos=1, properties=properties).mid
 

@@ -72,6 +72,11 @@ class Spool:
         return self._path is not None
 
     @property
+    def last(self) -> int:
+        """Id of the newest event there ever was; 0 before the first."""
+        return self._last
+
+    @property
     def depth(self) -> int:
         """Events waiting."""
         return self._number("SELECT count(*) FROM event")
