@@ -18,6 +18,8 @@ from .view import WHOLE, Region, cut
 
 GRID = (18, 32)
 """Rows and columns of cells: 40x40 pixels each at 1280x720."""
+_ENOUGH = (90, 160)
+"""Rows and columns wanted of a picture that is decoded for this; those of a reduced JPEG are means themselves."""
 _SAMPLED = (180, 320)
 """The cells' means are taken over pixels of a picture thinned out to this, about 100 a cell."""
 LOOKS_PER_S = 5
@@ -59,7 +61,7 @@ class MotionGate:
         if settled and not due and now - self._looked_at < 1 / LOOKS_PER_S:
             return False
         self._looked_at = now
-        seen = cells(cut(frame.at_least(*_SAMPLED), self._region))
+        seen = cells(cut(frame.at_least(*_ENOUGH), self._region))
         changed = self._classified is None or difference(seen, self._classified) >= self._settings.threshold
         if changed:
             self._changed_at = now

@@ -127,7 +127,7 @@ def test_a_still_scene_is_decoded_small_and_five_times_a_second() -> None:
     gate = MotionGate(MotionSettings())
     for hundredth in range(200):
         gate.passes(Asked(image=scene(), seq=hundredth, captured_s=hundredth / 100), settle_s=0.0)
-    assert set(asked) == {(180, 320)}
+    assert set(asked) == {(90, 160)}
     assert 9 <= len(asked) <= 2 * LOOKS_PER_S
 
 
