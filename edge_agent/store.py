@@ -236,8 +236,9 @@ class Store:
             return self._shown(state, current)
 
     def ended(self) -> None:
-        """The agent ends as it was asked to: this start was no sign of a crash."""
-        with self._disk.changing() as state:
+        """The agent ends as it was asked to, or by no fault of the model: this start was no sign of a crash."""
+        # Where the store cannot be written to the start was not counted either.
+        with suppress(UnwritableError), self._disk.changing() as state:
             current = state.running
             if current.status == "probation" and current.starts > 0:
                 self._disk.write(changed(state, current, starts=current.starts - 1))

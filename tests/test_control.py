@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -236,6 +237,25 @@ def test_a_model_proves_itself_over_frames_and_is_good(
     health: Any = subscriber.wait_for("/health")["payload"]
     assert health["cameras"]["door"]["state"] == "online"
     assert health["spool"]["on_disk"]
+
+
+def test_what_is_no_fault_of_the_model_does_not_roll_it_back(
+    tmp_path: Path, video_file: Path, models: dict[str, Path]
+) -> None:
+    store = Store(tmp_path / "state")
+    for number in "12":
+        store.install(models[number], signers=None, limits=Limits(threads=1))
+        if number == "1":
+            store.good()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for _ in range(5):
+            with running(tmp_path, video_file, port, page={"port": port}) as process:
+                assert process.end(timeout_s=30) == 2
+            assert "in use" in process.log.read_text()
+    current = store.current()
+    assert current is not None
+    assert (current.version, current.status) == ("2", "probation")
 
 
 def test_home_assistant_finds_the_device_and_finds_it_again_when_it_starts(

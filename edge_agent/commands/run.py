@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..config import DEFAULT_PATH
+from ..errors import CameraError, EdgeloopError, ModelError
 
 if TYPE_CHECKING:
     from ..agent import Agent, Prepared
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ..model import Model
     from ..page import Page
     from ..preprocess import Pixels
+    from ..store import Store
 
 _POLL_S = 0.2
 
@@ -52,7 +55,6 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
     from ..cameras.sources import is_live, open_camera, shown_source
     from ..config import load_settings
     from ..control import Control
-    from ..errors import CameraError
     from ..mqtt import MqttPublisher, Publisher
     from ..mqtt.fanout import FanOut
     from ..recorder import Recorder
@@ -73,6 +75,8 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
         for name, camera in settings.cameras.items()
     }
     with ExitStack() as stack:
+        if store is not None:
+            stack.enter_context(_no_fault_of_the_model(store))
         broker = MqttPublisher(settings.mqtt, settings.device, state / "spool.sqlite")
         publishers: list[Publisher] = [broker]
         recorder = None
@@ -93,8 +97,6 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
             upkeep.step()
         systemd.notify("STOPPING=1")
         control.stopping.set()
-        if store is not None:
-            store.ended()
         why = f"stopped by {signal.Signals(stop_requests[0]).name}" if stop_requests else "all cameras have ended"
         counts = "; ".join(
             f"{name}: {c.classified} of {c.captured} frames classified" for name, c in agent.counts.items()
@@ -102,6 +104,19 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
         logging.getLogger(__name__).info("%s (%s)", why, counts)
     if agent.failures:
         raise CameraError("; ".join(f"{name}: {error}" for name, error in agent.failures.items()))
+
+
+@contextmanager
+def _no_fault_of_the_model(store: Store) -> Iterator[None]:
+    """An end that was asked for, or for the broker or the page, is no crash of a model on probation."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except EdgeloopError:
+        store.ended()
+        raise
+    store.ended()
 
 
 def _stop_requests() -> list[int]:

@@ -50,7 +50,7 @@ def _lines(status: StoreStatus) -> list[str]:
 
 
 def _facts(one: Installed) -> list[tuple[str, str]]:
-    starts = f", started {one.starts} times" if one.status == "probation" and one.starts else ""
+    starts = f", {one.starts} unfinished starts" if one.status == "probation" and one.starts else ""
     return [
         ("state", f"{one.status}{starts}"),
         *([("reason", one.reason)] if one.reason else []),
