@@ -18,6 +18,7 @@ from edge_agent.cameras import ListCamera
 from edge_agent.config import CameraSettings, MqttSettings, Settings
 from edge_agent.control import Control
 from edge_agent.errors import CommandError, ModelError
+from edge_agent.model import load_model
 from edge_agent.mqtt import MqttPublisher, RecordingPublisher
 from edge_agent.mqtt.commands import Set
 from edge_agent.mqtt.messages import Tunables
@@ -130,6 +131,22 @@ def test_without_a_model_to_go_back_to_a_failing_one_ends_the_agent(
         monkeypatch.setattr(device.agent.model.classifier, "infer", fails)
         with pytest.raises(ModelError, match=r"accelerator is gone.*no model to go back to"):
             device.until(lambda: False, "the end")
+
+
+def test_a_failing_model_that_agent_yaml_names_ends_the_agent(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(device="pi", cameras={"door": CameraSettings(0)}, state=str(tmp_path), bundle=str(models["1"]))
+    pictures = itertools.repeat(np.full((64, 64, 3), 90, np.uint8))
+    model, broker = load_model(models["1"], settings), MqttPublisher(MqttSettings(), "pi", None)
+    camera = Source(lambda: ListCamera(pictures, interval_s=0.002))
+    with Agent("pi", model, {"door": camera}, RecordingPublisher()) as agent:
+        control = Control(agent, broker, settings, None)
+        steps = Upkeep(agent, broker, settings, control, recorder=None, store=None, running=None)
+        monkeypatch.setattr(model.classifier, "infer", fails)
+        wait_until(lambda: agent.failing is not None, 20, "failures")
+        with pytest.raises(ModelError, match="again and again: the accelerator is gone"):
+            steps.step()
 
 
 def test_what_was_set_stays_with_the_next_setting_and_the_next_model(tmp_path: Path, models: dict[str, Path]) -> None:
