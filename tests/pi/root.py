@@ -1,0 +1,235 @@
+"""Debian for arm64 in a folder, from Debian's own packages, and an sshd in it on loopback.
+
+Raspberry Pi OS is Debian for arm64. Maintainer scripts would take minutes under emulation, so the packages are only
+unpacked, and the few things their scripts would have written are written here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgeloop-tests" / "pi"
+PACKAGES = (
+    *("base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "findutils", "grep", "gzip", "iproute2"),
+    *("libc-bin", "login", "mount", "openssh-server", "openssh-client", "passwd", "procps", "python3", "python3-venv"),
+    *("sed", "sudo", "tar", "util-linux"),
+)
+_SOURCES = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {suite} main\n"
+_APT = """\
+APT::Architecture "{architecture}";
+APT::Architectures {{"{architecture}";}};
+APT::Install-Recommends "false";
+Acquire::Languages "none";
+Dir::Etc::sourcelist "{folder}/sources.list";
+Dir::Etc::sourceparts "-";
+Dir::State "{folder}/state";
+Dir::State::status "{folder}/state/status";
+Dir::Cache "{folder}/cache";
+"""
+# What pam-auth-update would write: the account exists, and that is enough.
+_PAM = {
+    "common-auth": "auth required pam_unix.so nullok",
+    "common-account": "account required pam_unix.so",
+    "common-password": "password required pam_unix.so",
+    "common-session": "session required pam_permit.so",
+    "common-session-noninteractive": "session required pam_permit.so",
+}
+_LINKS = ("bin", "sbin", "lib")
+
+
+def can_emulate() -> bool:
+    """Whether this machine runs arm64 programs, and lets us change root."""
+    return os.geteuid() == 0 and Path("/proc/sys/fs/binfmt_misc/qemu-aarch64").exists()
+
+
+def packages(suite: str, names: tuple[str, ...] = PACKAGES, *, architecture: str = "arm64") -> list[Path]:
+    """Debian's packages and what they need, downloaded once and kept."""
+    folder = CACHE / f"{suite}-{architecture}"
+    for part in ("state/lists/partial", "cache/archives/partial"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "state/status").touch()
+    (folder / "sources.list").write_text(_SOURCES.format(suite=suite))
+    (folder / "apt.conf").write_text(_APT.format(folder=folder, architecture=architecture))
+    apt = ["apt-get", "-qq", "-c", str(folder / "apt.conf")]
+    subprocess.run([*apt, "update"], check=True, capture_output=True, text=True)
+    subprocess.run([*apt, "install", "-y", "--download-only", *names], check=True, capture_output=True, text=True)
+    plan = subprocess.run([*apt, "install", "--simulate", *names], check=True, capture_output=True, text=True).stdout
+    # Which ones belong together is apt's to say: the folder may hold older ones.
+    wanted = re.findall(r"^Inst (\S+) \((\S+) .*\[(\S+)\]", plan, re.MULTILINE)
+    assert wanted, plan
+    archives = folder / "cache/archives"
+    return [archives / f"{name}_{version.replace(':', '%3a')}_{kind}.deb" for name, version, kind in wanted]
+
+
+def make_root(root: Path, *, suite: str = "bookworm", architecture: str = "arm64") -> Path:
+    """Unpack a small Debian into ``root``, with a user `pi` who may sudo, as Raspberry Pi OS has."""
+    root.mkdir(parents=True)
+    for name in _LINKS:
+        (root / "usr" / name).mkdir(parents=True)
+        (root / name).symlink_to(f"usr/{name}")
+    for package in packages(suite, architecture=architecture):
+        tar = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE)
+        subprocess.run(
+            ["tar", "-x", "-C", str(root), "--keep-directory-symlink"], stdin=tar.stdout, check=True, timeout=60
+        )
+        assert tar.wait() == 0, package
+    master = root / "usr/share/base-passwd"
+    etc = root / "etc"
+    (etc / "passwd").write_text(
+        (master / "passwd.master").read_text().replace(":*:", ":x:")
+        + "sshd:x:101:65534::/run/sshd:/usr/sbin/nologin\npi:x:1000:1000::/home/pi:/bin/bash\n"
+    )
+    (etc / "group").write_text((master / "group.master").read_text().replace(":*:", ":x:") + "pi:x:1000:\nrender:x:106:\n")
+    names = [line.split(":")[0] for line in (etc / "passwd").read_text().splitlines()]
+    (etc / "shadow").write_text("".join(f"{name}:*:19000:0:99999:7:::\n" for name in names))
+    (etc / "shadow").chmod(0o640)
+    (etc / "gshadow").touch(0o640)
+    for name, text in _PAM.items():
+        (etc / "pam.d" / name).write_text(f"{text}\n")
+    sudoers = etc / "sudoers.d/010_pi-nopasswd"
+    sudoers.write_text("pi ALL=(ALL) NOPASSWD: ALL\n")
+    sudoers.chmod(0o440)
+    shutil.copy(root / "usr/share/openssh/sshd_config", etc / "ssh/sshd_config")
+    (etc / "hostname").write_text("raspberrypi\n")
+    (etc / "hosts").write_text("127.0.0.1 localhost raspberrypi\n")
+    for folder in ("proc", "dev/pts", "sys", "run/sshd", "tmp", "root", "home/pi/.ssh", "var/lib", "var/tmp"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "tmp").chmod(0o1777)
+    for path in (root / "home/pi", root / "home/pi/.ssh"):
+        os.chown(path, 1000, 1000)
+    subprocess.run(["chroot", str(root), "/sbin/ldconfig"], check=True, timeout=60)
+    return root
+
+
+@dataclass(frozen=True)
+class Pi:
+    """A running sshd, and what reaches it."""
+
+    root: Path
+    port: int
+    ssh_config: Path
+    name: str = "raspberrypi"
+
+    def ssh(self, command: str, *, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a command there with the user's own ssh."""
+        return subprocess.run(
+            ["ssh", "-F", str(self.ssh_config), self.name, command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
+
+
+@contextmanager
+def running(root: Path, work: Path) -> Iterator[Pi]:
+    """An sshd in the root, on loopback, until the block ends; with everything that was started in it.
+
+    Args:
+        root: as `make_root` leaves it.
+        work: folder for keys and the ssh_config that leads there.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    key, host_key = work / "id", root / "etc/ssh/ssh_host_ed25519_key"
+    for path in (key, host_key):
+        if not path.exists():
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+    authorized = root / "home/pi/.ssh/authorized_keys"
+    authorized.write_bytes(key.with_suffix(".pub").read_bytes())
+    authorized.chmod(0o600)
+    os.chown(authorized, 1000, 1000)
+    port = _free_port()
+    known = work / "known_hosts"
+    known.write_text(f"[127.0.0.1]:{port} {host_key.with_suffix('.pub').read_text()}")
+    config = work / "ssh_config"
+    config.write_text(
+        f"Host raspberrypi\n  HostName 127.0.0.1\n  Port {port}\n  User pi\n  IdentityFile {key}\n"
+        f"  IdentitiesOnly yes\n  UserKnownHostsFile {known}\n  GlobalKnownHostsFile /dev/null\n  BatchMode yes\n"
+    )
+    with ExitStack() as stack:
+        for source, place, options in (
+            ("proc", "proc", ["-t", "proc"]),
+            ("/dev", "dev", ["--bind"]),
+            ("devpts", "dev/pts", ["-t", "devpts"]),
+        ):
+            subprocess.run(["mount", *options, source, str(root / place)], check=True)
+            stack.callback(_unmount, root / place)
+        log = stack.enter_context(open(work / "sshd.log", "ab"))
+        options = [f"Port={port}", "ListenAddress=127.0.0.1", "UsePAM=no", "PidFile=none", "PasswordAuthentication=no"]
+        sshd = subprocess.Popen(
+            ["chroot", str(root), "/usr/sbin/sshd", "-D", "-e", *(f"-o{option}" for option in options)],
+            stderr=log,
+            start_new_session=True,
+        )
+        stack.callback(_end_all, root)
+        stack.callback(sshd.wait)
+        stack.callback(sshd.terminate)
+        _wait_for(port, sshd)
+        yield Pi(root, port, config)
+
+
+def _end_all(root: Path) -> None:
+    """Kill what still runs inside the root: its processes are told by their root directory, whatever started them."""
+    for _ in range(50):
+        inside = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _root_of(entry) == root]
+        if not inside:
+            return
+        for pid in inside:
+            try:
+                os.kill(pid, 9)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.1)
+
+
+def _root_of(process: Path) -> Path | None:
+    try:
+        return (process / "root").readlink()
+    except OSError:
+        return None
+
+
+def _unmount(place: Path) -> None:
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _wait_for(port: int, sshd: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        assert sshd.poll() is None, f"sshd ended with {sshd.returncode}"
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as line:
+                if line.recv(4) == b"SSH-":
+                    return
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError("no sshd")
+
+
+def copy_root(root: Path, to: Path) -> Path:
+    """A root of one's own, as cheaply as the file system allows."""
+    subprocess.run(["cp", "-a", "--reflink=auto", str(root), str(to)], check=True)
+    return to
+
+
+def remove_root(root: Path) -> None:
+    """Remove a root; never through a mount that is still there."""
+    mounts = Path("/proc/self/mounts").read_text()
+    assert f" {root}/" not in mounts, mounts
+    shutil.rmtree(root)
