@@ -34,6 +34,8 @@ COMMANDS = {
     "cameras": ("edge_agent.commands.cameras", "cameras_command", "", "List the cameras of this machine."),
     "run": ("edge_agent.commands.run", "run_command", "", "Run the agent: cameras to labels over MQTT."),
     "install": ("edge_agent.commands.install", "install_command", "", "Prove a bundle on this device and run it."),
+    "receive": ("edge_agent.commands.receive", "receive_command", "", "Take a bundle from `edgeloop deploy push`."),
+    "captures": ("edge_agent.commands.captures", "captures_command", "", "Hand captures to `edgeloop deploy pull`."),
     "rollback": ("edge_agent.commands.rollback", "rollback_command", "", "Go back to the model before."),
     "status": ("edge_agent.commands.status", "status_command", "", "Show the models of this device."),
 }

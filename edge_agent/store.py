@@ -44,6 +44,7 @@ from .store_state import (
     refuge,
     refuse_failed,
     refuse_namesake,
+    refuse_older,
     rolled_back,
 )
 
@@ -97,6 +98,11 @@ class Store:
             failures=tuple(reversed(state.failures.values())),
         )
 
+    def here(self, digest: str) -> Installed | None:
+        """The bundle of this digest, where it is in the store and to the byte what was installed."""
+        one = next((one for one in self.status().installed if one.digest == digest), None)
+        return one if one is not None and self._disk.is_whole(one) else None
+
     # --- changing ---
 
     def install(
@@ -106,6 +112,7 @@ class Store:
         signers: Path | None,
         activate: bool = True,
         force: bool = False,
+        allow_downgrade: bool = False,
         limits: Limits = Limits(),  # noqa: B008  frozen
         progress: Callable[[int, int], object] = lambda _done, _of: None,
     ) -> Installed:
@@ -116,12 +123,13 @@ class Store:
             signers: OpenSSH file of who may have signed it; None takes what nobody signed.
             activate: False leaves `current` as it is.
             force: also one that failed here before; and prove again one that is installed already.
+            allow_downgrade: also one that is older than the current model of its name.
             limits: of the proof.
             progress: called with the number of canary pictures done, and of all.
 
         Raises:
             BundleError, SignatureError, ConfigError: it is not usable, or not signed by whom it must be.
-            StoreError: it does not prove itself, failed here before, or there is no room.
+            StoreError: it does not prove itself, failed here before, is older than what runs, or there is no room.
         """
         opened = open_bundle(bundle)
         signed = verify_bundle(opened, signers)
@@ -134,6 +142,8 @@ class Store:
         )
         with self._disk.changing(make=True) as state:
             refuse_namesake(state, new)
+            if not allow_downgrade:
+                refuse_older(state, new)
             if not force:
                 refuse_failed(state, new)
                 if self._has(state, new):
@@ -144,6 +154,8 @@ class Store:
             with self._disk.changing(make=True) as state:
                 if not force:
                     refuse_failed(state, new)  # again: it may have failed meanwhile
+                if not allow_downgrade:
+                    refuse_older(state, new)
                 refuse_namesake(state, new)
                 if not self._has(state, new, proved=False):
                     self._disk.take_in(folder, handle, new)

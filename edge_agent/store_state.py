@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from .errors import StoreError
+from .manifest import version_key
 from .prove import Proof
 
 VERSION = 1
@@ -204,6 +205,17 @@ def refuse_namesake(state: State, new: Installed) -> None:
     noted = state.bundles.get(new.folder)
     if noted is not None and noted.digest != new.digest:
         raise StoreError(f"{new} begins like another bundle, {noted.digest}, and is not: {new.digest}; pack it again")
+
+
+def refuse_older(state: State, new: Installed) -> None:
+    """Refuse a bundle that is older than the current model of the same name: a signature never goes out of date.
+
+    Raises:
+        StoreError: it is.
+    """
+    current = state.bundles.get(state.current or "")
+    if current is not None and current.name == new.name and version_key(new.version) < version_key(current.version):
+        raise StoreError(f"{new} is older than {current}, which runs here; --allow-downgrade takes it nevertheless")
 
 
 def listed(state: State) -> str:

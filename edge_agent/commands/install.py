@@ -80,9 +80,17 @@ def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @store_options
 @click.option("--no-activate", is_flag=True, help="Only store it; the current model stays.")
 @click.option("--force", is_flag=True, help="Also a bundle that was rolled back on this device.")
+@click.option("--allow-downgrade", is_flag=True, help="Also one older than the model that runs.")
 @click.option("--json", "as_json", is_flag=True, help="What was installed, as JSON.")
 def install_command(
-    bundle: Path, config: Path | None, root: Path, *, no_activate: bool, force: bool, as_json: bool
+    bundle: Path,
+    config: Path | None,
+    root: Path,
+    *,
+    no_activate: bool,
+    force: bool,
+    allow_downgrade: bool,
+    as_json: bool,
 ) -> None:
     """Verify BUNDLE, prove it on this device, and make it the current model.
 
@@ -101,6 +109,7 @@ def install_command(
             signers=place.signers,
             activate=not no_activate,
             force=force,
+            allow_downgrade=allow_downgrade,
             limits=Limits(threads=place.threads, delegate=place.delegate),
             progress=progress,
         )

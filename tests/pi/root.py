@@ -88,7 +88,9 @@ def make_root(root: Path, *, suite: str = "bookworm", architecture: str = "arm64
         (master / "passwd.master").read_text().replace(":*:", ":x:")
         + "sshd:x:101:65534::/run/sshd:/usr/sbin/nologin\npi:x:1000:1000::/home/pi:/bin/bash\n"
     )
-    (etc / "group").write_text((master / "group.master").read_text().replace(":*:", ":x:") + "pi:x:1000:\nrender:x:106:\n")
+    (etc / "group").write_text(
+        (master / "group.master").read_text().replace(":*:", ":x:") + "pi:x:1000:\nrender:x:106:\n"
+    )
     names = [line.split(":")[0] for line in (etc / "passwd").read_text().splitlines()]
     (etc / "shadow").write_text("".join(f"{name}:*:19000:0:99999:7:::\n" for name in names))
     (etc / "shadow").chmod(0o640)
@@ -180,7 +182,9 @@ def running(root: Path, work: Path) -> Iterator[Pi]:
 def _end_all(root: Path) -> None:
     """Kill what still runs inside the root: its processes are told by their root directory, whatever started them."""
     for _ in range(50):
-        inside = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _root_of(entry) == root]
+        inside = [
+            int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _root_of(entry) == root
+        ]
         if not inside:
             return
         for pid in inside:
