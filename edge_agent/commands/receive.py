@@ -55,7 +55,7 @@ def receive_command(
     import msgspec
 
     from ..prove import Limits
-    from ..receive import Event, Wanted, is_here, received, watch
+    from ..receive import Event, Wanted, received, watch
     from ..store import Store
 
     gone = False
