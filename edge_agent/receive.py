@@ -34,9 +34,9 @@ Emit = Callable[["Event"], object]
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """What happens to a bundle on the device.
 
-    ``have``: ``done`` of its ``of`` bytes are here; the rest is awaited. ``proving``: ``done`` of ``of`` canary pictures.
-    ``installed``: it is in the store, ``model`` says which. ``probation``: it runs, and has not proved itself yet; sent
-    every few seconds. ``good``, ``failed``, ``unheard``: how probation ended; the last where no agent took it up or it
+    ``have``: ``done`` of its ``of`` bytes are here; the rest is awaited. ``proving``: ``done`` of ``of`` canary
+    pictures. ``installed``: it is in the store, ``model`` says which. ``probation``: it runs, and has not proved itself
+    yet; sent every few seconds. ``good``, ``failed``, ``unheard``: how probation ended; the last where no agent took it up or it
     took too long. ``refused``: nothing was changed. ``text``: for people.
     """
 
@@ -148,8 +148,8 @@ def _need_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free - _SPARE_BYTES
     if free < needed:
         raise StoreError(
-            f"{folder.parent}: {needed / 1e6:.1f} MB are needed to take it in, {max(0, free) / 1e6:.1f} MB are free; make "
-            "room for it"
+            f"{folder.parent}: {needed / 1e6:.1f} MB are needed to take it in, {max(0, free) / 1e6:.1f} MB are free; "
+            "make room for it"
         )
 
 

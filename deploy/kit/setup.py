@@ -5,9 +5,9 @@
     python3 setup.py apply          do it; a second time does nothing
     python3 setup.py remove         undo it all
 
-It lies in a kit: `kit.json`, `wheels/`, `etc/` and `edgeloop.service` beside it. The same file does it over SSH and at the
-first boot of a prepared card. Standard library only, and nothing newer than Python 3.7: it has to say itself that a Python
-is too old. Each line it prints is JSON: {"step", "state": done | changed | would | problem | note, "text"}.
+It lies in a kit: `kit.json`, `wheels/`, `etc/` and `edgeloop.service` beside it. The same file does it over SSH and at
+the first boot of a prepared card. Standard library only, and nothing newer than Python 3.7: it has to say itself that a
+Python is too old. Each line it prints is JSON: {"step", "state": done | changed | would | problem | note, "text"}.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional  # noqa: UP035  a Python 3.7 must read it
+from typing import Any, Callable, Iterator, NamedTuple
 
 USER = "edgeloop"
 OPT, ETC, STATE = "/opt/edgeloop", "/etc/edgeloop", "/var/lib/edgeloop"
@@ -46,7 +46,7 @@ NEEDED_BYTES = 450 * 10**6
 _FROM_APT = {"numpy": "python3-numpy", "cv2": "python3-opencv", "yaml": "python3-yaml"}
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What hinders; for people."""
 
 
@@ -54,11 +54,11 @@ class Step(NamedTuple):
     """One thing to be seen to: ``missing`` says what there is to do, None when nothing; ``do`` does it."""
 
     name: str
-    missing: Callable[[], Optional[str]]  # noqa: UP045
+    missing: Callable[[], str | None]
     do: Callable[[], None]
 
 
-def facts() -> Dict[str, Any]:  # noqa: UP006
+def facts() -> dict[str, Any]:
     """What the desktop wants to know of this machine before it gathers anything."""
     os_release = {}
     try:
@@ -84,7 +84,7 @@ def facts() -> Dict[str, Any]:  # noqa: UP006
     }
 
 
-def problems(found: Dict[str, Any], *, now_s: Optional[float] = None) -> List[str]:  # noqa: UP006, UP045
+def problems(found: dict[str, Any], *, now_s: float | None = None) -> list[str]:
     """Why a machine cannot become a device; all of it.
 
     Args:
@@ -97,7 +97,8 @@ def problems(found: Dict[str, Any], *, now_s: Optional[float] = None) -> List[st
     if tuple(found["python"]) not in PYTHONS:
         version = ".".join(map(str, found["python"]))
         reasons.append(
-            f"its python3 is {version}; expected 3.11 to 3.13, which Raspberry Pi OS has from Bookworm on: flash a newer one"
+            f"its python3 is {version}; expected 3.11 to 3.13, which Raspberry Pi OS has from Bookworm on: flash a newer "
+            "one"
         )
     if found["env"] is None and found["free_bytes"] < NEEDED_BYTES:
         reasons.append(
@@ -109,7 +110,7 @@ def problems(found: Dict[str, Any], *, now_s: Optional[float] = None) -> List[st
     return reasons
 
 
-def steps(kit: str, about: Dict[str, Any]) -> Iterator[Step]:  # noqa: UP006
+def steps(kit: str, about: dict[str, Any]) -> Iterator[Step]:
     """Everything a device has, in the order it is made."""
     yield Step("user", _user_missing, _make_user)
     for path, mode, group in ((OPT, 0o755, "root"), (ENVS, 0o755, "root"), (ETC, 0o750, USER)):
@@ -183,7 +184,7 @@ def _has_user() -> bool:
     return True
 
 
-def _groups_wanted() -> List[str]:  # noqa: UP006
+def _groups_wanted() -> list[str]:
     """The groups of `GROUPS` that exist here and that the user is not yet in."""
     wanted = []
     for name in GROUPS:
@@ -195,7 +196,7 @@ def _groups_wanted() -> List[str]:  # noqa: UP006
     return wanted
 
 
-def _user_missing() -> Optional[str]:  # noqa: UP045
+def _user_missing() -> str | None:
     if not _has_user():
         return f"add the user {USER}"
     wanted = _groups_wanted()
@@ -205,8 +206,8 @@ def _user_missing() -> Optional[str]:  # noqa: UP045
 def _make_user() -> None:
     if not _has_user():
         _run(
-            ["useradd", "--system", "--user-group", "--home-dir", STATE, "--no-create-home"]
-            + ["--shell", "/usr/sbin/nologin", USER]
+            ["useradd", "--system", "--user-group", "--home-dir", STATE, "--no-create-home", "--shell"]
+            + ["/usr/sbin/nologin", USER]
         )
     wanted = _groups_wanted()
     if wanted:
@@ -214,12 +215,12 @@ def _make_user() -> None:
 
 
 def _folder(path: str, mode: int, owner: str, group: str) -> Step:
-    def missing() -> Optional[str]:  # noqa: UP045
+    def missing() -> str | None:
         if not os.path.lexists(path):
             return f"make {path}"
         found = os.lstat(path)
         if not stat.S_ISDIR(found.st_mode):
-            raise Refused(f"{path} is there and is no directory; remove it")
+            raise RefusedError(f"{path} is there and is no directory; remove it")
         return None if _owned(found, owner, group, mode) else f"set owner and mode of {path}"
 
     def do() -> None:
@@ -239,7 +240,7 @@ def _owned(found: os.stat_result, owner: str, group: str, mode: int) -> bool:
 
 
 def _copy(source: str, target: str, mode: int, group: str) -> Step:
-    def missing() -> Optional[str]:  # noqa: UP045
+    def missing() -> str | None:
         if not os.path.lexists(target):
             return f"write {target}"
         if _read(source) != _read(target):
@@ -276,17 +277,17 @@ def _shortcut() -> Step:
 # --- the environment ---
 
 
-def _environment(kit: str, about: Dict[str, Any]) -> Step:  # noqa: UP006
+def _environment(kit: str, about: dict[str, Any]) -> Step:
     """Wheels in a virtual environment of their own name; `env` leads to the one that is whole."""
     tag = f"{sys.version_info[0]}.{sys.version_info[1]}"
     wheels = about["wheels"].get(f"{tag}-{_machine()}")
     if wheels is None:
-        raise Refused(f"this kit is for {', '.join(about['wheels'])}; this machine is {tag}-{_machine()}")
+        raise RefusedError(f"this kit is for {', '.join(about['wheels'])}; this machine is {tag}-{_machine()}")
     content = json.dumps([tag, sys.version_info[:3], wheels], sort_keys=True)
     folder = f"{ENVS}/{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     whole = f"{folder}/.whole"
 
-    def missing() -> Optional[str]:  # noqa: UP045
+    def missing() -> str | None:
         if _linked(ENV) == folder and os.path.exists(whole):
             return None
         return f"install edgeloop {about['version']} from {len(wheels)} packages"
@@ -304,11 +305,11 @@ def _environment(kit: str, about: Dict[str, Any]) -> Step:  # noqa: UP006
     return Step("packages", missing, do)
 
 
-def _build(folder: str, wheels: Dict[str, str]) -> None:  # noqa: UP006
+def _build(folder: str, wheels: dict[str, str]) -> None:
     """A virtual environment that also sees Debian's packages, for the Pi's camera is one of them."""
     for path, digest in wheels.items():
         if hashlib.sha256(_read(path)).hexdigest() != digest:
-            raise Refused(f"{path} is damaged; run the command again")
+            raise RefusedError(f"{path} is damaged; run the command again")
     shutil.rmtree(folder, ignore_errors=True)
     # Without pip of its own: Debian keeps that in a package of its own, and the kit has one.
     _run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", folder])
@@ -321,7 +322,7 @@ def _build(folder: str, wheels: Dict[str, str]) -> None:  # noqa: UP006
     _run([python, f"{pip}/pip", "install", *options, *quiet, *others])
     for module in ("numpy", "cv2", "yaml", "msgspec", "click", "paho.mqtt.client"):
         if subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False).returncode != 0:
-            raise Refused(
+            raise RefusedError(
                 f"{module} does not import and was in no wheel for this machine; "
                 f"sudo apt install {_FROM_APT.get(module, f'python3-{module}')}"
             )
@@ -331,11 +332,11 @@ def _build(folder: str, wheels: Dict[str, str]) -> None:  # noqa: UP006
 # --- model and service ---
 
 
-def _model(kit: str, bundle: Dict[str, str]) -> Step:  # noqa: UP006
-    def missing() -> Optional[str]:  # noqa: UP045
+def _model(kit: str, bundle: dict[str, str]) -> Step:
+    def missing() -> str | None:
         try:
             shown = _as_agent(["status", "--json"])
-        except (Refused, OSError, KeyError):
+        except (RefusedError, OSError, KeyError):
             return f"install {bundle['file']}"
         noted = {one["digest"] for key in ("installed", "failures") for one in json.loads(shown)[key]}
         return None if bundle["digest"] in noted else f"install {bundle['file']}"
@@ -351,7 +352,7 @@ def _model(kit: str, bundle: Dict[str, str]) -> Step:  # noqa: UP006
     return Step("model", missing, do)
 
 
-def _as_agent(arguments: List[str]) -> str:  # noqa: UP006
+def _as_agent(arguments: list[str]) -> str:
     return _run(["runuser", "-u", USER, "--", COMMAND, *arguments], cwd="/")
 
 
@@ -390,7 +391,7 @@ def _systemd_runs() -> bool:
     return os.path.isdir("/run/systemd/system")
 
 
-def _linked(path: str) -> Optional[str]:  # noqa: UP045
+def _linked(path: str) -> str | None:
     try:
         return os.readlink(path)
     except OSError:
@@ -430,24 +431,24 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def _read_kit(kit: str) -> Dict[str, Any]:  # noqa: UP006
+def _read_kit(kit: str) -> dict[str, Any]:
     try:
-        about: Dict[str, Any] = json.loads(_read(f"{kit}/kit.json"))  # noqa: UP006
+        about: dict[str, Any] = json.loads(_read(f"{kit}/kit.json"))
     except (OSError, ValueError) as error:
-        raise Refused(f"{kit}: no kit, or half of one: {error}; make it anew") from error
+        raise RefusedError(f"{kit}: no kit, or half of one: {error}; make it anew") from error
     return about
 
 
-def _run(command: List[str], *, cwd: Optional[str] = None) -> str:  # noqa: UP006, UP045
+def _run(command: list[str], *, cwd: str | None = None) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise Refused(f"{os.path.basename(command[0])}: {said}")
+        raise RefusedError(f"{os.path.basename(command[0])}: {said}")
     return done.stdout
 
 
 def _say(step: str, state: str, text: str) -> None:
-    print(json.dumps({"step": step, "state": state, "text": text}), flush=True)  # noqa: T201  its output
+    print(json.dumps({"step": step, "state": state, "text": text}), flush=True)
 
 
 def main() -> int:
@@ -460,14 +461,14 @@ def main() -> int:
     os.umask(0o022)
     try:
         if given.what == "facts":
-            print(json.dumps(facts()))  # noqa: T201
+            print(json.dumps(facts()))
             return 0
         if os.geteuid() != 0:
-            raise Refused("only root may do this; run it with sudo")
+            raise RefusedError("only root may do this; run it with sudo")
         if given.what == "remove":
             return remove(dry=given.dry_run)
         return apply(given.kit, dry=given.what == "plan")
-    except Refused as error:
+    except RefusedError as error:
         _say("all", "problem", str(error))
     except OSError as error:
         _say("all", "problem", f"{error.filename or 'the disk'}: {error.strerror or error}")

@@ -1,0 +1,177 @@
+"""Which devices: names on the command line, and an inventory file with groups.
+
+hosts:
+  porch: pi@10.0.0.7              # name: [USER@]HOST[:PORT], or whatever ~/.ssh/config calls it
+  barn:
+    address: barn.local
+    settings:                     # laid over agent.yaml for this device
+      cameras: {stall: {source: 0}}
+groups:
+  outside: [porch, barn]
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+
+from edge_agent.config import Slug
+from edge_agent.errors import ConfigError
+
+MAX_BYTES = 4 * 2**20
+_ADDRESS = re.compile(r"(?:(?P<user>[A-Za-z_][A-Za-z0-9_.-]*)@)?(?P<host>[A-Za-z0-9_.:%-]+|\[[0-9a-fA-F:.%]+\])\Z")
+_PORT = re.compile(r"(?P<host>[^:]+|\[.*\]):(?P<port>[0-9]{1,5})\Z")
+
+
+class Host(msgspec.Struct, frozen=True):
+    """A device to reach over SSH.
+
+    Attributes:
+        name: what it is called here.
+        host: address, or alias in the user's ssh_config.
+        user, port: None where ssh_config says.
+        settings: laid over agent.yaml for this device alone.
+    """
+
+    name: str
+    host: str
+    user: str | None = None
+    port: int | None = None
+    settings: dict[str, Any] = {}
+
+    @property
+    def place(self) -> tuple[str, str | None, int | None]:
+        """What tells one device from another."""
+        return self.host, self.user, self.port
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    address: str
+    settings: dict[str, Any] = {}
+
+
+class _Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    hosts: Annotated[dict[Slug, str | _Entry], msgspec.Meta(min_length=1)]
+    groups: dict[Slug, list[str]] = {}
+
+
+def choose(names: Sequence[str], inventory: Path | None) -> list[Host]:
+    """The devices meant, in the order given.
+
+    Args:
+        names: of hosts or groups of the inventory, or addresses ``[USER@]HOST[:PORT]``; all hosts of the inventory when
+            empty.
+        inventory: file as above.
+
+    Raises:
+        ConfigError: with every problem found: an unknown group, a host listed twice, an address that is none.
+    """
+    hosts, groups = ({}, {}) if inventory is None else _read(inventory)
+    if not names and inventory is None:
+        raise ConfigError("no device is named; give HOST, or --inventory FILE")
+    problems: list[str] = []
+    chosen: dict[str, Host] = {}
+    for name in names or list(hosts):
+        members = groups.get(name, [name])
+        if name not in groups and name in chosen:
+            problems.append(f"{name} is listed twice: name it once")
+        for member in members:
+            host = hosts.get(member) or _addressed(member, member, problems, known=[*hosts, *groups])
+            if host is not None:
+                chosen[member] = host
+    problems += _twice(chosen.values())
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return list(chosen.values())
+
+
+def _read(path: Path) -> tuple[dict[str, Host], dict[str, list[str]]]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = yaml.load(file.read(MAX_BYTES), _Loader)  # noqa: S506  a SafeLoader, with less
+        inventory = msgspec.convert(document, _Inventory)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: no inventory{where}: {problem or error}") from error
+    problems: list[str] = []
+    hosts: dict[str, Host] = {}
+    for name, entry in inventory.hosts.items():
+        given = _Entry(entry) if isinstance(entry, str) else entry
+        host = _addressed(name, given.address, problems, settings=given.settings)
+        if host is not None:
+            hosts[name] = host
+    for group, members in inventory.groups.items():
+        if group in hosts:
+            problems.append(f"{group} is a host and a group: give one of them another name")
+        problems += [f"{group}: {name} is listed twice" for name in dict.fromkeys(members) if members.count(name) > 1]
+        problems += [
+            f"{group}: no host is called {name}{_meant(name, list(hosts))}" for name in members if name not in hosts
+        ]
+    problems += _twice(hosts.values())
+    if problems:
+        raise ConfigError(f"{path}: {'; '.join(problems)}")
+    return hosts, inventory.groups
+
+
+def _addressed(
+    name: str,
+    address: str,
+    problems: list[str],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    known: Sequence[str] = (),
+) -> Host | None:
+    """A host from ``[USER@]HOST[:PORT]``."""
+    if known and not any(char in address for char in "@.:"):
+        problems.append(f"no host and no group is called {address}{_meant(address, known)}")
+        return None
+    user, _, rest = address.rpartition("@")
+    with_port = _PORT.match(rest)
+    host, port = (with_port["host"], int(with_port["port"])) if with_port else (rest, None)
+    if not _ADDRESS.match(f"{user}@{host}" if user else host) or (port is not None and not 0 < port < 65536):
+        problems.append(f"{address[:100]!r} is no address; expected [USER@]HOST[:PORT]")
+        return None
+    return Host(name, host.strip("[]"), user or None, port, dict(settings or {}))
+
+
+def _twice(hosts: Any) -> list[str]:
+    first: dict[tuple[str, str | None, int | None], str] = {}
+    return [
+        f"{host.name} and {first[host.place]} are the same device: name it once"
+        for host in hosts
+        if first.setdefault(host.place, host.name) != host.name
+    ]
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(list(known)[:20]) or 'none'}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, and without a key given twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed here", event.start_mark)
+        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002  PyYAML's signature
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is listed twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
