@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import yaml
-
 from edge_agent.config import Slug
 from edge_agent.errors import ConfigError
+from edge_agent.yaml_files import checked, read_yaml
 
 MAX_BYTES = 4 * 2**20
 _ADDRESS = re.compile(r"(?:(?P<user>[A-Za-z_][A-Za-z0-9_.-]*)@)?(?P<host>[A-Za-z0-9_.:%-]+|\[[0-9a-fA-F:.%]+\])\Z")
@@ -57,7 +56,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    hosts: Annotated[dict[Slug, str | _Entry], msgspec.Meta(min_length=1)]
+    hosts: Annotated[dict[Slug, _Entry], msgspec.Meta(min_length=1)]
     groups: dict[Slug, list[str]] = {}
 
 
@@ -92,23 +91,15 @@ def choose(names: Sequence[str], inventory: Path | None) -> list[Host]:
 
 
 def _read(path: Path) -> tuple[dict[str, Host], dict[str, list[str]]]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            document = yaml.load(file.read(MAX_BYTES), _Loader)  # noqa: S506  a SafeLoader, with less
-        inventory = msgspec.convert(document, _Inventory)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}: no inventory{where}: {problem or error}") from error
+    document = read_yaml(path, hint="docs/deploy.md shows one", max_bytes=MAX_BYTES)
+    if isinstance(document, dict) and isinstance(document.get("hosts"), dict):
+        short = {name: {"address": entry} for name, entry in document["hosts"].items() if isinstance(entry, str)}
+        document["hosts"] |= short
+    inventory = checked(document, _Inventory, path)
     problems: list[str] = []
     hosts: dict[str, Host] = {}
     for name, entry in inventory.hosts.items():
-        given = _Entry(entry) if isinstance(entry, str) else entry
-        host = _addressed(name, given.address, problems, settings=given.settings)
+        host = _addressed(name, entry.address, problems, settings=entry.settings)
         if host is not None:
             hosts[name] = host
     for group, members in inventory.groups.items():
@@ -157,21 +148,3 @@ def _twice(hosts: Any) -> list[str]:
 def _meant(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(list(known)[:20]) or 'none'}"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases, and without a key given twice."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed here", event.start_mark)
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: FBT001, FBT002  PyYAML's signature
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is listed twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)

@@ -6,24 +6,21 @@ is configured from afar, and each round trip costs.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import msgspec
-import yaml
 
 from .errors import ConfigError
+from .yaml_files import checked, read_yaml
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PATH = Path("/etc/edgeloop/agent.yaml")
-MAX_BYTES = 256 * 1024
 
 Slug = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z", description="letters, digits, - and _")
@@ -227,35 +224,26 @@ def load_settings(path: str | os.PathLike[str]) -> Settings:
         ConfigError: with every problem found.
     """
     path = Path(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: over {MAX_BYTES // 1024} KiB; no agent.yaml is that large")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error.strerror or error}; write one, docs/agent.md shows how"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text") from error
-    try:
-        document = yaml.load(text, _Loader)  # noqa: S506  a SafeLoader, with less
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}: not YAML{where}: {getattr(error, 'problem', None) or error}") from error
-    except (ValueError, KeyError, AttributeError) as error:
-        # What PyYAML's constructors let through on values that do not fit their type: 2026-99-99, !!bool maybe
-        raise ConfigError(f"{path}: holds a value that is not what it looks like: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply") from error
-    problems = list(_problems(document, Settings, ""))
-    if problems:
-        raise ConfigError(f"{path}: {'; '.join(problems)}")
-    settings = msgspec.convert(document, Settings)
+    return anchored(
+        settings_of(read_yaml(path, hint="write one, docs/agent.md shows how"), path), path.resolve().parent
+    )
+
+
+def settings_of(document: Any, source: object) -> Settings:
+    """Settings from a parsed agent.yaml, paths as they stand there.
+
+    Args:
+        document: mappings, lists and scalars.
+        source: where it came from, for the message.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    settings = checked(document, Settings, source)
     problems = list(_contradictions(settings))
     if problems:
-        raise ConfigError(f"{path}: {'; '.join(problems)}")
-    return _anchored(settings, path.resolve().parent)
+        raise ConfigError(f"{source}: {'; '.join(problems)}")
+    return settings
 
 
 def mqtt_password(settings: MqttSettings) -> str | None:
@@ -280,60 +268,6 @@ def mqtt_password(settings: MqttSettings) -> str | None:
     return password
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases, which can expand without bound, and without keys that stand twice."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  theirs
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def _problems(value: Any, expected: Any, where: str) -> Iterator[str]:
-    """Every difference between a parsed document and a type; msgspec alone stops at the first."""
-    optional = NoneType in get_args(expected)
-    kinds = [kind for kind in (expected, *get_args(expected)) if isinstance(kind, type)]
-    struct = next((kind for kind in kinds if issubclass(kind, msgspec.Struct)), None)
-    if struct is not None and not (value is None and optional):
-        if not isinstance(value, dict):
-            yield f"{where or 'the file'}: expected keys and values, found {_described(value)}"
-            return
-        fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
-        for key in [key for key in value if key not in fields]:
-            close = difflib.get_close_matches(str(key), fields, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(fields)}"
-            yield f"unknown key {_path(where, key)!r}, {hint}"
-        for name, field in fields.items():
-            if name in value:
-                yield from _problems(value[name], field.type, _path(where, name))
-            elif field.required:
-                yield f"{_path(where, name)!r} is missing"
-        return
-    inner = get_args(expected)[0] if get_origin(expected) is Annotated else expected
-    if get_origin(inner) is dict and isinstance(value, dict):
-        key_type, value_type = get_args(inner)
-        for key, item in value.items():
-            yield from _problems(key, key_type, f"{where}: name {key!r}")
-            yield from _problems(item, value_type, _path(where, key))
-        value = dict.fromkeys(value)  # what is left to check is the number of entries
-        expected = (
-            Annotated[dict[Any, None], *expected.__metadata__] if get_origin(expected) is Annotated else dict[Any, None]
-        )
-    try:
-        msgspec.convert(value, expected)
-    except msgspec.ValidationError as error:
-        yield f"{where}: {str(error)[:1].lower()}{str(error)[1:]}, found {_described(value)}"
-
-
 def _contradictions(settings: Settings) -> Iterator[str]:
     decision = settings.decision
     if decision.enter is not None and decision.leave is not None and decision.leave > decision.enter:
@@ -351,7 +285,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             yield f"decision.classes.{label}: leave ({of_class.leave}) must not be above enter ({of_class.enter})"
 
 
-def _anchored(settings: Settings, folder: Path) -> Settings:
+def anchored(settings: Settings, folder: Path) -> Settings:
     """Paths relative to agent.yaml made absolute; camera sources only where such a file exists."""
     cameras = {
         name: msgspec.structs.replace(camera, source=str(folder / camera.source))
@@ -373,13 +307,3 @@ def _anchored(settings: Settings, folder: Path) -> Settings:
         allowed_signers=signers and str(folder / signers),
         state=str(folder / settings.state),
     )
-
-
-def _path(where: str, key: object) -> str:
-    return f"{where}.{key}" if where else str(key)
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    return "nothing" if value is None else repr(value)[:60]

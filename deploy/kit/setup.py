@@ -97,8 +97,8 @@ def problems(found: dict[str, Any], *, now_s: float | None = None) -> list[str]:
     if tuple(found["python"]) not in PYTHONS:
         version = ".".join(map(str, found["python"]))
         reasons.append(
-            f"its python3 is {version}; expected 3.11 to 3.13, which Raspberry Pi OS has from Bookworm on: flash a newer "
-            "one"
+            f"its python3 is {version}; expected 3.11 to 3.13, which Raspberry Pi OS has from Bookworm on: flash "
+            "a newer one"
         )
     if found["env"] is None and found["free_bytes"] < NEEDED_BYTES:
         reasons.append(
@@ -464,7 +464,8 @@ def main() -> int:
             print(json.dumps(facts()))
             return 0
         if os.geteuid() != 0:
-            raise RefusedError("only root may do this; run it with sudo")
+            _say("all", "problem", "only root may do this; run it with sudo")
+            return 1
         if given.what == "remove":
             return remove(dry=given.dry_run)
         return apply(given.kit, dry=given.what == "plan")

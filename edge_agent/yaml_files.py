@@ -1,0 +1,131 @@
+"""YAML files that people write, read with care: bounded, without aliases, every problem told at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import msgspec
+import yaml
+
+from .errors import ConfigError
+
+MAX_BYTES = 256 * 1024
+
+Struct = TypeVar("Struct", bound=msgspec.Struct)
+
+
+def read_yaml(path: Path, *, hint: str = "", max_bytes: int = MAX_BYTES) -> Any:
+    """What a file holds: mappings, lists and scalars.
+
+    Args:
+        path: the file.
+        hint: what to do when it cannot be read.
+        max_bytes: more are refused.
+
+    Raises:
+        ConfigError: it cannot be read, or is no YAML.
+    """
+    try:
+        if path.stat().st_size > max_bytes:
+            raise ConfigError(f"{path}: over {max_bytes // 1024} KiB; no {path.name} is that large")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}{f'; {hint}' if hint else ''}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text") from error
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506  a SafeLoader, with less
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: not YAML{where}: {getattr(error, 'problem', None) or error}") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        # What PyYAML's constructors let through on values that do not fit their type: 2026-99-99, !!bool maybe
+        raise ConfigError(f"{path}: holds a value that is not what it looks like: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply") from error
+
+
+def checked(document: Any, kind: type[Struct], source: object) -> Struct:
+    """A document as a struct; unknown keys are errors, with a suggestion.
+
+    Args:
+        document: mappings, lists and scalars.
+        kind: what it must be.
+        source: where it came from, for the message.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    problems = list(_problems(document, kind, ""))
+    if problems:
+        raise ConfigError(f"{source}: {'; '.join(problems)}")
+    return msgspec.convert(document, kind)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, which can expand without bound, and without keys that stand twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  theirs
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _problems(value: Any, expected: Any, where: str) -> Iterator[str]:
+    """Every difference between a parsed document and a type; msgspec alone stops at the first."""
+    optional = NoneType in get_args(expected)
+    kinds = [kind for kind in (expected, *get_args(expected)) if isinstance(kind, type)]
+    struct = next((kind for kind in kinds if issubclass(kind, msgspec.Struct)), None)
+    if struct is not None and not (value is None and optional):
+        if not isinstance(value, dict):
+            yield f"{where or 'the file'}: expected keys and values, found {_described(value)}"
+            return
+        fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
+        for key in [key for key in value if key not in fields]:
+            close = difflib.get_close_matches(str(key), fields, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(fields)}"
+            yield f"unknown key {_path(where, key)!r}, {hint}"
+        for name, field in fields.items():
+            if name in value:
+                yield from _problems(value[name], field.type, _path(where, name))
+            elif field.required:
+                yield f"{_path(where, name)!r} is missing"
+        return
+    inner = get_args(expected)[0] if get_origin(expected) is Annotated else expected
+    if get_origin(inner) is dict and isinstance(value, dict):
+        key_type, value_type = get_args(inner)
+        for key, item in value.items():
+            yield from _problems(key, key_type, f"{where}: name {key!r}")
+            yield from _problems(item, value_type, _path(where, key))
+        value = dict.fromkeys(value)  # what is left to check is the number of entries
+        expected = (
+            Annotated[dict[Any, None], *expected.__metadata__] if get_origin(expected) is Annotated else dict[Any, None]
+        )
+    try:
+        msgspec.convert(value, expected)
+    except msgspec.ValidationError as error:
+        yield f"{where}: {str(error)[:1].lower()}{str(error)[1:]}, found {_described(value)}"
+
+
+def _path(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return "nothing" if value is None else repr(value)[:60]
