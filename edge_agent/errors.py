@@ -9,6 +9,7 @@
      ├─ CameraError     a camera that cannot be opened or has failed
      ├─ BrokerError     an MQTT broker that refuses us
      ├─ StoreError      a model that does not prove itself here, or one that is not there
+     ├─ DeviceError     a device that cannot be reached, or where something does not work
      ├─ CommandError    a command over MQTT that cannot be done
      ├─ DataError       photographs, or a run, that cannot be worked with
      ├─ ResourceError   too little memory for the work
@@ -71,6 +72,10 @@ class BrokerError(EdgeloopError):
 
 class StoreError(EdgeloopError):
     """A model that does not prove itself on this device, one that is not installed, or a store that cannot be used."""
+
+
+class DeviceError(EdgeloopError):
+    """A device that cannot be reached over SSH, or that does not do as it is told."""
 
 
 class CommandError(EdgeloopError):

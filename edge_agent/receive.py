@@ -36,14 +36,16 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``have``: ``done`` of its ``of`` bytes are here; the rest is awaited. ``proving``: ``done`` of ``of`` canary
     pictures. ``installed``: it is in the store, ``model`` says which. ``probation``: it runs, and has not proved itself
-    yet; sent every few seconds. ``good``, ``failed``, ``unheard``: how probation ended; the last where no agent took it up or it
-    took too long. ``refused``: nothing was changed. ``text``: for people.
+    yet; sent every few seconds. ``good``, ``failed``, ``unheard``: how probation ended; the last where no agent took it
+    up or it took too long. ``refused``: nothing was changed. ``before``: digest of what was current, sent with ``have``.
+    ``text``: for people.
     """
 
     event: Literal["have", "proving", "installed", "probation", "good", "failed", "unheard", "refused"]
     done: int = 0
     of: int = 0
     model: str = ""
+    before: str = ""
     text: str = ""
 
 
@@ -81,7 +83,8 @@ def received(store: Store, wanted: Wanted, source: BinaryIO, emit: Emit) -> Iter
         # What came before is hashed again: after a power cut it need not be what was written.
         have = _resume(file, wanted)
         _need_room(part.parent, 2 * wanted.size - have)
-        emit(Event("have", have, wanted.size))
+        current = store.current()
+        emit(Event("have", have, wanted.size, before="" if current is None else current.digest))
         _append(file, source, wanted.size - have)
         file.seek(0)
         found = hashlib.file_digest(file, "sha256").hexdigest()

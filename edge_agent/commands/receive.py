@@ -92,7 +92,8 @@ def receive_command(
     try:
         here = None if force else store.here(digest)
         if here is not None:
-            emit(Event("have", size, size))
+            current = store.current()
+            emit(Event("have", size, size, before="" if current is None else current.digest))
             model = installed(Path(here.path))
         else:
             with received(store, Wanted(digest, sha256, size), sys.stdin.buffer, emit) as bundle:
