@@ -49,13 +49,13 @@ async def connected(host: Host, *, ssh_config: Path | None = None) -> AsyncItera
         DeviceError: it cannot be reached, is not the one that is known, or does not let us in.
         LostError: the connection broke.
     """
-    files = [Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config")] if ssh_config is None else [ssh_config]
+    files = _configurations() if ssh_config is None else [ssh_config]
     given: dict[str, Any] = {"port": host.port, "username": host.user}
     try:
         line = await asyncio.wait_for(
             asyncssh.connect(
                 host.host,
-                config=[str(file) for file in files if file.exists()],
+                config=[str(file) for file in files],
                 keepalive_interval=_ALIVE_EVERY_S,
                 **{key: value for key, value in given.items() if value is not None},
             ),
@@ -140,6 +140,11 @@ def as_root(command: Sequence[str]) -> str:
     return _privileged(shlex.join(command), f"sudo -n -- {shlex.join(command)}")
 
 
+def _configurations() -> list[Path]:
+    """The user's and the system's ssh_config, as ssh(1) reads them."""
+    return [file for file in (Path.home() / ".ssh/config", Path("/etc/ssh/ssh_config")) if file.exists()]
+
+
 def _privileged(root: str, sudo: str) -> str:
     return f'cd /; if [ "$(id -u)" = 0 ]; then exec {root}; else exec {sudo}; fi'
 
@@ -151,8 +156,8 @@ def _why(host: Host, error: Exception) -> DeviceError:
         return LostError(f"{name}: no answer within {CONNECT_S:g} s; is it on, and is {host.host} its address?")
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         return DeviceError(
-            f"{name}: its host key is not the one known for {host.host}, or none is known yet; run `ssh {host.host}` once "
-            f"and compare the key. If the device was flashed anew: ssh-keygen -R {host.host}"
+            f"{name}: its host key is not the one known for {host.host}, or none is known yet; run `ssh {host.host}` "
+            f"once and compare the key. If the device was flashed anew: ssh-keygen -R {host.host}"
         )
     if isinstance(error, asyncssh.PermissionDenied):
         return DeviceError(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+
 from edge_agent.config import Slug
 from edge_agent.errors import ConfigError
 from edge_agent.yaml_files import checked, read_yaml

@@ -184,7 +184,7 @@ def _told(device: Connection, exit_code: int, out: bytes, said: str) -> list[Sai
 async def _missing(device: Connection, kit: Kit) -> dict[str, Path]:
     """The wheels that are not there already, whole, from a try that broke off."""
     there = await _command(device, f"cd {FOLDER} && sha256sum wheels/*.whl 2>/dev/null || true")
-    have = dict(reversed(line.split(maxsplit=1)) for line in there.decode(errors="replace").splitlines())
+    have = {name: digest for digest, _, name in (line.partition("  ") for line in there.decode().splitlines())}
     about = json.loads(kit.files["kit.json"])
     wanted = {f"wheels/{name}": digest for group in about["wheels"].values() for name, digest in group.items()}
     return {name: path for name, path in kit.wheel_paths().items() if have.get(name) != wanted[name]}

@@ -31,7 +31,7 @@ _SILENCE_S = 60.0
 
 @dataclass(frozen=True)
 class Pulled:
-    """``fetched``: new here. ``had``: were here already. ``removed``: of both, from the device. ``damaged``: left there."""
+    """``fetched``: new here. ``had``: were here before. ``removed``: of both, there. ``damaged``: names of those left."""
 
     host: str
     folder: Path

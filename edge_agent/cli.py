@@ -29,6 +29,12 @@ COMMANDS = {
     ),
     "convert": ("converter.cli", "convert_command", "train", "Quantize a run to int8, prove it, pack it as a bundle."),
     "export": ("converter.export_cli", "export_command", "train", "Write a run for TensorFlow Serving."),
+    "deploy": (
+        "deploy.devices_cli",
+        "deploy_command",
+        "deploy",
+        "Devices over SSH: set up, send models, fetch captures.",
+    ),
     "inspect": ("edge_agent.commands.inspect", "inspect_command", "", "Show what is in a bundle."),
     "predict": ("edge_agent.commands.predict", "predict_command", "", "Classify picture files."),
     "cameras": ("edge_agent.commands.cameras", "cameras_command", "", "List the cameras of this machine."),

@@ -37,8 +37,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     ``have``: ``done`` of its ``of`` bytes are here; the rest is awaited. ``proving``: ``done`` of ``of`` canary
     pictures. ``installed``: it is in the store, ``model`` says which. ``probation``: it runs, and has not proved itself
     yet; sent every few seconds. ``good``, ``failed``, ``unheard``: how probation ended; the last where no agent took it
-    up or it took too long. ``refused``: nothing was changed. ``before``: digest of what was current, sent with ``have``.
-    ``text``: for people.
+    up or it took too long. ``refused``: nothing was changed. ``before``: digest of what was current, sent with
+    ``have``. ``text``: for people.
     """
 
     event: Literal["have", "proving", "installed", "probation", "good", "failed", "unheard", "refused"]

@@ -37,7 +37,7 @@ _FILES = {
 
 @dataclass(frozen=True)
 class Kit:
-    """``files``: name in the kit to content, the wheels apart. ``wheels``: file name to file, for each Python and processor."""
+    """``files``: name in the kit to content. ``wheels``: file name to file, for each Python and processor."""
 
     files: Mapping[str, bytes]
     wheels: Mapping[str, Mapping[str, Path]]
@@ -94,7 +94,7 @@ def _etc(config: Path, device: str, settings: Mapping[str, Any], trust: Sequence
     document = _laid_over({"device": device} | document, settings)
     if "bundle" in document:
         raise ConfigError(
-            f"{config}: it names a bundle; a device runs what is installed there: leave the line out, and push the bundle"
+            f"{config}: it names a bundle; a device runs what is installed there: leave the line out and push the bundle"
         )
     if document.get("state", "/var/lib/edgeloop") != "/var/lib/edgeloop":
         raise ConfigError(f"{config}: state is /var/lib/edgeloop on a device; leave the line out")
@@ -104,22 +104,30 @@ def _etc(config: Path, device: str, settings: Mapping[str, Any], trust: Sequence
             raise ConfigError(f"{config}: it names allowed_signers; give either that or --trust")
         etc[SIGNERS] = "".join(_signer(key) for key in trust).encode()
     for keys, name in _FILES.items():
-        place: Any = document
-        for key in keys[:-1]:
-            place = place.get(key) if isinstance(place, dict) else None
-        if isinstance(place, dict) and isinstance(place.get(keys[-1]), str):
-            source = config.parent / place[keys[-1]]
-            try:
-                etc[name] = source.read_bytes()
-            except OSError as error:
-                raise ConfigError(f"{config}: {'.'.join(keys)}: {source}: {error.strerror or error}") from error
-            place[keys[-1]] = f"{ETC}/{name}"
+        data = _taken_along(document, keys, name, config)
+        if data is not None:
+            etc[name] = data
     if trust:
         document["allowed_signers"] = f"{ETC}/{SIGNERS}"
     settings_of(document, config)
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     etc["agent.yaml"] = f"# From {config.name}, by edgeloop deploy provision, which writes it anew.\n{text}".encode()
     return etc
+
+
+def _taken_along(document: Any, keys: tuple[str, ...], name: str, config: Path) -> bytes | None:
+    """The file that a key of agent.yaml names, which then names its place on the device; None where it names none."""
+    place = document
+    for key in keys[:-1]:
+        place = place.get(key) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or not isinstance(place.get(keys[-1]), str):
+        return None
+    source = config.parent / place[keys[-1]]
+    place[keys[-1]] = f"{ETC}/{name}"
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{config}: {'.'.join(keys)}: {source}: {error.strerror or error}") from error
 
 
 def _laid_over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def wheels(python: tuple[int, int], machine: str, *, page: bool = False) -> dict
 
 
 def own_wheel(folder: Path) -> Path:
-    """edgeloop's device package as a wheel, from the files this very process runs; the same bytes every time."""
+    """The device's package as a wheel, from the files this very process runs; the same bytes every time."""
     meta = distribution("edgeloop")
     info = f"edgeloop-{meta.version}.dist-info"
     files = {f"edge_agent/{path.relative_to(root).as_posix()}": path.read_bytes() for root, path in _sources()}
