@@ -87,8 +87,8 @@ def push_command(
     """Send BUNDLE to devices, which prove it and make it current; in waves, the first device alone.
 
     A device that has the bundle is sent nothing, and one that has part of it the rest. Where it does badly the device
-    goes back to its old model by itself; where a wave has too many of those, the whole wave goes back and no further one
-    is begun.
+    goes back to its old model by itself; where a wave has too many of those, the whole wave goes back and no further
+    one is begun.
     """
     what = package(bundle)
     chosen = choose(hosts, inventory)

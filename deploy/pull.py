@@ -31,7 +31,7 @@ _SILENCE_S = 60.0
 
 @dataclass(frozen=True)
 class Pulled:
-    """``fetched``: new here. ``had``: were here before. ``removed``: of both, there. ``damaged``: names of those left."""
+    """``fetched``: new here. ``had``: were here before. ``removed``: of both. ``damaged``: left there."""
 
     host: str
     folder: Path

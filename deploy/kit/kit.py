@@ -94,7 +94,7 @@ def _etc(config: Path, device: str, settings: Mapping[str, Any], trust: Sequence
     document = _laid_over({"device": device} | document, settings)
     if "bundle" in document:
         raise ConfigError(
-            f"{config}: it names a bundle; a device runs what is installed there: leave the line out and push the bundle"
+            f"{config}: it names a bundle; a device runs what is installed there: leave the line out, push the bundle"
         )
     if document.get("state", "/var/lib/edgeloop") != "/var/lib/edgeloop":
         raise ConfigError(f"{config}: state is /var/lib/edgeloop on a device; leave the line out")
@@ -117,7 +117,7 @@ def _etc(config: Path, device: str, settings: Mapping[str, Any], trust: Sequence
 
 def _taken_along(document: Any, keys: tuple[str, ...], name: str, config: Path) -> bytes | None:
     """The file that a key of agent.yaml names, which then names its place on the device; None where it names none."""
-    place = document
+    place: Any = document
     for key in keys[:-1]:
         place = place.get(key) if isinstance(place, dict) else None
     if not isinstance(place, dict) or not isinstance(place.get(keys[-1]), str):
@@ -125,9 +125,10 @@ def _taken_along(document: Any, keys: tuple[str, ...], name: str, config: Path) 
     source = config.parent / place[keys[-1]]
     place[keys[-1]] = f"{ETC}/{name}"
     try:
-        return source.read_bytes()
+        data: bytes = source.read_bytes()
     except OSError as error:
         raise ConfigError(f"{config}: {'.'.join(keys)}: {source}: {error.strerror or error}") from error
+    return data
 
 
 def _laid_over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

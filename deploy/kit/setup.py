@@ -321,11 +321,11 @@ def _build(folder: str, wheels: dict[str, str]) -> None:
     quiet = ["--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]
     _run([python, f"{pip}/pip", "install", *options, *quiet, *others])
     for module in ("numpy", "cv2", "yaml", "msgspec", "click", "paho.mqtt.client"):
-        if subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False).returncode != 0:
-            raise RefusedError(
-                f"{module} does not import and was in no wheel for this machine; "
-                f"sudo apt install {_FROM_APT.get(module, f'python3-{module}')}"
-            )
+        try:
+            _run([python, "-c", f"import {module}"])
+        except RefusedError as error:
+            remedy = "" if "No module named" not in str(error) else f"; sudo apt install {_FROM_APT.get(module, module)}"
+            raise RefusedError(f"{module} does not import here: {error}{remedy}") from error
     _run([f"{folder}/bin/edgeloop", "--version"])
 
 

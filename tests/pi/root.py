@@ -20,7 +20,7 @@ from pathlib import Path
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgeloop-tests" / "pi"
 PACKAGES = (
     *("base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "findutils", "grep", "gzip", "iproute2"),
-    *("libc-bin", "login", "mount", "openssh-server", "openssh-client", "passwd", "procps", "python3", "python3-venv"),
+    *("libc-bin", "libstdc++6", "login", "mount", "openssh-server", "openssh-client", "passwd", "procps", "python3", "python3-venv"),
     *("sed", "sudo", "tar", "util-linux"),
 )
 _SOURCES = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {suite} main\n"
