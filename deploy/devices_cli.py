@@ -28,7 +28,7 @@ from .push import Choices, Outcome, package, roll_back
 from .rollout import AT_ONCE, WAVES, Rollout, roll_out
 
 Result = TypeVar("Result")
-_COLOURS = {"good": "green", "stored": "green", "rolled back": "yellow", "unheard": "yellow"}
+_COLOURS = {"good": "green", "active": "green", "stored": "green", "rolled back": "yellow", "unheard": "yellow"}
 
 
 @click.group("deploy")
@@ -127,9 +127,9 @@ def _show(rollout: Rollout, name: str, took_s: float) -> None:
         console.out.print(f"{outcome.host}: [{colour}]{outcome.state}[/], {console.plain(_facts(outcome))}")
     good = sum(outcome.healthy for outcome in rollout.outcomes)
     of = len(rollout.outcomes) + len(rollout.untouched)
-    if of > 1 or rollout.stopped:
+    if of > 1:
         console.out.print(f"{name}: on {good} of {of} devices in {took_s:.0f} s")
-    if rollout.stopped:
+    if rollout.stopped and of > 1:
         left = f"; {len(rollout.untouched)} devices were not begun with" if rollout.untouched else ""
         console.err.print(f"edgeloop: stopped: {rollout.stopped}{left}")
 
@@ -221,7 +221,7 @@ async def _copy_lines(device: Connection, command: str, before: str) -> None:
             click.echo(before + console.printable(line.decode(errors="replace").rstrip("\n")))
         said = await process.stderr.read(4096)
         await process.wait_closed()
-        if process.exit_status == 127:
+        if process.exit_status != 0 and "not found" in (text := said.decode(errors="replace")) and "journalctl" in text:
             raise DeviceError(f"{device.host.name}: it has no systemd journal; the agent logs to where it was started")
         if process.exit_status != 0:
             raise device.failure(process.exit_status or -1, said.decode(errors="replace"))

@@ -63,13 +63,13 @@ class Choices:
 class Outcome:
     """How it went on one device.
 
-    ``good``: it runs and has proved itself (or, where nobody waited for that, runs). ``stored``: it was only to be
+    ``good``: it runs and has proved itself. ``active``: it runs, and nobody waited for that. ``stored``: it was only to be
     stored. ``refused``: the device did not take it. ``failed``: it ran and was rolled back. ``unheard``: it runs, and
     nobody knows how well. ``unreachable``: nothing is known. ``rolled back``: by us, with its wave.
     """
 
     host: str
-    state: Literal["good", "stored", "refused", "failed", "unheard", "unreachable", "rolled back"]
+    state: Literal["good", "active", "stored", "refused", "failed", "unheard", "unreachable", "rolled back"]
     text: str = ""
     moved_bytes: int = 0
     moving_s: float = 0.0
@@ -79,7 +79,7 @@ class Outcome:
     @property
     def healthy(self) -> bool:
         """Whether a roll-out may go on."""
-        return self.state in ("good", "stored")
+        return self.state in ("good", "active", "stored")
 
 
 Tell = Callable[[str, Event], Any]
@@ -165,7 +165,7 @@ class _Attempt:
         if last is None or last.event in ("have", "proving", "probation"):
             raise device.failure(code, said.decode(errors="replace"))
         if last.event == "installed":
-            return ("good" if self.choices.activate else "stored"), last.model
+            return ("active" if self.choices.activate else "stored"), last.model
         return last.event, last.text or last.model
 
     def _arguments(self) -> list[str]:

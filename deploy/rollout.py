@@ -110,7 +110,7 @@ async def roll_out(
 
 async def _taken_back(host: Host, outcome: Outcome, reason: str, choices: Choices, gate: asyncio.Semaphore) -> Outcome:
     """A device of a wave that did badly, back on the model it had."""
-    if outcome.state not in ("good", "unheard") or not outcome.replaced:
+    if outcome.state not in ("good", "active", "unheard") or not outcome.replaced:
         return outcome
     try:
         async with gate:

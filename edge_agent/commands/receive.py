@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +100,8 @@ def receive_command(
             with received(store, Wanted(digest, sha256, size), sys.stdin.buffer, emit) as bundle:
                 model = installed(bundle)
     except (EdgeloopError, OSError) as error:
-        emit(Event("refused", text=one_line(error)))
+        # Its name in here tells nobody anything.
+        emit(Event("refused", text=re.sub(r"\S*/incoming/[0-9a-f]{64}\.part", "the bundle", one_line(error))))
         sys.exit(1)
     emit(Event("installed", model=model))
     if watch_s and not no_activate and not watch(store, digest, watched, timeout_s=watch_s):
