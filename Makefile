@@ -1,10 +1,11 @@
 # make demo   the whole loop on real photographs
 # make test   the tests
+# make test-pi  those on an emulated Raspberry Pi alone; wants root and scripts/emulate_arm64
 # make check  lint, types, import contracts
 #
 # Each makes its environment first. Another Python: make test PYTHON=python3.12
 
-.PHONY: demo test check env-demo env-dev clean
+.PHONY: demo test test-pi check env-demo env-dev clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -16,6 +17,9 @@ demo: env-demo
 
 test: env-dev
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
+
+test-pi: env-dev
+	$(BIN)/python -m pytest tests/pi $(ARGS)
 
 check: env-dev
 	$(BIN)/ruff check .

@@ -156,7 +156,7 @@ def _why(host: Host, error: Exception) -> DeviceError:
         return LostError(f"{name}: no answer within {CONNECT_S:g} s; is it on, and is {host.host} its address?")
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         return DeviceError(
-            f"{name}: its host key is not the one known for {host.host}, or none is known yet; run `ssh {host.host}` "
+            f"{name}: its host key is not the one known for {host.host}, or none is known; run `ssh {host.host}` "
             f"once and compare the key. If the device was flashed anew: ssh-keygen -R {host.host}"
         )
     if isinstance(error, asyncssh.PermissionDenied):

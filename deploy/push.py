@@ -63,7 +63,7 @@ class Choices:
 class Outcome:
     """How it went on one device.
 
-    ``good``: it runs and has proved itself. ``active``: it runs, and nobody waited for that. ``stored``: it was only to be
+    ``good``: it runs and has proved itself. ``active``: it runs; nobody waited for that. ``stored``: it was only to be
     stored. ``refused``: the device did not take it. ``failed``: it ran and was rolled back. ``unheard``: it runs, and
     nobody knows how well. ``unreachable``: nothing is known. ``rolled back``: by us, with its wave.
     """

@@ -24,6 +24,8 @@ from rich.console import Console
 import edge_agent
 from edge_agent.preprocess import Pixels
 
+from .pi.root import can_emulate
+
 QUIET = Console(quiet=True)
 CLASSES = ("brick", "grass", "stars")
 IMAGE_SIZE = 96
@@ -72,6 +74,9 @@ def _missing(module: str, extra: str) -> Callable[[], str]:
 
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
 PARTS: dict[str, Callable[[], str]] = {
+    "pi": lambda: (
+        "" if can_emulate() else "arm64 programs do not run here with setuid (scripts/emulate_arm64), or no root"
+    ),
     "ssh-keygen": lambda: "" if shutil.which("ssh-keygen") else "OpenSSH's ssh-keygen is not installed",
     "mosquitto": _missing_mosquitto,
     "index": _missing_index,

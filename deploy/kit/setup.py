@@ -324,7 +324,9 @@ def _build(folder: str, wheels: dict[str, str]) -> None:
         try:
             _run([python, "-c", f"import {module}"])
         except RefusedError as error:
-            remedy = "" if "No module named" not in str(error) else f"; sudo apt install {_FROM_APT.get(module, module)}"
+            remedy = (
+                "" if "No module named" not in str(error) else f"; sudo apt install {_FROM_APT.get(module, module)}"
+            )
             raise RefusedError(f"{module} does not import here: {error}{remedy}") from error
     _run([f"{folder}/bin/edgeloop", "--version"])
 

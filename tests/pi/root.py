@@ -20,7 +20,18 @@ from pathlib import Path
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgeloop-tests" / "pi"
 PACKAGES = (
     *("base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "findutils", "grep", "gzip", "iproute2"),
-    *("libc-bin", "libstdc++6", "login", "mount", "openssh-server", "openssh-client", "passwd", "procps", "python3", "python3-venv"),
+    *(
+        "libc-bin",
+        "libstdc++6",
+        "login",
+        "mount",
+        "openssh-server",
+        "openssh-client",
+        "passwd",
+        "procps",
+        "python3",
+        "python3-venv",
+    ),
     *("sed", "sudo", "tar", "util-linux"),
 )
 _SOURCES = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {suite} main\n"
@@ -48,7 +59,13 @@ _LINKS = ("bin", "sbin", "lib")
 
 def can_emulate() -> bool:
     """Whether this machine runs arm64 programs, and lets us change root."""
-    return os.geteuid() == 0 and Path("/proc/sys/fs/binfmt_misc/qemu-aarch64").exists()
+    # C: sudo inside keeps its rights. F: the emulator need not lie in the root.
+    try:
+        registered = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64").read_text()
+    except OSError:
+        return False
+    flags = next(line for line in registered.splitlines() if line.startswith("flags:"))
+    return os.geteuid() == 0 and {"C", "F"} <= set(flags)
 
 
 def packages(suite: str, names: tuple[str, ...] = PACKAGES, *, architecture: str = "arm64") -> list[Path]:
@@ -77,11 +94,14 @@ def make_root(root: Path, *, suite: str = "bookworm", architecture: str = "arm64
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
     for package in packages(suite, architecture=architecture):
-        tar = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE)
-        subprocess.run(
-            ["tar", "-x", "-C", str(root), "--keep-directory-symlink"], stdin=tar.stdout, check=True, timeout=60
-        )
-        assert tar.wait() == 0, package
+        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacked:
+            subprocess.run(
+                ["tar", "-x", "-C", str(root), "--keep-directory-symlink"],
+                stdin=unpacked.stdout,
+                check=True,
+                timeout=60,
+            )
+        assert unpacked.returncode == 0, package
     master = root / "usr/share/base-passwd"
     etc = root / "etc"
     (etc / "passwd").write_text(
@@ -103,7 +123,7 @@ def make_root(root: Path, *, suite: str = "bookworm", architecture: str = "arm64
     shutil.copy(root / "usr/share/openssh/sshd_config", etc / "ssh/sshd_config")
     (etc / "hostname").write_text("raspberrypi\n")
     (etc / "hosts").write_text("127.0.0.1 localhost raspberrypi\n")
-    for folder in ("proc", "dev/pts", "sys", "run/sshd", "tmp", "root", "home/pi/.ssh", "var/lib", "var/tmp"):
+    for folder in ("proc", "dev/pts", "sys", "run/sshd", "tmp", "root", "home/pi/.ssh", "srv", "var/lib", "var/tmp"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "tmp").chmod(0o1777)
     for path in (root / "home/pi", root / "home/pi/.ssh"):
