@@ -74,6 +74,9 @@ def _missing(module: str, extra: str) -> Callable[[], str]:
 
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
 PARTS: dict[str, Callable[[], str]] = {
+    "root": lambda: (
+        "" if os.geteuid() == 0 and shutil.which("dpkg-deb") else "not root on Debian, who alone can chroot"
+    ),
     "pi": lambda: (
         "" if can_emulate() else "arm64 programs do not run here with setuid (scripts/emulate_arm64), or no root"
     ),

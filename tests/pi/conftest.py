@@ -11,7 +11,7 @@ from edge_agent.preprocess import Pixels
 
 from ..test_signature import new_key
 from ..test_store import repacked
-from .root import Pi, make_root, remove_root, running
+from .root import Pi, debian_architecture, make_root, remove_root, running
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,16 @@ def pi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pi]:
     """A Raspberry Pi as it comes: nothing of edgeloop is on it."""
     folder = tmp_path_factory.mktemp("pi")
     root = make_root(folder / "root")
+    with running(root, folder / "ssh") as machine:
+        yield machine
+    remove_root(root)
+
+
+@pytest.fixture(scope="session")
+def near(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pi]:
+    """The same Debian for this machine's own processor, where no instruction set matters: twenty times as fast."""
+    folder = tmp_path_factory.mktemp("near")
+    root = make_root(folder / "root", architecture=debian_architecture())
     with running(root, folder / "ssh") as machine:
         yield machine
     remove_root(root)

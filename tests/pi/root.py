@@ -68,6 +68,11 @@ def can_emulate() -> bool:
     return os.geteuid() == 0 and {"C", "F"} <= set(flags)
 
 
+def debian_architecture() -> str:
+    """Debian's name for this machine's processor."""
+    return subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def packages(suite: str, names: tuple[str, ...] = PACKAGES, *, architecture: str = "arm64") -> list[Path]:
     """Debian's packages and what they need, downloaded once and kept."""
     folder = CACHE / f"{suite}-{architecture}"
@@ -199,12 +204,16 @@ def running(root: Path, work: Path) -> Iterator[Pi]:
         yield Pi(root, port, config)
 
 
+def processes(root: Path) -> list[int]:
+    """What runs inside a root, whatever started it."""
+    entries = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [int(entry.name) for entry in entries if _root_of(entry) == root]
+
+
 def _end_all(root: Path) -> None:
-    """Kill what still runs inside the root: its processes are told by their root directory, whatever started them."""
+    """Kill what still runs inside the root."""
     for _ in range(50):
-        inside = [
-            int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _root_of(entry) == root
-        ]
+        inside = processes(root)
         if not inside:
             return
         for pid in inside:
