@@ -161,8 +161,8 @@ def _why(host: Host, error: Exception) -> DeviceError:
         )
     if isinstance(error, asyncssh.PermissionDenied):
         return DeviceError(
-            f"{name}: it does not let you in with your keys; ssh-copy-id {user}@{host.host}, or ssh-add yours if it has "
-            "a passphrase"
+            f"{name}: it does not let you in with your keys; ssh-copy-id {user}@{host.host}, or ssh-add yours if it "
+            "has a passphrase"
         )
     if isinstance(error, socket.gaierror):
         return LostError(f"{name}: no address is known for {host.host}; is it on, and its name right?")

@@ -162,9 +162,23 @@ def test_the_same_bundle_twice_is_there_once_and_a_good_one_stays_good(state: Pa
     again = store.install(versions["2"], signers=None, limits=ONE)
     assert again.status == "good"
     assert len(store.status().installed) == 4
-    older = store.install(versions["1"], signers=None, limits=ONE)
+    older = store.install(versions["1"], signers=None, limits=ONE, allow_downgrade=True)
     assert (older.version, older.status) == ("1", "good")
     assert version_of(store.previous()) == "2"
+    assert_sound(state)
+
+
+@pytest.mark.parametrize("activate", [True, False])
+def test_an_older_bundle_is_refused_unless_allowed(state: Path, versions: dict[str, Path], *, activate: bool) -> None:
+    """A signature never goes out of date: an old bundle of the owner's is still one of the owner's."""
+    store = Store(state)
+    before = contents(state)
+    for force in (False, True):
+        with pytest.raises(StoreError, match=r"ground 1 .* is older than ground 2 .*--allow-downgrade"):
+            store.install(versions["1"], signers=None, limits=ONE, activate=activate, force=force)
+    assert contents(state) == before
+    store.install(versions["1"], signers=None, limits=ONE, activate=activate, allow_downgrade=True)
+    assert version_of(store.current()) == ("1" if activate else "2")
     assert_sound(state)
 
 

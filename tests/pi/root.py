@@ -18,23 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgeloop-tests" / "pi"
-PACKAGES = (
-    *("base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "findutils", "grep", "gzip", "iproute2"),
-    *(
-        "libc-bin",
-        "libstdc++6",
-        "login",
-        "mount",
-        "openssh-server",
-        "openssh-client",
-        "passwd",
-        "procps",
-        "python3",
-        "python3-venv",
-    ),
-    *("sed", "sudo", "tar", "util-linux"),
-)
-_SOURCES = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {suite} main\n"
+PACKAGES = """
+base-files base-passwd bash coreutils dash debianutils findutils grep gzip iproute2 libc-bin libstdc++6 login mount
+openssh-client openssh-server passwd procps python3 python3-venv sed sudo tar util-linux
+"""
 _APT = """\
 APT::Architecture "{architecture}";
 APT::Architectures {{"{architecture}";}};
@@ -73,23 +60,35 @@ def debian_architecture() -> str:
     return subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def packages(suite: str, names: tuple[str, ...] = PACKAGES, *, architecture: str = "arm64") -> list[Path]:
+def packages(suite: str, names: str = PACKAGES, *, architecture: str = "arm64") -> list[Path]:
     """Debian's packages and what they need, downloaded once and kept."""
     folder = CACHE / f"{suite}-{architecture}"
     for part in ("state/lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     (folder / "state/status").touch()
-    (folder / "sources.list").write_text(_SOURCES.format(suite=suite))
+    (folder / "sources.list").write_text(
+        f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {_mirror()} {suite} main\n"
+    )
     (folder / "apt.conf").write_text(_APT.format(folder=folder, architecture=architecture))
     apt = ["apt-get", "-qq", "-c", str(folder / "apt.conf")]
     subprocess.run([*apt, "update"], check=True, capture_output=True, text=True)
-    subprocess.run([*apt, "install", "-y", "--download-only", *names], check=True, capture_output=True, text=True)
-    plan = subprocess.run([*apt, "install", "--simulate", *names], check=True, capture_output=True, text=True).stdout
+    install = [*apt, "install", "-y", *names.split()]
+    subprocess.run([*install, "--download-only"], check=True, capture_output=True, text=True)
+    plan = subprocess.run([*install, "--simulate"], check=True, capture_output=True, text=True).stdout
     # Which ones belong together is apt's to say: the folder may hold older ones.
     wanted = re.findall(r"^Inst (\S+) \((\S+) .*\[(\S+)\]", plan, re.MULTILINE)
     assert wanted, plan
     archives = folder / "cache/archives"
     return [archives / f"{name}_{version.replace(':', '%3a')}_{kind}.deb" for name, version, kind in wanted]
+
+
+def _mirror() -> str:
+    """Where this machine's own packages come from: it holds those of the other architectures, too."""
+    told = ["apt-get", "indextargets", "--format", "$(SITE) $(SUITE) $(COMPONENT)", "Created-By: Packages"]
+    listed = subprocess.run(told, capture_output=True, text=True, check=True).stdout.splitlines()
+    sites = [line.split()[0] for line in listed if re.fullmatch(r"\S+ [a-z]+ main", line)]
+    assert sites, f"apt knows no archive of Debian's: {listed}"
+    return sites[0]
 
 
 def make_root(root: Path, *, suite: str = "bookworm", architecture: str = "arm64") -> Path:
@@ -253,12 +252,6 @@ def _wait_for(port: int, sshd: subprocess.Popen[bytes]) -> None:
         except OSError:
             time.sleep(0.1)
     raise TimeoutError("no sshd")
-
-
-def copy_root(root: Path, to: Path) -> Path:
-    """A root of one's own, as cheaply as the file system allows."""
-    subprocess.run(["cp", "-a", "--reflink=auto", str(root), str(to)], check=True)
-    return to
 
 
 def remove_root(root: Path) -> None:

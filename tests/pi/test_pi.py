@@ -70,8 +70,8 @@ def tree(pi: Pi) -> str:
     """Every file a device could have from us, and who may do what with it."""
     return inside(
         pi,
-        "sudo find /etc /home /opt /root /srv /usr /var/lib -name __pycache__ -prune -o -path /home/pi/.cache -prune -o "
-        "-printf '%p %u %g %m %l\\n' | sort",
+        "sudo find /etc /home /opt /root /srv /usr /var/lib -name __pycache__ -prune -o -path /home/pi/.cache -prune "
+        "-o -printf '%p %u %g %m %l\\n' | sort",
     )
 
 
