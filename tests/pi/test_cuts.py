@@ -174,16 +174,20 @@ def _kill_desktop(pi: Pi, bundle: Path, size: int, chance: random.Random, wire: 
 def _kill_device(pi: Pi, bundle: Path, size: int, chance: random.Random, wire: Wire, config: Path) -> None:
     """Everything of the agent's user dies at a moment, as in a power cut that the disk survives."""
     moment = chance.choice(["have", "proving", "installed", "late"])
+    least = chance.randrange(size)
+    killed = False
 
     async def run() -> None:
         def tell(_host: str, event: Event) -> None:
-            if event.event == moment and (moment != "have" or event.done > chance.random() * size):
+            if event.event == moment and (moment != "have" or event.done > least):
                 kill()
 
         def kill() -> None:
-            for pid in agents_processes(pi):
+            nonlocal killed
+            for pid in () if killed else agents_processes(pi):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            killed = True
 
         pushing = asyncio.create_task(push(HOST, package(bundle), Choices(watch_s=0, ssh_config=pi.ssh_config), tell))
         if moment == "late":
