@@ -8,7 +8,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from edge_agent.receive import Event
 
@@ -102,5 +110,20 @@ def working() -> Iterator[Callable[[str, str, int, int], Any]]:
                 lines[name] = bars.add_task(plain(name), total=None, at="")
             size = f" {done / 1e6:.0f} of {of / 1e6:.0f} MB" if of else ""
             bars.update(lines[name], completed=done, total=of or None, at=f"{plain(at)}{size}")
+
+        yield tell
+
+
+@contextmanager
+def preparing() -> Iterator[Callable[[str, int, int], Any]]:
+    """A bar for each thing that is done to a card."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(*columns, TimeRemainingColumn(), console=err, disable=not err.is_terminal) as bars:
+        lines: dict[str, TaskID] = {}
+
+        def tell(doing: str, done: int, of: int) -> None:
+            if doing not in lines:
+                lines[doing] = bars.add_task(doing)
+            bars.update(lines[doing], completed=done, total=of or None)
 
         yield tell

@@ -20,6 +20,7 @@ from edge_agent.errors import DeviceError, EdgeloopError, one_line
 from edge_agent.store import StoreStatus
 
 from . import console
+from .card.cli import image_command
 from .connection import Connection, as_root, connected
 from .hosts import Host, choose
 from .provision import Said, Wanted, deprovision, provision
@@ -38,6 +39,9 @@ def deploy_command() -> None:
     HOST is [USER@]HOST[:PORT], what ~/.ssh/config calls it, or a host or group of --inventory; without any, all of the
     inventory. Your own SSH configuration, keys, agent and known hosts are used.
     """
+
+
+deploy_command.add_command(image_command)
 
 
 def _hosts(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -278,6 +282,7 @@ def _pulled(result: Pulled) -> str:
     help="Public key whose signed bundles the devices take, and no others. Several may be given.",
 )
 @click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="Model to begin with.")
+@click.option("--page", is_flag=True, help="Also what the live page needs.")
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 def provision_command(
     hosts: tuple[str, ...],
@@ -287,13 +292,14 @@ def provision_command(
     trust: tuple[Path, ...],
     bundle: Path | None,
     *,
+    page: bool,
     dry_run: bool,
 ) -> None:
     """Make a fresh Raspberry Pi OS or Debian a device: user, packages, settings, service.
 
     The device needs no internet: its packages are gathered here. A second run changes nothing, and says so.
     """
-    wanted = Wanted(config, trust, bundle)
+    wanted = Wanted(config, trust, bundle, page)
 
     async def work(chosen: Sequence[Host], tell: Any) -> list[tuple[str, list[Said] | EdgeloopError]]:
         gathering = asyncio.Lock()

@@ -83,6 +83,14 @@ PARTS: dict[str, Callable[[], str]] = {
     "ssh-keygen": lambda: "" if shutil.which("ssh-keygen") else "OpenSSH's ssh-keygen is not installed",
     "mosquitto": _missing_mosquitto,
     "index": _missing_index,
+    "mtools": lambda: (
+        ""
+        if shutil.which("mcopy") and shutil.which("mkfs.fat", path=SEARCH)
+        else "mtools or dosfstools is not installed"
+    ),
+    "loop": lambda: (
+        "" if os.geteuid() == 0 and Path("/dev/loop-control").exists() else "not root, or no loop devices here"
+    ),
     "cc": _missing_cc,
     "namespace": _missing_namespace,
     "rtsp": _missing_rtsp,

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,16 +56,18 @@ def make_kit(
     settings: Mapping[str, Any] | None = None,
     trust: Sequence[Path] = (),
     bundle: Path | None = None,
+    card: bool = False,
 ) -> Kit:
     """Put a kit together for one device.
 
     Args:
         config: agent.yaml; the files it names go with it.
-        wheels: for each ``<python>-<processor>``, as `edgeloop.kit.wheels` gathers them.
+        wheels: for each ``<python>-<processor>``, as `deploy.kit.wheels` gathers them.
         device: name, where agent.yaml gives none.
         settings: laid over agent.yaml.
         trust: public keys whose signatures the device is to take, and no other.
         bundle: model to begin with.
+        card: it is to lie on a card, where nobody but the device itself begins.
 
     Raises:
         ConfigError: agent.yaml, a key or the bundle cannot be used.
@@ -78,6 +81,9 @@ def make_kit(
     }
     files = {f"etc/{name}": data for name, data in etc.items()}
     files |= {name: (HERE / name).read_bytes() for name in ("setup.py", "edgeloop.service")}
+    if card:
+        files |= {name: (HERE / name).read_bytes() for name in ("first_boot.py", "edgeloop-first-boot.service")}
+        about["made_s"] = time.time()
     if bundle is not None:
         opened = open_bundle(bundle)
         files["bundle.edgeloop"] = bundle.read_bytes()
@@ -141,6 +147,17 @@ def _laid_over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 def _signer(path: Path) -> str:
     """A public key as a line of allowed_signers, good for bundles alone."""
+    key, comment = public_key(path)
+    name = re.sub(r"[^A-Za-z0-9@._-]", "-", comment or path.stem) or "owner"
+    return f'{name} namespaces="{NAMESPACE}" {key}\n'
+
+
+def public_key(path: Path) -> tuple[str, str]:
+    """A public key of OpenSSH from its file: the key, and its comment.
+
+    Raises:
+        ConfigError: it is none.
+    """
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -148,8 +165,7 @@ def _signer(path: Path) -> str:
     found = _KEY.match(text)
     if found is None:
         raise ConfigError(f"{path}: expected a public key, as in ~/.ssh/id_ed25519.pub; found something else")
-    name = re.sub(r"[^A-Za-z0-9@._-]", "-", found["comment"] or path.stem) or "owner"
-    return f'{name} namespaces="{NAMESPACE}" {found["key"]}\n'
+    return found["key"], found["comment"] or ""
 
 
 def _sha256(path: Path) -> str:

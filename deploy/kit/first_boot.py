@@ -1,0 +1,240 @@
+"""The first boot of a card that `edgeloop deploy image` prepared.
+
+    python3 first_boot.py system       host name, login, Wi-Fi, then as below (Bookworm, before the system is up)
+    python3 first_boot.py arrange      put the service in place that does the next (Trixie, after cloud-init did those)
+    python3 first_boot.py provision    run setup.py, and take everything off the boot partition again
+
+It lies in the kit, on the boot partition. Each may be cut by a power cut and is then done again. Standard library only,
+as in `setup.py`. What it did stands in `edgeloop-setup.txt` on the boot partition, which any computer can read.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+import uuid
+from typing import Any, Callable
+
+MOUNTED = "/boot/firmware"
+KIT = "edgeloop"
+HERE = os.path.dirname(os.path.abspath(__file__))
+SERVICE = "edgeloop-first-boot.service"
+UNITS = "/etc/systemd/system"
+LOG = "edgeloop-setup.txt"
+_USERCONF = "/usr/lib/userconf-pi/userconf"
+_CONNECTION = "/etc/NetworkManager/system-connections/edgeloop.nmconnection"
+
+
+def system() -> None:
+    """Do what was asked of the system; what cannot be done is said, and hinders nothing else."""
+    with open(f"{HERE}/system.json", encoding="utf-8") as file:
+        asked = json.load(file)
+    for name, do in _STEPS:
+        if not asked.get(name):
+            continue
+        try:
+            do(asked)
+            _tell(f"{name}: done")
+        except (OSError, subprocess.CalledProcessError, KeyError) as error:
+            _tell(f"{name}: {_why(error)}")
+    arrange()
+
+
+def arrange() -> None:
+    """Put the service in place, and start it where systemd is up already."""
+    wants = f"{UNITS}/multi-user.target.wants"
+    os.makedirs(wants, exist_ok=True)
+    shutil.copy(f"{HERE}/{SERVICE}", f"{UNITS}/{SERVICE}")
+    if not os.path.lexists(f"{wants}/{SERVICE}"):
+        os.symlink(f"{UNITS}/{SERVICE}", f"{wants}/{SERVICE}")
+    os.sync()
+    if os.path.isdir("/run/systemd/system") and sys.argv[1:] == ["arrange"]:
+        _run(["systemctl", "daemon-reload"])
+        _run(["systemctl", "start", "--no-block", SERVICE])
+
+
+def provision() -> int:
+    """Make this machine a device; the kit goes when that is done."""
+    with open(f"{HERE}/kit.json", encoding="utf-8") as file:
+        made_s = json.load(file)["made_s"]
+    if time.time() < made_s:
+        # A Pi has no clock of its own, and here there may be no network that knows the time.
+        time.clock_settime(time.CLOCK_REALTIME, made_s)
+        _tell("the clock was before the card was made, and was set to that")
+    with subprocess.Popen(
+        [sys.executable, f"{HERE}/setup.py", "apply", "--kit", HERE], stdout=subprocess.PIPE, text=True
+    ) as running:
+        for line in running.stdout or ():
+            said = json.loads(line)
+            if said["text"]:
+                _tell(f"problem: {said['text']}" if said["state"] == "problem" else said["text"])
+    if running.returncode != 0:
+        _tell("this is not a device yet; it is tried again at each start")
+        return 1
+    _tell("this is a device")
+    # Passwords and certificates lay there, where everybody may read.
+    shutil.rmtree(HERE)
+    os.unlink(f"{UNITS}/multi-user.target.wants/{SERVICE}")
+    os.unlink(f"{UNITS}/{SERVICE}")
+    os.sync()
+    return 0
+
+
+# --- what is asked of the system ---
+
+
+def _hostname(asked: dict[str, Any]) -> None:
+    name = asked["hostname"]
+    _write("/etc/hostname", f"{name}\n")
+    try:
+        with open("/etc/hosts", encoding="utf-8") as file:
+            others = [line for line in file if not line.startswith("127.0.1.1")]
+    except FileNotFoundError:
+        others = ["127.0.0.1\tlocalhost\n"]
+    _write("/etc/hosts", "".join([*others, f"127.0.1.1\t{name}\n"]))
+    _run(["hostname", name])
+
+
+def _login(asked: dict[str, Any]) -> None:
+    name = asked["user"]
+    if os.path.exists(_USERCONF):
+        # Renames the first user of the image, and ends the wait for somebody to choose one.
+        _run([_USERCONF, name, ""])
+    elif not _is_user(name):
+        _run(["useradd", "--create-home", "--shell", "/bin/bash", name])
+    with open("/etc/group", encoding="utf-8") as file:
+        groups = {line.split(":")[0] for line in file} & set(asked["groups"].split(","))
+    _run(["usermod", "--append", "--groups", ",".join(sorted(groups)), name])
+    _write(f"/etc/sudoers.d/010_{name}-nopasswd", f"{name} ALL=(ALL) NOPASSWD: ALL\n", mode=0o440)
+    account = pwd.getpwnam(name)
+    folder = f"{account.pw_dir}/.ssh"
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    keys = f"{folder}/authorized_keys"
+    try:
+        with open(keys, encoding="utf-8") as file:
+            before = file.read().splitlines()
+    except FileNotFoundError:
+        before = []
+    lines = [*before, *(key for key in asked["keys"] if key not in before)]
+    _write(keys, "".join(f"{line}\n" for line in lines), mode=0o600)
+    for path in (folder, keys):
+        os.chown(path, account.pw_uid, account.pw_gid)
+    for unit in ("ssh.service", "sshd.service"):
+        source = next((f"{at}/{unit}" for at in ("/lib/systemd/system", UNITS) if os.path.exists(f"{at}/{unit}")), None)
+        wants = f"{UNITS}/multi-user.target.wants/{unit}"
+        if source is not None and not os.path.lexists(wants):
+            os.makedirs(os.path.dirname(wants), exist_ok=True)
+            os.symlink(source, wants)
+
+
+def _wifi(asked: dict[str, Any]) -> None:
+    if not os.path.isdir(os.path.dirname(_CONNECTION)):
+        raise FileNotFoundError(2, "there is no NetworkManager to join a network with", os.path.dirname(_CONNECTION))
+    ssid, psk = asked["wifi"]["ssid"], asked["wifi"]["psk"]
+    # As bytes, for a name may hold what means something in this format.
+    named = "".join(f"{byte};" for byte in ssid.encode())
+    security = f"[wifi-security]\nkey-mgmt=wpa-psk\npsk={psk}\n\n" if psk else ""
+    _write(
+        _CONNECTION,
+        f"[connection]\nid=edgeloop\nuuid={uuid.uuid4()}\ntype=wifi\n\n[wifi]\nmode=infrastructure\nssid={named}\n\n"
+        f"{security}[ipv4]\nmethod=auto\n\n[ipv6]\nmethod=auto\n",
+        mode=0o600,
+    )
+    # The image comes with the radio blocked, until a country is known; that stands in cmdline.txt now.
+    for path in glob.glob("/var/lib/systemd/rfkill/*:wlan"):
+        _write(path, "0\n")
+    if shutil.which("rfkill"):
+        _run(["rfkill", "unblock", "wifi"])
+
+
+def _timezone(asked: dict[str, Any]) -> None:
+    zone = f"/usr/share/zoneinfo/{asked['timezone']}"
+    if not os.path.isfile(zone):
+        raise FileNotFoundError(2, "no such time zone", zone)
+    part = "/etc/localtime.part"
+    if os.path.lexists(part):
+        os.unlink(part)
+    os.symlink(zone, part)
+    os.replace(part, "/etc/localtime")
+    _write("/etc/timezone", f"{asked['timezone']}\n")
+
+
+_STEPS: tuple[tuple[str, Callable[[dict[str, Any]], None]], ...] = (
+    ("hostname", _hostname),
+    ("user", _login),
+    ("wifi", _wifi),
+    ("timezone", _timezone),
+)
+
+
+# --- small things ---
+
+
+def _is_user(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _write(path: str, text: str, *, mode: int = 0o644) -> None:
+    part = f"{path}.part"
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        os.fchmod(handle, mode)
+        file.flush()
+        os.fsync(handle)
+    os.replace(part, path)
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        said = (error.stderr or "").strip().splitlines()
+        return f"{os.path.basename(error.cmd[0])}: {said[-1] if said else error.returncode}"
+    return str(error)
+
+
+def _tell(text: str) -> None:
+    """To the journal, and to the file on the card, for a Pi without a screen tells nothing."""
+    print(text, flush=True)
+    with open(f"{os.path.dirname(HERE)}/{LOG}", "a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {re.sub(r'[^ -~]', '?', text)}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def main() -> int:
+    """One of three things."""
+    verb = sys.argv[1] if len(sys.argv) == 2 else ""
+    try:
+        if verb == "provision":
+            return provision()
+        if verb == "system":
+            system()
+        elif verb == "arrange":
+            arrange()
+        else:
+            print((__doc__ or "").strip(), file=sys.stderr)
+            return 2
+    except Exception:  # noqa: BLE001  whatever it is, the card must tell of it
+        _tell(traceback.format_exc().splitlines()[-1])
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
