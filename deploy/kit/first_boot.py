@@ -100,7 +100,6 @@ def _hostname(asked: dict[str, Any]) -> None:
     except FileNotFoundError:
         others = ["127.0.0.1\tlocalhost\n"]
     _write("/etc/hosts", "".join([*others, f"127.0.1.1\t{name}\n"]))
-    _run(["hostname", name])
 
 
 def _login(asked: dict[str, Any]) -> None:
