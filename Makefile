@@ -1,11 +1,12 @@
 # make demo   the whole loop on real photographs
 # make test   the tests
 # make test-pi  those on an emulated Raspberry Pi alone; wants root and scripts/emulate_arm64
+# make test-pi-full  a whole emulated machine: first boot, watchdog, power cuts; wants qemu-system-arm, too
 # make check  lint, types, import contracts
 #
 # Each makes its environment first. Another Python: make test PYTHON=python3.12
 
-.PHONY: demo test test-pi check env-demo env-dev clean
+.PHONY: demo test test-pi test-pi-full check env-demo env-dev clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -20,6 +21,9 @@ test: env-dev
 
 test-pi: env-dev
 	$(BIN)/python -m pytest tests/pi $(ARGS)
+
+test-pi-full: env-dev
+	$(BIN)/python -m pytest tests/pi -m whole_machine $(ARGS)
 
 check: env-dev
 	$(BIN)/ruff check .

@@ -30,14 +30,23 @@ TRIXIE: Mapping[str, str] = {
 ENVIRONMENT = {**os.environ, "MTOOLS_SKIP_CHECK": "1"}
 
 
-def make_image(path: Path, files: Mapping[str, str], *, boot_bytes: int = BOOT_BYTES) -> Path:
-    """Write an image whose boot partition holds these files."""
-    partitions = [(0x0C, BOOT_START, boot_bytes), (0x83, BOOT_START + boot_bytes, ROOT_BYTES)]
+def make_image(path: Path, files: Mapping[str, str], *, boot_bytes: int = BOOT_BYTES, root: Path | None = None) -> Path:
+    """Write an image whose boot partition holds these files.
+
+    Args:
+        path: of the image.
+        files: name to text.
+        boot_bytes: size of the boot partition.
+        root: file with the root partition; a few random megabytes otherwise.
+    """
+    root_bytes = ROOT_BYTES if root is None else root.stat().st_size
+    partitions = [(0x0C, BOOT_START, boot_bytes), (0x83, BOOT_START + boot_bytes, root_bytes)]
     entries = b"".join(struct.pack("<4xB3xII", kind, start // 512, size // 512) for kind, start, size in partitions)
     with open(path, "wb") as file:
         file.write(bytes(440) + b"\x00\xee\xff\xc0\x00\x00" + entries.ljust(64, b"\0") + b"\x55\xaa")
         file.seek(BOOT_START + boot_bytes)
-        file.write(os.urandom(ROOT_BYTES))
+        if root is None:
+            file.write(os.urandom(ROOT_BYTES))
     boot = path.with_suffix(".fat")
     with open(boot, "wb") as file:
         file.truncate(boot_bytes)
@@ -46,11 +55,30 @@ def make_image(path: Path, files: Mapping[str, str], *, boot_bytes: int = BOOT_B
     )
     for name, text in files.items():
         subprocess.run(["mcopy", "-i", str(boot), "-", f"::/{name}"], check=True, input=text.encode(), env=ENVIRONMENT)
-    with open(path, "r+b") as file:
-        file.seek(BOOT_START)
-        file.write(boot.read_bytes())
+    for part, start in ((boot, BOOT_START), (root, BOOT_START + boot_bytes)):
+        if part is not None:
+            copy = [
+                "dd",
+                f"if={part}",
+                f"of={path}",
+                "bs=1M",
+                f"seek={start}",
+                "oflag=seek_bytes",
+                "conv=notrunc,sparse",
+            ]
+            subprocess.run([*copy, "status=none"], check=True)
+    # Holes at its end are part of it.
+    os.truncate(path, BOOT_START + boot_bytes + root_bytes)
     boot.unlink()
     return path
+
+
+def offset_of_boot(image: Path) -> int:
+    """Byte at which an image's first partition begins."""
+    with open(image, "rb") as file:
+        file.seek(446 + 8)
+        (sector,) = struct.unpack("<I", file.read(4))
+    return int(sector) * 512
 
 
 def boot_files(image: Path, folder: Path, *, boot_bytes: int = BOOT_BYTES) -> Path:

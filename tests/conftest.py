@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,6 +89,7 @@ PARTS: dict[str, Callable[[], str]] = {
         if shutil.which("mcopy") and shutil.which("mkfs.fat", path=SEARCH)
         else "mtools or dosfstools is not installed"
     ),
+    "qemu": lambda: "" if shutil.which("qemu-system-aarch64") else "qemu-system-aarch64 is not installed",
     "loop": lambda: (
         "" if os.geteuid() == 0 and Path("/dev/loop-control").exists() else "not root, or no loop devices here"
     ),
@@ -222,11 +224,16 @@ def classifier(bundle_file: Path) -> Iterator[edge_agent.Classifier]:
         yield opened
 
 
-@pytest.fixture
-def free_port() -> int:
+def find_free_port() -> int:
     """A TCP port on loopback nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port on loopback nobody listens on."""
+    return find_free_port()
 
 
 @dataclass
@@ -260,16 +267,24 @@ class Mosquitto:
         return True
 
 
-@pytest.fixture
-def mosquitto(tmp_path: Path, free_port: int) -> Iterator[Mosquitto]:
-    """Mosquitto that lets everyone in, or, where the test wrote a ``passwords`` file before starting it, only some."""
-    folder = tmp_path / "mosquitto"
-    folder.mkdir()
-    (folder / "mosquitto.conf").write_text(f"listener {free_port} 127.0.0.1\nallow_anonymous true\nuser root\n")
-    broker = Mosquitto(folder, free_port)
+@contextmanager
+def start_mosquitto(folder: Path) -> Iterator[Mosquitto]:
+    """A broker that lets everyone in, for as long as the block."""
+    port = find_free_port()
+    (folder / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n")
+    broker = Mosquitto(folder, port)
     broker.start()
     yield broker
     broker.stop()
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
+    """Mosquitto that lets everyone in."""
+    folder = tmp_path / "mosquitto"
+    folder.mkdir()
+    with start_mosquitto(folder) as broker:
+        yield broker
 
 
 class Subscriber:

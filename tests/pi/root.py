@@ -27,6 +27,8 @@ APT::Architecture "{architecture}";
 APT::Architectures {{"{architecture}";}};
 APT::Install-Recommends "false";
 Acquire::Languages "none";
+Acquire::Retries "3";
+APT::Sandbox::User "root";
 Dir::Etc::sourcelist "{folder}/sources.list";
 Dir::Etc::sourceparts "-";
 Dir::State "{folder}/state";
@@ -91,13 +93,13 @@ def _mirror() -> str:
     return sites[0]
 
 
-def make_root(root: Path, *, suite: str = "bookworm", architecture: str = "arm64") -> Path:
+def make_root(root: Path, *, suite: str = "bookworm", architecture: str = "arm64", names: str = PACKAGES) -> Path:
     """Unpack a small Debian into ``root``, with a user `pi` who may sudo, as Raspberry Pi OS has."""
     root.mkdir(parents=True)
     for name in _LINKS:
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
-    for package in packages(suite, architecture=architecture):
+    for package in packages(suite, names, architecture=architecture):
         with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpacked:
             subprocess.run(
                 ["tar", "-x", "-C", str(root), "--keep-directory-symlink"],
@@ -115,8 +117,8 @@ def make_root(root: Path, *, suite: str = "bookworm", architecture: str = "arm64
     (etc / "group").write_text(
         (master / "group.master").read_text().replace(":*:", ":x:") + "pi:x:1000:\nrender:x:106:\n"
     )
-    names = [line.split(":")[0] for line in (etc / "passwd").read_text().splitlines()]
-    (etc / "shadow").write_text("".join(f"{name}:*:19000:0:99999:7:::\n" for name in names))
+    users = [line.split(":")[0] for line in (etc / "passwd").read_text().splitlines()]
+    (etc / "shadow").write_text("".join(f"{name}:*:19000:0:99999:7:::\n" for name in users))
     (etc / "shadow").chmod(0o640)
     (etc / "gshadow").touch(0o640)
     for name, text in _PAM.items():
@@ -173,14 +175,8 @@ def running(root: Path, work: Path) -> Iterator[Pi]:
     authorized.write_bytes(key.with_suffix(".pub").read_bytes())
     authorized.chmod(0o600)
     os.chown(authorized, 1000, 1000)
-    port = _free_port()
-    known = work / "known_hosts"
-    known.write_text(f"[127.0.0.1]:{port} {host_key.with_suffix('.pub').read_text()}")
-    config = work / "ssh_config"
-    config.write_text(
-        f"Host raspberrypi\n  HostName 127.0.0.1\n  Port {port}\n  User pi\n  IdentityFile {key}\n"
-        f"  IdentitiesOnly yes\n  UserKnownHostsFile {known}\n  GlobalKnownHostsFile /dev/null\n  BatchMode yes\n"
-    )
+    port = free_port()
+    config = ssh_config(work, port, key, host_key=host_key)
     with ExitStack() as stack:
         for source, place, options in (
             ("proc", "proc", ["-t", "proc"]),
@@ -201,6 +197,27 @@ def running(root: Path, work: Path) -> Iterator[Pi]:
         stack.callback(sshd.terminate)
         _wait_for(port, sshd)
         yield Pi(root, port, config)
+
+
+def ssh_config(work: Path, port: int, key: Path, *, user: str = "pi", host_key: Path | None) -> Path:
+    """The way to a device on loopback, which is called `raspberrypi` there.
+
+    Args:
+        work: folder for it.
+        port: where it listens.
+        key: private key that may log in.
+        user: as whom.
+        host_key: its own key; None takes the first one that is seen.
+    """
+    known = work / "known_hosts"
+    known.write_text("" if host_key is None else f"[127.0.0.1]:{port} {host_key.with_suffix('.pub').read_text()}")
+    config = work / "ssh_config"
+    config.write_text(
+        f"Host raspberrypi\n  HostName 127.0.0.1\n  Port {port}\n  User {user}\n  IdentityFile {key}\n"
+        f"  IdentitiesOnly yes\n  UserKnownHostsFile {known}\n  GlobalKnownHostsFile /dev/null\n  BatchMode yes\n"
+        + ("  StrictHostKeyChecking accept-new\n" if host_key is None else "")
+    )
+    return config
 
 
 def processes(root: Path) -> list[int]:
@@ -234,7 +251,8 @@ def _unmount(place: Path) -> None:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port: int = server.getsockname()[1]
