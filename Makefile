@@ -17,7 +17,7 @@ demo: env-demo
 	$(BIN)/edgeloop demo $(ARGS)
 
 test: env-dev
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-pi: env-dev
 	$(BIN)/python -m pytest tests/pi $(ARGS)

@@ -106,6 +106,11 @@ PARTS: dict[str, Callable[[], str]] = {
 _verdicts: dict[str, str] = {}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The emulated device first: its few tests are the longest, and would run alone at the end."""
+    items.sort(key=lambda item: "pi" not in item.path.parts)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what lacks its real part; fail it where all parts are required."""
     for marker in item.iter_markers("needs"):
@@ -360,5 +365,18 @@ def video_file(areas: dict[str, dict[str, Pixels]], tmp_path_factory: pytest.Tem
     for number in range(40):
         area = areas["brick" if number < 20 else "stars"]["video"]
         writer.write(np.ascontiguousarray(area[number : number + 120, :160]))
+    writer.release()
+    return path
+
+
+@pytest.fixture(scope="session")
+def fast_video(areas: dict[str, dict[str, Pixels]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Brick for a second, then stars, at 60 frames a second: probation is 500 frames."""
+    path = tmp_path_factory.mktemp("video") / "fast.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 60, (160, 120))
+    for number in range(120):
+        area = areas["brick" if number < 60 else "stars"]["video"]
+        shift = number % 60 // 2
+        writer.write(np.ascontiguousarray(area[shift : shift + 120, :160]))
     writer.release()
     return path

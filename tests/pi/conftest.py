@@ -3,11 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
-
-from edge_agent.preprocess import Pixels
 
 from ..test_signature import new_key
 from ..test_store import repacked
@@ -47,16 +43,3 @@ def signed_versions(bundle_file: Path, signing_key: Path, tmp_path_factory: pyte
         number: repacked(bundle_file, folder / f"ground-{number}.edgeloop", version=number, key=signing_key)
         for number in "123"
     }
-
-
-@pytest.fixture(scope="session")
-def fast_video(areas: dict[str, dict[str, Pixels]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Brick for a second, then stars, at 60 frames a second: probation is 500 frames."""
-    path = tmp_path_factory.mktemp("video") / "fast.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 60, (160, 120))
-    for number in range(120):
-        area = areas["brick" if number < 60 else "stars"]["video"]
-        shift = number % 60 // 2
-        writer.write(np.ascontiguousarray(area[shift : shift + 120, :160]))
-    writer.release()
-    return path

@@ -1,0 +1,109 @@
+"""A roll-out in waves to many simulated devices, bad ones among them: who got it, who went back, and how long it took.
+
+    python -m benchmarks.rollout BUNDLE [--devices 200] [--bad 5]
+
+Each device is a store and an agent of its own, started again when it ends as systemd would, publishing to one broker;
+an SSH server leads to them by their names. BUNDLE is packed again as versions 1 and 2. The bad ones: an agent that is
+killed every other second (three of five), no disk (one), nobody who answers (one). Wants some 100 MB a device, and a
+network that reaches no further than loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edge_agent.bundle import open_bundle
+from edge_agent.prove import Limits
+from edge_agent.store import Store
+from tests.conftest import start_mosquitto
+from tests.fleet import agents, fleet
+from tests.test_store import repacked
+
+FPS = 25
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--devices", type=int, default=200)
+    parser.add_argument("--bad", type=int, default=5)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="edgeloop-rollout-") as work:
+        measure(given.bundle, given.devices, given.bad, Path(work))
+
+
+def measure(bundle: Path, count: int, bad: int, work: Path) -> None:
+    names = [f"pi-{number:03d}" for number in range(count)]
+    # In the last wave, which tolerates a tenth: a bad one among the first ten per cent would rightly stop it all.
+    chosen = [
+        names[number] for number in np.random.default_rng(1).choice(range(count // 10, count), bad, replace=False)
+    ]
+    gone, full, dying = chosen[:1], chosen[1:2], chosen[2:]
+    old, new = (repacked(bundle, work / f"{version}.edgeloop", version=version) for version in "12")
+    video = make_video(work / "video.avi")
+    with fleet(work, names, unreachable=gone) as devices, start_mosquitto(work) as broker:
+        print(f"{count} devices get {open_bundle(old).manifest.name} 1 ...", flush=True)
+        first = Store(devices.root / names[0] / "var/lib/edgeloop")
+        first.install(old, signers=None, limits=Limits(threads=1))
+        first.good()
+        for name in names[1:]:
+            source, target = devices.root / names[0] / "var", devices.root / name
+            subprocess.run(["cp", "-a", str(source), str(target)], check=True)
+        for name in full:
+            (devices.root / name / "var/lib/edgeloop/incoming").write_text("")
+        settings = {
+            "cameras": {"door": {"source": str(video), "loop": True}},
+            "mqtt": {"host": "127.0.0.1", "port": broker.port},
+            "threads": 1,
+        }
+        with agents(devices, settings, dying=dying):
+            wait_for_agents(work, count - len(dying), broker.port)
+            start = time.monotonic()
+            command = ["deploy", "push", str(new), "--inventory", str(devices.inventory()), "--json"]
+            command += ["-F", str(devices.ssh_config), "--timeout-s", "3600"]
+            told = subprocess.run(
+                [sys.executable, "-m", "edge_agent.cli", *command], stdout=subprocess.PIPE, text=True, check=False
+            )
+            took_s = time.monotonic() - start
+        report = json.loads(told.stdout)
+        print(f"took {took_s:.0f} s; states: {dict(Counter(one['state'] for one in report['outcomes']))}")
+        for one in report["outcomes"]:
+            if one["state"] != "good":
+                print(f"{one['host']}: {one['state']}, {one['text']}")
+        current = {name: Store(devices.root / name / "var/lib/edgeloop").current() for name in names}
+        versions = Counter("none" if one is None else one.version for one in current.values())
+        print(f"versions in the stores: {dict(versions)}; stopped: {report['stopped']}")
+        as_wanted = {one["host"] for one in report["outcomes"] if one["state"] != "good"} == set(chosen)
+        print("the bad ones, and no others, are named" if as_wanted else f"NOT AS WANTED: the bad ones were {chosen}")
+
+
+def make_video(path: Path) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), FPS, (160, 120))
+    random = np.random.default_rng(2)
+    for _ in range(FPS):
+        writer.write(random.integers(0, 255, (120, 160, 3), np.uint8))
+    writer.release()
+    return path
+
+
+def wait_for_agents(work: Path, count: int, port: int) -> None:
+    """Until as many said that they are there."""
+    command = ["mosquitto_sub", "-p", str(port), "-t", "edgeloop/+/status", "-F", "%t"]
+    with open(work / "online", "wb") as file, subprocess.Popen(command, stdout=file) as listening:
+        while len(set((work / "online").read_text().split())) < count:
+            time.sleep(1)
+        listening.terminate()
+
+
+if __name__ == "__main__":
+    main()
