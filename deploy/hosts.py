@@ -25,7 +25,10 @@ from edge_agent.errors import ConfigError
 from edge_agent.yaml_files import checked, read_yaml
 
 MAX_BYTES = 4 * 2**20
-_ADDRESS = re.compile(r"(?:(?P<user>[A-Za-z_][A-Za-z0-9_.-]*)@)?(?P<host>[A-Za-z0-9_.:%-]+|\[[0-9a-fA-F:.%]+\])\Z")
+_ADDRESS = re.compile(
+    r"(?:(?P<user>[A-Za-z_][A-Za-z0-9_.-]*)@)?"
+    r"(?P<host>[A-Za-z0-9_.:%-]+|\[[0-9a-fA-F:.]+(?:%[A-Za-z0-9_.-]+)?\])\Z"
+)
 _PORT = re.compile(r"(?P<host>[^:]+|\[.*\]):(?P<port>[0-9]{1,5})\Z")
 
 
@@ -128,10 +131,10 @@ def _addressed(
     if known and not any(char in address for char in "@.:"):
         problems.append(f"no host and no group is called {address}{_meant(address, known)}")
         return None
-    user, _, rest = address.rpartition("@")
+    user, at, rest = address.rpartition("@")
     with_port = _PORT.match(rest)
     host, port = (with_port["host"], int(with_port["port"])) if with_port else (rest, None)
-    if not _ADDRESS.match(f"{user}@{host}" if user else host) or (port is not None and not 0 < port < 65536):
+    if not _ADDRESS.match(f"{user}{at}{host}") or (port is not None and not 0 < port < 65536):
         problems.append(f"{address[:100]!r} is no address; expected [USER@]HOST[:PORT]")
         return None
     return Host(name, host.strip("[]"), user or None, port, dict(settings or {}))

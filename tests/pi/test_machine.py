@@ -77,7 +77,7 @@ def test_the_first_boot_of_a_card_ends_with_labels_at_the_broker(machine: Machin
     machine.wait_off(300)  # firstrun.sh is done, and wants an ordinary boot
     with on(machine):
         machine.wait_for("test ! -e /boot/firmware/edgeloop", 1200)
-        assert machine.wait_for("hostname", 10) == "porch\n"
+        assert machine.inside("cat /proc/sys/kernel/hostname") == "porch\n"
         messages.wait_for("porch/status", "online", timeout_s=120)
         messages.wait_for("door/label", timeout_s=60)
         log = machine.inside("cat /boot/firmware/edgeloop-setup.txt")
