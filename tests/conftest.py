@@ -89,6 +89,7 @@ PARTS: dict[str, Callable[[], str]] = {
         if shutil.which("mcopy") and shutil.which("mkfs.fat", path=SEARCH)
         else "mtools or dosfstools is not installed"
     ),
+    "systemd": lambda: "" if shutil.which("systemd-analyze") else "systemd-analyze is not installed",
     "qemu": lambda: "" if shutil.which("qemu-system-aarch64") else "qemu-system-aarch64 is not installed",
     "loop": lambda: (
         "" if os.geteuid() == 0 and Path("/dev/loop-control").exists() else "not root, or no loop devices here"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.kit.kit import Kit, make_kit, public_key
+from deploy.kit.kit import HERE, Kit, make_kit, public_key
 from deploy.kit.setup import EARLIEST, NEEDED_BYTES, problems
 from deploy.kit.wheels import own_wheel, wheels
 from edge_agent.errors import ConfigError
@@ -120,8 +121,6 @@ def test_a_key_is_trusted_with_bundles_and_nothing_else(tmp_path: Path) -> None:
     ],
 )
 def test_a_machine_that_cannot_become_a_device_says_why(change: dict[str, Any], says: str) -> None:
-    import re
-
     assert problems(FACTS) == []
     found = problems({**FACTS, **change}, now_s=1_800_000_000)
     assert len(found) == 1
@@ -172,3 +171,23 @@ def test_setup_runs_with_a_python_that_has_nothing_else(tmp_path: Path) -> None:
         [sys.executable, "-I", "-S", "-", "facts"], input=script, capture_output=True, check=True, cwd=tmp_path
     )
     assert json.loads(done.stdout)["python"] == list(sys.version_info[:2])
+
+
+@pytest.mark.needs("systemd")
+@pytest.mark.parametrize("unit", ["edgeloop.service", "edgeloop-first-boot.service"])
+def test_the_units_hold_nothing_systemd_does_not_know(unit: str, tmp_path: Path) -> None:
+    text = (HERE / unit).read_text()
+    # What they start is on the device alone.
+    (tmp_path / unit).write_text(re.sub(r"^ExecStart=\S+", f"ExecStart={sys.executable}", text, flags=re.MULTILINE))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(tmp_path / unit)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.needs("systemd")
+def test_the_service_is_sandboxed() -> None:
+    """Exposure by systemd-analyze's weights, 0 to 100, at most 20."""
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(HERE / "edgeloop.service")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
