@@ -123,7 +123,7 @@ def preparing() -> Iterator[Callable[[str, int, int], Any]]:
 
         def tell(doing: str, done: int, of: int) -> None:
             if doing not in lines:
-                lines[doing] = bars.add_task(doing)
+                lines[doing] = bars.add_task(doing, total=None)
             bars.update(lines[doing], completed=done, total=of or None)
 
         yield tell

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,8 +15,6 @@ from typing import Any
 from edge_agent.errors import ConfigError, DeviceError
 
 BLOCK = 4 * 2**20
-_BLKFLSBUF = 0x1261
-"""From linux/fs.h: forget what the kernel holds of a device, so that what is read comes from there."""
 _COLUMNS = "PATH,SIZE,TYPE,RM,HOTPLUG,RO,VENDOR,MODEL,MOUNTPOINTS"
 _GONE = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM)
 
@@ -164,10 +161,8 @@ def write(
                 digest.update(block)
                 count += len(block)
             os.fsync(handle)
-            if is_device:
-                fcntl.ioctl(handle, _BLKFLSBUF)
-            else:
-                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            # The kernel forgets what it holds, so that what is read comes from the card.
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             if _digest(handle, count, verifying) != digest.digest():
                 raise DeviceError(f"{path}: what is there is not what was written; the card is worn out: take another")
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ _SPARE_BYTES = 8 * 2**20
 _KEPT = ("cmdline.txt", "firstrun.sh", "user-data", "network-config")
 
 Tell = Callable[[Literal["packages", "writing", "verifying"], int, int], Any]
-"""What is being done, and how much of how much: bytes of the image's file, or of the card."""
+"""What is being done, and how much of how much: packages, bytes of the image's file, bytes of the card."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,12 @@ def _read_head(source: Image, path: Path, head: IO[bytes]) -> Layout:
     """The beginning of an image, boot partition included, into a file of its own."""
     sector = source.read(SECTOR)
     places = layout(sector, path)
+    place, free = tempfile.gettempdir(), shutil.disk_usage(tempfile.gettempdir()).free
+    if free < places.boot_end:
+        raise ConfigError(
+            f"{place}: {places.boot_end / 1e6:.0f} MB are needed there meanwhile, {free / 1e6:.0f} MB are free; TMPDIR "
+            "names another place"
+        )
     head.write(sector)
     while (missing := places.boot_end - head.tell()) > 0:
         block = source.read(min(BLOCK, missing))
@@ -140,9 +147,11 @@ def _put(boot: Boot, place: str, wanted: Wanted, system: System, codename: Coden
     codename = codename or found
     python = PYTHONS[codename]
     tell("packages", 0, 0)
+    gathered = wheels(python, MACHINE, page=wanted.page)
+    tell("packages", len(gathered), len(gathered))
     kit = make_kit(
         wanted.config,
-        {f"{python[0]}.{python[1]}-{MACHINE}": wheels(python, MACHINE, page=wanted.page)},
+        {f"{python[0]}.{python[1]}-{MACHINE}": gathered},
         device=system.hostname or "raspberrypi",
         trust=wanted.trust,
         bundle=wanted.bundle,

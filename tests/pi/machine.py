@@ -22,8 +22,8 @@ from pathlib import Path
 from ..card_image import ENVIRONMENT, offset_of_boot
 from .root import PACKAGES, free_port, make_root, ssh_config
 
-SYSTEM = f"{PACKAGES} busybox-static dbus kmod linux-image-cloud-arm64 systemd systemd-sysv udev"
-CMDLINE = "console=ttyAMA0 root=LABEL=rootfs rootwait quiet\n"
+_SYSTEM = "busybox-static dbus kmod linux-image-cloud-arm64 systemd systemd-sysv udev"
+CMDLINE = "console=ttyAMA0 root=LABEL=rootfs rootwait quiet net.ifnames=0\n"
 ROOT_BYTES = 1800 * 2**20
 _MODULES = "virtio virtio_ring virtio_mmio virtio_blk crc16 mbcache jbd2 crc32c_generic libcrc32c ext4"
 _INIT = """\
@@ -55,14 +55,16 @@ class System:
     root: Path
 
 
-def make_system(folder: Path, *, files: Mapping[str, Path]) -> System:
+def make_system(folder: Path, *, suite: str = "bookworm", files: Mapping[str, Path]) -> System:
     """A small Debian with systemd, sshd and the user `pi`, as an ext4 file system in a file.
 
     Args:
         folder: for all of it.
+        suite: of Debian. As on Raspberry Pi OS, trixie has cloud-init, which looks at the boot partition.
         files: place in the root to the file that is to be there.
     """
-    root = make_root(folder / "root", names=SYSTEM)
+    more = " cloud-init netplan.io" if suite == "trixie" else ""
+    root = make_root(folder / "root", suite=suite, names=f"{PACKAGES} {_SYSTEM}{more}")
     etc = root / "etc"
     subprocess.run(["systemd-sysusers", f"--root={root}"], check=True, capture_output=True)
     (etc / "fstab").write_text("LABEL=rootfs / ext4 defaults 0 1\nLABEL=bootfs /boot/firmware vfat defaults 0 2\n")
@@ -76,6 +78,8 @@ def make_system(folder: Path, *, files: Mapping[str, Path]) -> System:
     subprocess.run(
         ["systemctl", f"--root={root}", "enable", "ssh", "systemd-networkd"], check=True, capture_output=True
     )
+    if suite == "trixie":
+        _set_up_cloud_init(root)
     subprocess.run(["ssh-keygen", "-A", "-f", str(root)], check=True, capture_output=True)
     for place, source in files.items():
         shutil.copy(source, root / place.lstrip("/"))
@@ -90,6 +94,18 @@ def make_system(folder: Path, *, files: Mapping[str, Path]) -> System:
     subprocess.run(make, check=True, env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"})
     shutil.rmtree(root)
     return System(Path(kernel), initrd, disk)
+
+
+def _set_up_cloud_init(root: Path) -> None:
+    """As Raspberry Pi OS does."""
+    config = root / "etc/cloud/cloud.cfg.d/99_boot_partition.cfg"
+    config.write_text("datasource_list: [NoCloud, None]\ndatasource: {NoCloud: {seedfrom: 'file:///boot/firmware'}}\n")
+    for unit in ("main", "local"):
+        drop_in = root / f"etc/systemd/system/cloud-init-{unit}.service.d"
+        drop_in.mkdir(parents=True)
+        (drop_in / "boot.conf").write_text("[Unit]\nRequiresMountsFor=/boot/firmware\n")
+    units = [path.name for path in (root / "usr/lib/systemd/system").glob("cloud-*.service")]
+    subprocess.run(["systemctl", f"--root={root}", "enable", *sorted(units)], check=True, capture_output=True)
 
 
 def _make_initrd(root: Path, version: str, folder: Path) -> Path:

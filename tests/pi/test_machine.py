@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import yaml
 
 from edge_agent.bundle import open_bundle
 
-from ..card_image import BOOKWORM, make_image
+from ..card_image import BOOKWORM, TRIXIE, make_image
 from ..conftest import Mosquitto, Run, Subscriber, start_mosquitto
 from ..test_signature import new_key
 from .machine import CMDLINE, Machine, make_system, on
@@ -43,55 +43,63 @@ def messages(broker: Mosquitto) -> Iterator[Subscriber]:
 
 
 @pytest.fixture(scope="module")
-def machine(
-    edgeloop: Run,
-    broker: Mosquitto,
-    fast_video: Path,
-    signed_versions: dict[str, Path],
-    signing_key: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Machine]:
-    """With a card in it that `edgeloop deploy image` wrote, before its first boot."""
-    folder = tmp_path_factory.mktemp("machine")
-    system = make_system(folder, files={"/srv/video.avi": fast_video})
-    image = make_image(folder / "raspios.img", {**BOOKWORM, "cmdline.txt": CMDLINE}, root=system.root)
-    key, settings = new_key(folder / "id"), folder / "agent.yaml"
-    cameras = {"door": {"source": "/srv/video.avi", "loop": True}}
-    mqtt = {"host": "10.0.2.2", "port": broker.port}
-    settings.write_text(yaml.safe_dump({"cameras": cameras, "mqtt": mqtt, "threads": 2}))
-    card = folder / "card.img"
-    ran = edgeloop(
-        *("deploy", "image", image, "--out", card, "--config", settings, "--bundle", signed_versions["1"]),
-        *("--hostname", "porch", "--user", "ann", "--ssh-key", key.with_suffix(".pub")),
-        *("--trust", signing_key.with_suffix(".pub")),
-    )
-    assert ran.code == 0, ran.err
-    image.unlink()
-    booted = Machine(system, card, folder / "work", key, user="ann")
-    yield booted
-    booted.cut_power()
+def card_of(
+    edgeloop: Run, broker: Mosquitto, fast_video: Path, signed_versions: dict[str, Path], signing_key: Path
+) -> Callable[[Path, str], Machine]:
+    """A machine with a card in it that `edgeloop deploy image` wrote, before its first boot."""
+
+    def make(folder: Path, suite: str) -> Machine:
+        system = make_system(folder, suite=suite, files={"/srv/video.avi": fast_video})
+        files = {"bookworm": BOOKWORM, "trixie": TRIXIE}[suite]
+        image = make_image(folder / "raspios.img", {**files, "cmdline.txt": CMDLINE}, root=system.root)
+        key, settings = new_key(folder / "id"), folder / "agent.yaml"
+        cameras = {"door": {"source": "/srv/video.avi", "loop": True}}
+        mqtt = {"host": "10.0.2.2", "port": broker.port}
+        settings.write_text(yaml.safe_dump({"cameras": cameras, "mqtt": mqtt, "threads": 2}))
+        card = folder / "card.img"
+        ran = edgeloop(
+            *("deploy", "image", image, "--out", card, "--config", settings, "--bundle", signed_versions["1"]),
+            *("--hostname", suite, "--user", "ann", "--ssh-key", key.with_suffix(".pub")),
+            *("--trust", signing_key.with_suffix(".pub")),
+        )
+        assert ran.code == 0, ran.err
+        image.unlink()
+        return Machine(system, card, folder / "work", key, user="ann")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def machine(card_of: Callable[[Path, str], Machine], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    made = card_of(tmp_path_factory.mktemp("machine"), "bookworm")
+    yield made
+    made.cut_power()
 
 
 def test_the_first_boot_of_a_card_ends_with_labels_at_the_broker(machine: Machine, messages: Subscriber) -> None:
     machine.start()
     machine.wait_off(300)  # firstrun.sh is done, and wants an ordinary boot
     with on(machine):
-        machine.wait_for("test ! -e /boot/firmware/edgeloop", 1200)
-        assert machine.inside("cat /proc/sys/kernel/hostname") == "porch\n"
-        messages.wait_for("porch/status", "online", timeout_s=120)
-        messages.wait_for("door/label", timeout_s=60)
-        log = machine.inside("cat /boot/firmware/edgeloop-setup.txt")
-        assert log.endswith("this is a device\n"), log
-        assert "problem" not in log
-        assert machine.inside("ls /boot/firmware").split().count("firstrun.sh") == 0
+        has_become_a_device(machine, "bookworm", messages)
         # Exposure: what systemd-analyze makes of the sandbox, on a scale to 10.
         told = machine.inside("systemd-analyze security --no-pager edgeloop.service")
         found = re.search(r"exposure level for edgeloop\.service: ([0-9.]+)", told)
         assert found is not None
         assert float(found[1]) <= 2.0, told
+        assert "firstrun.sh" not in machine.inside("ls /boot/firmware")
         assert machine.inside("ps -o user= -C edgeloop").split()[0] == "edgeloop"
         assert "good" in machine.wait_for("edgeloop status | grep good", 300)
         machine.inside("sync")
+
+
+def has_become_a_device(machine: Machine, name: str, messages: Subscriber) -> None:
+    machine.wait_for("mountpoint -q /boot/firmware && test ! -e /boot/firmware/edgeloop", 1200)
+    assert machine.inside("cat /proc/sys/kernel/hostname") == f"{name}\n"
+    log = machine.inside("cat /boot/firmware/edgeloop-setup.txt")
+    assert log.endswith("this is a device\n"), log
+    assert "problem" not in log
+    messages.wait_for(f"{name}/status", "online", timeout_s=120)
+    messages.wait_for(f"{name}/camera/door/label", timeout_s=60)
 
 
 def test_a_hung_agent_is_killed_by_the_watchdog_and_comes_back(machine: Machine, messages: Subscriber) -> None:
@@ -145,3 +153,12 @@ def test_a_power_cut_at_any_moment_of_a_push_leaves_a_model_that_runs(
             assert f"raspberrypi: good, ground {new}" in ran.out
             machine.inside("sync")
         current = new
+
+
+def test_cloud_init_makes_a_card_of_trixie_a_device(
+    card_of: Callable[[Path, str], Machine], messages: Subscriber, tmp_path: Path
+) -> None:
+    with on(card_of(tmp_path, "trixie")) as booted:
+        has_become_a_device(booted, "trixie", messages)
+        assert "127.0.1.1" in booted.inside("cat /etc/hosts")
+        assert booted.inside("cloud-init status").startswith("status: ")
