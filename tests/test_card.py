@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +102,9 @@ def test_an_image_of_bookworm_becomes_a_card_that_sets_itself_up(
     packed.write_bytes(before[:-1_000_000])
     ran = image(packed, "--out", tmp_path / "other.img")
     assert (ran.code, "damaged, or half of one" in ran.line) == (2, True)
+    plain.write_bytes(was[:-1_000_000])
+    ran = image(plain, "--out", tmp_path / "other.img")
+    assert (ran.code, "it ends before its last partition does" in ran.line) == (2, True)
     assert not list(tmp_path.glob("other.img*"))
 
 
@@ -409,10 +413,34 @@ finally:
 @pytest.mark.needs("loop", "namespace")
 def test_a_card_that_fails_while_it_is_written_is_said_to_be_of_no_use(tmp_path: Path) -> None:
     """A device whose writes stop arriving: its backing disk is full, which the kernel reports as the card's failure."""
-    import sys
 
     done = subprocess.run(
         [*NAMESPACE, sys.executable, "-c", FAILING, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert "DeviceError: /dev/loop" in done.stdout, done.stderr
     assert "it went away or failed while it was written" in done.stdout or "too small" in done.stdout
+
+
+@pytest.mark.needs("mtools", "namespace")
+def test_room_for_a_while_is_looked_for_first(settings: Path, tmp_path: Path) -> None:
+    source, small = make_image(tmp_path / "raspios.img", BOOKWORM, boot_bytes=34 * 2**20), tmp_path / "small"
+    small.mkdir()
+    script = 'mount -t tmpfs -o size=10m tmpfs "$0" && TMPDIR="$0" exec "$@"'
+    command = [
+        sys.executable,
+        "-m",
+        "edge_agent.cli",
+        "deploy",
+        "image",
+        str(source),
+        "--out",
+        str(tmp_path / "out.img"),
+    ]
+    done = subprocess.run(
+        [*NAMESPACE, "sh", "-c", script, str(small), *command, "--config", str(settings)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"{small}: 40 MB are needed there meanwhile, 10 MB are free; TMPDIR names another place" in done.stderr
