@@ -159,7 +159,7 @@ def _listen(
     deadline = time.monotonic() + timeout_s
     said, open_ = b"", True
     while open_ or not _ended(child.pid):
-        if _peak_memory_mb(child.pid) > memory_mb:
+        if peak_memory_mb(child.pid) > memory_mb:
             raise StoreError(f"it took more than {memory_mb} MB of memory")
         if time.monotonic() > deadline:
             raise StoreError(f"it was not through after {timeout_s:g} s")
@@ -207,7 +207,7 @@ def _ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
-def _peak_memory_mb(pid: int | str) -> float:
+def peak_memory_mb(pid: int | str) -> float:
     """Peak resident megabytes of a process; 0 where it cannot be told."""
     return _field_kib(f"/proc/{pid}/status", "VmHWM") / 1024
 
@@ -299,7 +299,7 @@ def _tried(given: dict[str, Any], done: Callable[[], object]) -> Proof:
         agreement=here.agreement(there),
         off=_off(here, there) if whole else 1.0,
         p50_ms=float(np.median(here.inference_ms)),
-        memory_mb=round(_peak_memory_mb("self"), 1),
+        memory_mb=round(peak_memory_mb("self"), 1),
         threads=classifier.threads,
         runtime=classifier.runtime,
         delegate=classifier.delegate,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_agent.bench.result import Report
 from edge_agent.captures import Capture
 from edge_agent.mqtt.commands import VERBS
 from edge_agent.mqtt.messages import Health, Info, Observation, Reply, Tunables
@@ -20,6 +21,7 @@ MESSAGES: dict[str, type[msgspec.Struct]] = {
     "settings": Tunables,
     "reply": Reply,
     "capture": Capture,
+    "bench": Report,
     **{f"cmd-{verb}": command for verb, command in VERBS.items()},
 }
 

@@ -7,6 +7,7 @@ root partition. One thing is of ours: a small initrd, for Debian's kernel has th
 
 from __future__ import annotations
 
+import lzma
 import os
 import shlex
 import shutil
@@ -63,7 +64,7 @@ def make_system(folder: Path, *, suite: str = "bookworm", files: Mapping[str, Pa
         suite: of Debian. As on Raspberry Pi OS, trixie has cloud-init, which looks at the boot partition.
         files: place in the root to the file that is to be there.
     """
-    more = " cloud-init netplan.io" if suite == "trixie" else ""
+    more = " cloud-init netcat-openbsd netplan.io" if suite == "trixie" else ""
     root = make_root(folder / "root", suite=suite, names=f"{PACKAGES} {_SYSTEM}{more}")
     etc = root / "etc"
     subprocess.run(["systemd-sysusers", f"--root={root}"], check=True, capture_output=True)
@@ -97,7 +98,10 @@ def make_system(folder: Path, *, suite: str = "bookworm", files: Mapping[str, Pa
 
 
 def _set_up_cloud_init(root: Path) -> None:
-    """As Raspberry Pi OS does."""
+    """As Raspberry Pi OS does; and what the scripts of packages it needs would have written."""
+    certificates = (path.read_text() for path in sorted((root / "usr/share/ca-certificates").rglob("*.crt")))
+    (root / "etc/ssl/certs/ca-certificates.crt").write_text("".join(certificates))
+    (root / "usr/bin/nc").symlink_to("nc.openbsd")
     config = root / "etc/cloud/cloud.cfg.d/99_boot_partition.cfg"
     config.write_text("datasource_list: [NoCloud, None]\ndatasource: {NoCloud: {seedfrom: 'file:///boot/firmware'}}\n")
     for unit in ("main", "local"):
@@ -117,11 +121,12 @@ def _make_initrd(root: Path, version: str, folder: Path) -> Path:
         ("init", stat.S_IFREG | 0o755, _INIT.encode()),
     ]
     for number, name in enumerate(_MODULES.split()):
-        found = next(modules.rglob(f"{name}.ko"), None)
+        found = next(modules.rglob(f"{name}.ko*"), None)
         if found is None:
             assert f"/{name}.ko" in builtin, name
             continue
-        entries.append((f"modules/{number:02d}-{name}.ko", stat.S_IFREG | 0o644, found.read_bytes()))
+        data = lzma.decompress(found.read_bytes()) if found.suffix == ".xz" else found.read_bytes()
+        entries.append((f"modules/{number:02d}-{name}.ko", stat.S_IFREG | 0o644, data))
     path = folder / "initrd"
     with open(path, "wb") as file:
         for number, (name, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):

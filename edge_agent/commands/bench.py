@@ -1,0 +1,213 @@
+"""`edgeloop bench`: how fast a model is on this machine, and how two reports compare."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import ConfigError, EdgeloopError, one_line
+
+if TYPE_CHECKING:
+    from ..bench.result import EndToEnd, Report, Steady, Sustained
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class _Bench(click.Group):
+    """What is no command of the group is a bundle to be measured."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["measure", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group("bench", cls=_Bench)
+def bench_command() -> None:
+    """Measure latency here: edgeloop bench BUNDLE... (the same as bench measure).
+
+    `compare` puts reports of several machines or models side by side.
+    """
+
+
+def _counts(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in value.split(",")) if value else ()
+    except ValueError:
+        counts = (0,)
+    if any(not 1 <= count <= 64 for count in counts):
+        raise click.BadParameter("expected numbers of 1 to 64 such as 1,2,4")
+    return counts
+
+
+@bench_command.command("measure")
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--threads", callback=_counts, help="Such as 1,2,4; those the agent would take by default.")
+@click.option(
+    "--delegate", "delegates", multiple=True, help="External delegate, measured beside the CPU. Several may be."
+)
+@click.option("--seconds", type=click.FloatRange(0.1, 600), default=3, show_default=True, help="Of each round.")
+@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Each in new processes.")
+@click.option(
+    "--sustained", "sustained_s", type=click.FloatRange(1, 86400), help="Seconds of work without a pause, too."
+)
+@click.option("--camera", "source", default="", help="Also the agent itself on this camera, video or folder.")
+@click.option("--json", "json_file", type=_FILE, help="Write the report to this file as it grows.")
+def measure_command(
+    bundles: tuple[Path, ...],
+    threads: tuple[int, ...],
+    delegates: tuple[str, ...],
+    seconds: float,
+    rounds: int,
+    sustained_s: float | None,
+    source: str,
+    json_file: Path | None,
+) -> None:
+    """Measure BUNDLES on this machine, all in turn: cold start, steady state, a frame's way part by part.
+
+    Warm-up is detected. What disturbs the measurement is said, and rounds that do not repeat within 5 % are called
+    noisy. Several bundles, such as int8 and float32, stand side by side.
+    """
+    from ..bench.runner import Plan, measure
+    from ..runtime import cores
+
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise ConfigError(f"{json_file}: there is no such folder to write to")
+    for count in threads:
+        if count > cores():
+            click.echo(f"edgeloop: {count} threads on {cores()} cores: they will wait for one another", err=True)
+    plan = Plan(bundles, threads, (None, *delegates), seconds, rounds, sustained_s=sustained_s or 0.0, source=source)
+    with _progress() as progress:
+        report = measure(plan, progress, lambda report: None if json_file is None else report.save(json_file))
+    click.echo(_shown([report]))
+    for failure in report.failed:
+        click.echo(f"edgeloop: {one_line(EdgeloopError(f'{failure.what}: {failure.reason}'))}", err=True)
+    if not report.complete:
+        sys.exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A line that is written over, where somebody looks."""
+    looked_at = sys.stderr.isatty()
+
+    def progress(what: str, share: float) -> None:
+        if looked_at:
+            bar = "━" * round(30 * share)
+            click.echo(f"\r\x1b[K{bar:<30} {100 * share:3.0f} %  {what}", nl=False, err=True)
+
+    try:
+        yield progress
+    finally:
+        if looked_at:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+
+@bench_command.command("compare")
+@click.argument("reports", nargs=-1, required=True, type=_FILE)
+def compare_command(reports: tuple[Path, ...]) -> None:
+    """Put REPORTS, as --json writes them, side by side; ratios are to the first row."""
+    from ..bench.result import load
+
+    click.echo(_shown([load(path) for path in reports]))
+
+
+def _shown(reports: Sequence[Report]) -> str:
+    several = len({report.machine for report in reports}) > 1
+    lines = [line for report in reports for line in _machine_lines(report)]
+    rows = [(report, steady) for report in reports for steady in report.steady]
+    if not rows:
+        return "\n".join(lines)
+    first = rows[0][1].invoke.p50
+    head = ("machine",) * several + ("model", "threads", "p50 ms", "ratio", "p90", "p95", "p99", "max")
+    table = [(*head, "frames/s", "memory MB", "size MB", "accuracy")]
+    table += [((report.machine.hostname,) if several else ()) + _row(report, steady, first) for report, steady in rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    text = 1 + several
+    lines += [
+        "  ".join(
+            cell.ljust(width) if column < text else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    for report, steady in rows:
+        lines += _details(report, steady)
+    for report in reports:
+        lines += [_sustained_line(report, one) for one in report.sustained]
+        lines += [_camera_line(report, one) for one in report.end_to_end]
+    return "\n".join(lines)
+
+
+def _machine_lines(report: Report) -> list[str]:
+    machine = report.machine
+    named = machine.model or machine.cpu or machine.architecture
+    memory = f", {machine.memory_mb / 1000:.1f} GB" if machine.memory_mb else ""
+    part = "" if report.complete else " (not complete)"
+    return [f"{machine.hostname}: {named}, {machine.cores} cores{memory}, {machine.os}, {report.at[:10]}{part}"]
+
+
+def _name(report: Report, digest: str) -> str:
+    found = next((one for one in report.bundles if one.digest == digest), None)
+    return digest[:12] if found is None else f"{found.name} {found.version} {found.kind}"
+
+
+def _row(report: Report, steady: Steady, first: float) -> tuple[str, ...]:
+    subject = next((one for one in report.bundles if one.digest == steady.bundle), None)
+    on = f" {Path(steady.delegate).name}" if steady.delegate else ""
+    spread = steady.invoke
+    times = tuple(f"{value:.2f}" for value in (spread.p90, spread.p95, spread.p99, spread.max))
+    accuracy = "" if subject is None or subject.accuracy is None else f"{100 * subject.accuracy:.1f} %"
+    return (
+        _name(report, steady.bundle) + on,
+        str(steady.threads),
+        f"{spread.p50:.2f}",
+        f"{spread.p50 / first:.2f}",
+        *times,
+        f"{steady.frames_per_s:.1f}",
+        f"{steady.memory_mb:.0f}",
+        "" if subject is None else f"{subject.model_mb:.2f}",
+        accuracy,
+    )
+
+
+def _details(report: Report, steady: Steady) -> list[str]:
+    name, start = f"{_name(report, steady.bundle)}, {steady.threads} threads", steady.start
+    parts = f"process {start.process_ms:.0f}, imports {start.imports_ms:.0f}, bundle {start.bundle_ms:.0f}"
+    parts += f", interpreter {start.interpreter_ms:.0f}, first inference {start.first_inference_ms:.0f}"
+    warm = f"warm after {steady.warmup_runs} runs; {steady.runtime}"
+    lines = [f"{name}: cold start {start.total_ms:.0f} ms ({parts}); {warm}"]
+    stages = steady.stages
+    if stages is not None:
+        lines.append(
+            f"{name}: a 720p JPEG frame: decode {stages.decode.p50:.2f}, preprocess {stages.preprocess.p50:.2f}, "
+            f"invoke {stages.invoke.p50:.2f}, decide {stages.decide.p50:.3f}, publish {stages.publish.p50:.3f} ms (p50)"
+        )
+    if steady.energy_mj is not None:
+        lines.append(f"{name}: {steady.energy_mj:.1f} mJ of the whole processor per inference")
+    return [*lines, *(f"{name}: note: {note}" for note in steady.notes)]
+
+
+def _sustained_line(report: Report, one: Sustained) -> str:
+    heat = [second.temperature_c for second in one.seconds if second.temperature_c is not None]
+    hottest = f", up to {max(heat):.0f} degrees" if heat else ""
+    flags = sorted({flag for second in one.seconds for flag in second.throttled})
+    throttled = f", {', '.join(flags)}" if flags else ""
+    name = f"{_name(report, one.bundle)}, {one.threads} threads"
+    return (
+        f"{name}: sustained {len(one.seconds)} s: p50 {one.burst_p50_ms:.2f} ms at first, "
+        f"{one.sustained_p50_ms:.2f} at the end ({one.slowdown:.2f}){hottest}{throttled}"
+    )
+
+
+def _camera_line(report: Report, one: EndToEnd) -> str:
+    return (
+        f"{_name(report, one.bundle)}, {one.threads} threads, on {one.source}: {one.classified_per_s:.1f} of "
+        f"{one.captured_per_s:.1f} frames/s classified; capture to publish p50 {one.capture_to_publish_p50_ms:.1f}, "
+        f"p95 {one.capture_to_publish_p95_ms:.1f}, p99 {one.capture_to_publish_p99_ms:.1f} ms"
+    )
