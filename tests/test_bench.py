@@ -58,7 +58,7 @@ def test_too_few_times_and_times_that_go_on_falling_are_not_warm() -> None:
 
 
 def test_percentiles_are_exact() -> None:
-    assert Spread.of(range(1, 101)) == Spread(100, 50.5, 90.1, 95.05, 99.01, 100)  # type: ignore[arg-type]
+    assert Spread.of(range(1, 101)) == Spread(100, 50.5, 90.1, 95.05, 99.01, 100)
     assert Spread.of([7.0]) == Spread(1, 7, 7, 7, 7, 7)
 
 

@@ -1,0 +1,119 @@
+"""Is `edgeloop bench` honest? Against LiteRT's own benchmark and a bare interpreter, and against itself.
+
+    python -m benchmarks.bench BUNDLE [--threads 1,2] [--turns 5]
+
+All in turn, each in a new process: LiteRT's tool (ai_edge_litert.tools.benchmark_litert_model), a loop of nothing but
+`Interpreter.invoke`, and two runs of `edgeloop bench` after one another. Also what measuring adds: the same number of
+invokes with and without the clock around each and the list of times. Ratios of medians, over all turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from edge_agent.bundle import MODEL, open_bundle
+from edge_agent.runtime import Model
+
+RUNS = 500
+BARE = """
+import statistics, sys, time
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(model_path=sys.argv[1], num_threads=int(sys.argv[2]))
+interpreter.allocate_tensors()
+for _ in range(100): interpreter.invoke()
+times = []
+for _ in range(int(sys.argv[3])):
+    start = time.perf_counter(); interpreter.invoke(); times.append(time.perf_counter() - start)
+print(1000 * statistics.median(times))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--turns", type=int, default=5)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model.tflite"
+        model.write_bytes(open_bundle(given.bundle).read(MODEL))
+        for threads in map(int, given.threads.split(",")):
+            compare(given.bundle, model, threads, given.turns, Path(folder))
+        overhead(model, given.turns)
+
+
+def compare(bundle: Path, model: Path, threads: int, turns: int, work: Path) -> None:
+    found: dict[str, list[float]] = {"LiteRT's tool": [], "bare": [], "ours": [], "again": []}
+    noisy = 0
+    for _ in range(turns):
+        found["LiteRT's tool"].append(tool_ms(model, threads, work))
+        found["bare"].append(bare_ms(model, threads))
+        for name in ("ours", "again"):
+            median, notes = ours_ms(bundle, threads, work)
+            found[name].append(median)
+            noisy += bool(notes)
+    ours = statistics.median(found["ours"])
+    for name, medians in found.items():
+        told = ", ".join(f"{value:.3f}" for value in medians)
+        print(
+            f"{threads} threads, {name}: {statistics.median(medians):.3f} ms, ours over it "
+            f"{ours / statistics.median(medians):.3f} ({told})"
+        )
+    apart = [max(pair) / min(pair) - 1 for pair in zip(found["ours"], found["again"], strict=True)]
+    print(
+        f"{threads} threads, two runs in a row: {', '.join(f'{100 * one:.1f} %' for one in apart)} apart; "
+        f"{noisy} of {2 * turns} runs say that something disturbed them"
+    )
+
+
+def tool_ms(model: Path, threads: int, work: Path) -> float:
+    command = ["ai_edge_litert.tools.benchmark_litert_model", f"--model={model}", f"--num_threads={threads}"]
+    command += [f"--num_runs={RUNS}", "--warmup_runs=100", f"--result_json={work / 'tool.json'}"]
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=True)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("Inference (median)"))
+    return float(line.split()[2])
+
+
+def bare_ms(model: Path, threads: int) -> float:
+    command = [sys.executable, "-c", BARE, str(model), str(threads), str(RUNS)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def ours_ms(bundle: Path, threads: int, work: Path) -> tuple[float, list[str]]:
+    report = work / "ours.json"
+    command = ["bench", str(bundle), "--threads", str(threads), "--seconds", "2", "--json", str(report)]
+    subprocess.run([sys.executable, "-m", "edge_agent.cli", *command], capture_output=True, check=True)
+    (steady,) = json.loads(report.read_text())["steady"]
+    return float(steady["invoke"]["p50"]), list(steady["notes"])
+
+
+def overhead(model: Path, turns: int) -> None:
+    """Measured and unmeasured inferences in turn, in blocks, in one process."""
+    measured, plain = [], []
+    with Model(model.read_bytes(), threads=1) as loaded:
+        for _ in range(100):
+            loaded.invoke()
+        for _ in range(10 * turns):
+            start = time.perf_counter()
+            for _ in range(50):
+                loaded.invoke()
+            plain.append(time.perf_counter() - start)
+            times: list[float] = []
+            start = time.perf_counter()
+            for _ in range(50):
+                before = time.perf_counter_ns()
+                loaded.invoke()
+                times.append((time.perf_counter_ns() - before) / 1e6)
+            measured.append(time.perf_counter() - start)
+    print(f"measuring takes {100 * (statistics.median(measured) / statistics.median(plain) - 1):.2f} % of the time")
+
+
+if __name__ == "__main__":
+    main()
