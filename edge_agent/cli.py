@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
 from typing import Any
 
 import click
 
 from . import __version__
-from .errors import EdgeloopError, MissingExtraError, one_line
+from .errors import EdgeloopError, one_line
+from .extras import load_command
 
 # name: module, command object in it, the extra it needs ("" is the plain install), what it does
 COMMANDS = {
@@ -60,12 +60,7 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         module, attribute, extra, _ = COMMANDS[name]
-        try:
-            return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
-        except ImportError as error:
-            if not extra:
-                raise
-            raise MissingExtraError(f"edgeloop {name}", extra, error.name) from error
+        return load_command(f"edgeloop {name}", module, attribute, extra)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """The list in `--help`, from the table alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,8 +80,6 @@ CALM: dict[str, Any] = {"others": 0.02, "stolen": 0.0, "throttled": (), "hotter_
 def test_what_speaks_against_a_measurement_is_said(
     rounds: list[list[float]], change: dict[str, Any], says: str
 ) -> None:
-    import re
-
     assert disturbances([[5.0] * 100, [5.2] * 100], **CALM) == []
     (note,) = disturbances(rounds, **{**CALM, **change})
     assert re.search(says, note), note
@@ -175,7 +174,7 @@ def test_bundles_stand_side_by_side_and_reports_are_compared(
     assert [(one.bundle, one.threads) for one in load(path).steady] == [
         (digest, threads) for digest in (bundle.digest for bundle in load(path).bundles) for threads in (1, 2)
     ]
-    rows = [line.split() for line in ran.out.splitlines() if line.startswith("ground ") and "threads" not in line]
+    rows = [line.split() for line in ran.out.splitlines() if line.startswith("ground ") and "thread" not in line]
     assert [row[:4] for row in rows] == [
         ["ground", version, "uint8", threads] for version in ("1.2", "9") for threads in ("1", "2")
     ]
@@ -189,6 +188,33 @@ def test_bundles_stand_side_by_side_and_reports_are_compared(
     assert ran.code == 0, ran.err
     row = next(line for line in ran.out.splitlines() if line.startswith("pi5 "))
     assert " 3.00 " in row
+
+
+def test_the_page_shows_every_report_and_trusts_none(edgeloop: Run, report_file: Path, tmp_path: Path) -> None:
+    hostile = json.loads(report_file.read_text())
+    hostile["machine"]["hostname"] = "<script>alert(1)</script>"
+    hostile["bundles"][0] |= {"name": "$x^{2$<b>", "accuracy": 0.5}
+    hostile["steady"][0]["notes"] = ["the machine is noisy"]
+    hostile["steady"].append({**hostile["steady"][0], "threads": 2})
+    hostile |= {"failed": [{"what": "round 2", "reason": "<i>died</i>"}], "complete": False}
+    (tmp_path / "hostile.json").write_text(json.dumps(hostile))
+    out = tmp_path / "latency.html"
+    ran = edgeloop("bench", "report", report_file, tmp_path / "hostile.json", "--out", out)
+    assert (ran.code, ran.out) == (0, f"{out}\n"), ran.err
+    html = out.read_text()
+    # Ranges, distributions, threads, accuracy; and each machine's sustained second by second.
+    assert html.count("<svg ") == 6
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert "<i>died" not in html
+    assert "$x^{2$&lt;b&gt; 1.2 uint8" in html
+    assert "B: the machine is noisy" in html
+    assert "Not complete." in html
+    assert not re.search(r"(src|href)=\"(?!#)|url\((?!#)", html)
+    nothing = {**hostile, "steady": [], "sustained": [], "end_to_end": []}
+    (tmp_path / "nothing.json").write_text(json.dumps(nothing))
+    assert edgeloop("bench", "report", tmp_path / "nothing.json", "--out", out).code == 0
+    assert "Nothing could be measured" in out.read_text()
 
 
 def test_what_cannot_be_measured_is_named_and_the_rest_is_kept(

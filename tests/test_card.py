@@ -125,10 +125,13 @@ def test_an_image_of_trixie_gets_what_cloud_init_reads(image: Image, key: Path, 
     text = (boot / "user-data").read_text()
     assert text.startswith("#cloud-config\n")
     config = yaml.safe_load(text)
-    assert (config["hostname"], config["enable_ssh"]) == ("barn", True)
+    assert (config["hostname"], config["manage_etc_hosts"]) == ("barn", True)
     assert config["users"][0]["name"] == "ann"
     assert config["users"][0]["ssh_authorized_keys"] == [public.read_text().strip()]
-    assert config["runcmd"] == [["python3", "/boot/firmware/edgeloop/first_boot.py", "arrange"]]
+    assert config["runcmd"] == [
+        ["systemctl", "enable", "--now", "ssh"],
+        ["python3", "/boot/firmware/edgeloop/first_boot.py", "arrange"],
+    ]
     network = yaml.safe_load((boot / "network-config").read_text())["network"]
     assert network["ethernets"]["eth0"]["dhcp4"] is True
     assert network["wifis"]["wlan0"]["access-points"] == {"7e5": {}}
@@ -175,7 +178,7 @@ def test_what_a_user_set_for_cloud_init_is_kept() -> None:
     assert [user["name"] for user in config["users"]] == ["bob", "pi"]
     assert config["users"][1]["ssh_authorized_keys"] == [KEY]
     assert config["runcmd"][0] == "echo hi"
-    assert len(config["runcmd"]) == 2
+    assert len(config["runcmd"]) == 3
     # A new instance, or cloud-init would think that it has done all this before.
     assert files["cmdline.txt"].startswith(b"rootwait quiet ds=nocloud;i=edgeloop-")
     with pytest.raises(ConfigError, match="user-data on the boot partition is not YAML"):

@@ -200,7 +200,9 @@ sync
 def _cloud_init(system: System, there: Mapping[str, bytes | None]) -> dict[str, bytes]:
     config = _document(there.get("user-data"), "user-data")
     commands = [command for command in config.get("runcmd") or [] if _FIRST_BOOT not in str(command)]
-    config["runcmd"] = [*commands, ["python3", _FIRST_BOOT, "arrange"]]
+    # Not enable_ssh, which only Raspberry Pi's cloud-init knows: another refuses the whole file for it.
+    ssh = [["systemctl", "enable", "--now", "ssh"]] if system.keys else []
+    config["runcmd"] = [*(one for one in commands if one not in ssh), *ssh, ["python3", _FIRST_BOOT, "arrange"]]
     if system.hostname is not None:
         config |= {"hostname": system.hostname, "manage_etc_hosts": True}
     if system.timezone is not None:
@@ -217,7 +219,7 @@ def _cloud_init(system: System, there: Mapping[str, bytes | None]) -> dict[str, 
         others = [
             one for one in config.get("users") or [] if not isinstance(one, dict) or one.get("name") != system.user
         ]
-        config |= {"enable_ssh": True, "users": [*others, user]}
+        config["users"] = [*others, user]
     files = {"user-data": b"#cloud-config\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()}
     if system.wifi is not None:
         files["network-config"] = _network(system.wifi, _document(there.get("network-config"), "network-config"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import ConfigError, EdgeloopError, one_line
+from ..extras import load_command
 
 if TYPE_CHECKING:
     from ..bench.result import EndToEnd, Report, Steady, Sustained
@@ -22,9 +23,17 @@ class _Bench(click.Group):
     """What is no command of the group is a bundle to be measured."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "-h", "--help"):
+        if args and args[0] not in (*self.list_commands(ctx), "-h", "--help"):
             args = ["measure", *args]
         return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), "report"]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == "report":
+            return load_command("edgeloop bench report", "deploy.latency.cli", "report_command", "train")
+        return super().get_command(ctx, name)
 
 
 @click.group("bench", cls=_Bench)
@@ -157,6 +166,10 @@ def _name(report: Report, digest: str) -> str:
     return digest[:12] if found is None else f"{found.name} {found.version} {found.kind}"
 
 
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
+
+
 def _row(report: Report, steady: Steady, first: float) -> tuple[str, ...]:
     subject = next((one for one in report.bundles if one.digest == steady.bundle), None)
     on = f" {Path(steady.delegate).name}" if steady.delegate else ""
@@ -177,7 +190,7 @@ def _row(report: Report, steady: Steady, first: float) -> tuple[str, ...]:
 
 
 def _details(report: Report, steady: Steady) -> list[str]:
-    name, start = f"{_name(report, steady.bundle)}, {steady.threads} threads", steady.start
+    name, start = f"{_name(report, steady.bundle)}, {_threads(steady.threads)}", steady.start
     parts = f"process {start.process_ms:.0f}, imports {start.imports_ms:.0f}, bundle {start.bundle_ms:.0f}"
     parts += f", interpreter {start.interpreter_ms:.0f}, first inference {start.first_inference_ms:.0f}"
     warm = f"warm after {steady.warmup_runs} runs; {steady.runtime}"
@@ -198,7 +211,7 @@ def _sustained_line(report: Report, one: Sustained) -> str:
     hottest = f", up to {max(heat):.0f} degrees" if heat else ""
     flags = sorted({flag for second in one.seconds for flag in second.throttled})
     throttled = f", {', '.join(flags)}" if flags else ""
-    name = f"{_name(report, one.bundle)}, {one.threads} threads"
+    name = f"{_name(report, one.bundle)}, {_threads(one.threads)}"
     return (
         f"{name}: sustained {len(one.seconds)} s: p50 {one.burst_p50_ms:.2f} ms at first, "
         f"{one.sustained_p50_ms:.2f} at the end ({one.slowdown:.2f}){hottest}{throttled}"
@@ -207,7 +220,7 @@ def _sustained_line(report: Report, one: Sustained) -> str:
 
 def _camera_line(report: Report, one: EndToEnd) -> str:
     return (
-        f"{_name(report, one.bundle)}, {one.threads} threads, on {one.source}: {one.classified_per_s:.1f} of "
+        f"{_name(report, one.bundle)}, {_threads(one.threads)}, on {one.source}: {one.classified_per_s:.1f} of "
         f"{one.captured_per_s:.1f} frames/s classified; capture to publish p50 {one.capture_to_publish_p50_ms:.1f}, "
         f"p95 {one.capture_to_publish_p95_ms:.1f}, p99 {one.capture_to_publish_p99_ms:.1f} ms"
     )

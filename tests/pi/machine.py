@@ -23,7 +23,7 @@ from pathlib import Path
 from ..card_image import ENVIRONMENT, offset_of_boot
 from .root import PACKAGES, free_port, make_root, ssh_config
 
-_SYSTEM = "busybox-static dbus kmod linux-image-cloud-arm64 systemd systemd-sysv udev"
+_SYSTEM = "busybox-static dbus e2fsprogs hostname kmod linux-image-cloud-arm64 systemd systemd-sysv udev"
 CMDLINE = "console=ttyAMA0 root=LABEL=rootfs rootwait quiet net.ifnames=0\n"
 ROOT_BYTES = 1800 * 2**20
 _MODULES = "virtio virtio_ring virtio_mmio virtio_blk crc16 mbcache jbd2 crc32c_generic libcrc32c ext4"

@@ -1,54 +1,17 @@
-"""The report's charts, as SVG to stand inside the page.
-
-Colours are the page's own CSS variables, so the charts follow its light and dark mode; letters are the page's, too.
-No class name ever gets here: matplotlib would read `$` as mathematics and stumble over scripts its font lacks.
-"""
+"""The report's charts."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from edge_agent.evaluation import Reliability, wilson_interval
 
 from .data_size import DataSize
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-WIDE, SQUARE = (4.5, 2.9), (3.4, 3.3)
-"""Inches of 72 CSS pixels: they fit a phone's width without becoming unreadable."""
-
-# Stand-ins no chart uses otherwise; `_svg` puts the page's variables in their place.
-INK, MUTED, GRID, BLUE, ORANGE = "#010101", "#020202", "#030303", "#040404", "#050505"
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", BLUE: "blue", ORANGE: "orange"}
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "edgeloop",
-    "font.size": 10.5,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-}
+from .svg import BLUE, MUTED, ORANGE, SQUARE, WIDE, as_svg, new_figure, style
 
 
 def learning_charts(history: Sequence[Mapping[str, Any]], kept: int | None) -> list[str]:
@@ -67,8 +30,8 @@ def learning_charts(history: Sequence[Mapping[str, Any]], kept: int | None) -> l
         ("Loss", {"loss": ("training", MUTED), "val_loss": ("validation", BLUE)}),
         ("Accuracy, %", {"accuracy": ("training", MUTED), "val_accuracy": ("validation", BLUE)}),
     ):
-        with _style():
-            figure, axes = _figure(WIDE)
+        with style():
+            figure, axes = new_figure(WIDE)
             for column, (name, colour) in columns.items():
                 values = np.array([row.get(column, np.nan) for row in history], float)
                 if title != "Loss":
@@ -83,14 +46,14 @@ def learning_charts(history: Sequence[Mapping[str, Any]], kept: int | None) -> l
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(loc="best")
-            charts.append(_svg(figure, f"{title} by epoch"))
+            charts.append(as_svg(figure, f"{title} by epoch"))
     return charts
 
 
 def reliability_chart(after: Reliability, before: Reliability | None) -> str:
     """Share that is right by score, with and without the temperature, and 95 % intervals of the former."""
-    with _style():
-        figure, axes = _figure(SQUARE)
+    with style():
+        figure, axes = new_figure(SQUARE)
         axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
         for found, colour, name in ((before, MUTED, "before calibration"), (after, BLUE, "as shipped")):
             if found is None:
@@ -108,7 +71,7 @@ def reliability_chart(after: Reliability, before: Reliability | None) -> str:
         axes.set_xticks(range(0, 101, 25))
         axes.set_yticks(range(0, 101, 25))
         axes.legend(loc="best", handletextpad=0.2)
-        return _svg(figure, "Share of right answers by score")
+        return as_svg(figure, "Share of right answers by score")
 
 
 def data_size_chart(found: DataSize) -> str:
@@ -116,8 +79,8 @@ def data_size_chart(found: DataSize) -> str:
     sizes = np.array([point.train_pictures for point in found.points])
     accuracies = 100 * np.array([point.accuracy for point in found.points])
     spreads = 100 * np.array([point.std for point in found.points])
-    with _style():
-        figure, axes = _figure(WIDE)
+    with style():
+        figure, axes = new_figure(WIDE)
         axes.fill_between(sizes, accuracies - spreads, accuracies + spreads, color=BLUE, alpha=0.18, linewidth=0)
         axes.plot(sizes, accuracies, color=BLUE, marker="o", markersize=4.5, label="measured")
         if found.forecasts and sizes[-1] == found.train_pictures:
@@ -136,40 +99,4 @@ def data_size_chart(found: DataSize) -> str:
         axes.minorticks_off()
         axes.set(xlabel="training pictures", ylabel="accuracy, %")
         axes.legend(loc="lower right")
-        return _svg(figure, "Accuracy by number of training pictures")
-
-
-def _style() -> Any:
-    import matplotlib as mpl
-
-    return mpl.rc_context(_STYLE)
-
-
-def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Figure, alternative: str) -> str:
-    """The figure as an ``svg`` element: no XML prologue, addresses, fonts, or colours of its own."""
-    file = io.BytesIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    svg = file.getvalue().decode()
-    width, height = (round(72 * side) for side in figure.get_size_inches())
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(
-        r"<svg[^>]*>", f'<svg role="img" aria-label="{alternative}" viewBox="0 0 {width} {height}">', svg, count=1
-    )
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r"font: ([0-9.]+px)[^;\"]*", r"font-size: \1", svg)
-    svg = re.sub(r' id="(?:figure|axes|patch|text|line2d|xtick|ytick|matplotlib|legend|PathColl|FillB)[^"]*"', "", svg)
-    svg = re.sub(r"\n\s*", "\n", svg)
-    for stand_in, variable in _VARIABLES.items():
-        svg = svg.replace(stand_in, f"var(--{variable})")
-    return svg
+        return as_svg(figure, "Accuracy by number of training pictures")
