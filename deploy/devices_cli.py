@@ -6,29 +6,27 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 import msgspec
 from rich.table import Table
 
-from edge_agent.errors import DeviceError, EdgeloopError, one_line
+from edge_agent.errors import DeviceError, EdgeloopError
 from edge_agent.store import StoreStatus
 
 from . import console
+from .bench import Measured, bench
 from .card.cli import image_command
 from .connection import Connection, as_root, connected
+from .each_host import each, end, takes_hosts
 from .hosts import Host, choose
-from .provision import Said, Wanted, deprovision, provision
 from .pull import Pulled, pull
 from .push import Choices, Outcome, package, roll_back
 from .rollout import AT_ONCE, WAVES, Rollout, roll_out
+from .setup_cli import deprovision_command, provision_command
 
-Result = TypeVar("Result")
 _COLOURS = {"good": "green", "active": "green", "stored": "green", "rolled back": "yellow", "unheard": "yellow"}
 
 
@@ -41,16 +39,8 @@ def deploy_command() -> None:
     """
 
 
-deploy_command.add_command(image_command)
-
-
-def _hosts(command: Callable[..., Any]) -> Callable[..., Any]:
-    """HOST..., --inventory and --ssh-config, the same for every command."""
-    path = click.Path(path_type=Path, dir_okay=False, exists=True)
-    hosts = click.argument("hosts", metavar="[HOST]...", nargs=-1)
-    inventory = click.option("--inventory", "-i", type=path, help="YAML file of hosts and groups.")
-    ssh_config = click.option("--ssh-config", "-F", type=path, help="Instead of ~/.ssh/config.")
-    return hosts(inventory(ssh_config(command)))
+for _command in (image_command, provision_command, deprovision_command):
+    deploy_command.add_command(_command)
 
 
 # --- push ---
@@ -58,7 +48,7 @@ def _hosts(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @deploy_command.command("push")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_hosts
+@takes_hosts
 @click.option("--waves", default=WAVES, show_default=True, help="How many devices are done when each wave ends.")
 @click.option(
     "--tolerate", type=click.FloatRange(0, 100), default=10, show_default=True, help="Percent of a wave that may fail."
@@ -105,7 +95,7 @@ def push_command(
     )
     start = time.monotonic()
     with console.pushing(what, quiet=as_json) as (tell, wave):
-        rollout = _run(
+        rollout = asyncio.run(
             roll_out(
                 chosen,
                 what,
@@ -149,7 +139,7 @@ def _facts(outcome: Outcome) -> str:
 
 
 @deploy_command.command("status")
-@_hosts
+@takes_hosts
 @click.option("--json", "as_json", is_flag=True, help="All of it, as JSON.")
 def status_command(hosts: tuple[str, ...], inventory: Path | None, ssh_config: Path | None, *, as_json: bool) -> None:
     """Show what each device runs, and how it is doing."""
@@ -158,7 +148,7 @@ def status_command(hosts: tuple[str, ...], inventory: Path | None, ssh_config: P
         async with connected(host, ssh_config=ssh_config) as device:
             return msgspec.json.decode(await device.edgeloop("status", "--json"), type=StoreStatus)
 
-    results = _each(choose(hosts, inventory), ask)
+    results = each(choose(hosts, inventory), ask)
     if as_json:
         told = {name: {"error": str(r)} if isinstance(r, Exception) else msgspec.to_builtins(r) for name, r in results}
         click.echo(json.dumps(told, indent=2))
@@ -167,7 +157,7 @@ def status_command(hosts: tuple[str, ...], inventory: Path | None, ssh_config: P
         for name, result in results:
             table.add_row(name, *_row(result))
         console.out.print(table)
-    _end(results)
+    end(results)
 
 
 def _row(status: StoreStatus | EdgeloopError) -> list[str]:
@@ -187,19 +177,19 @@ def _row(status: StoreStatus | EdgeloopError) -> list[str]:
 
 
 @deploy_command.command("rollback")
-@_hosts
+@takes_hosts
 @click.option("--reason", default="rolled back by hand", show_default=True, help="Noted beside the model left behind.")
 def rollback_command(hosts: tuple[str, ...], inventory: Path | None, ssh_config: Path | None, reason: str) -> None:
     """Make the previous model current again on each device."""
-    results = _each(choose(hosts, inventory), lambda host: roll_back(host, reason, ssh_config=ssh_config))
+    results = each(choose(hosts, inventory), lambda host: roll_back(host, reason, ssh_config=ssh_config))
     for name, result in results:
         if not isinstance(result, EdgeloopError):
             console.out.print(f"{name}: runs {console.plain(result)} again")
-    _end(results)
+    end(results)
 
 
 @deploy_command.command("logs")
-@_hosts
+@takes_hosts
 @click.option("--lines", "-n", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C.")
 def logs_command(
@@ -215,7 +205,7 @@ def logs_command(
                 device, as_root([*journal, *(["--follow"] if follow else [])]), f"{host.name}: " * (len(chosen) > 1)
             )
 
-    _end(_each(chosen, read))
+    end(each(chosen, read))
 
 
 async def _copy_lines(device: Connection, command: str, before: str) -> None:
@@ -235,7 +225,7 @@ async def _copy_lines(device: Connection, command: str, before: str) -> None:
 
 
 @deploy_command.command("pull")
-@_hosts
+@takes_hosts
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -249,13 +239,13 @@ def pull_command(
 ) -> None:
     """Fetch the frames that devices kept for retraining; a device removes those that are safe here."""
     with console.counting("captures") as tell:
-        results = _each(
+        results = each(
             choose(hosts, inventory), lambda host: pull(host, out, keep=keep, ssh_config=ssh_config, tell=tell)
         )
     for name, result in results:
         if not isinstance(result, EdgeloopError):
             console.out.print(f"{name}: {console.plain(_pulled(result))}")
-    _end(results)
+    end(results)
 
 
 def _pulled(result: Pulled) -> str:
@@ -264,128 +254,53 @@ def _pulled(result: Pulled) -> str:
     return f"{result.fetched} captures fetched into {result.folder}{had}, {result.removed} removed there{damaged}"
 
 
-# --- setting up ---
+# --- latency ---
 
 
-@deploy_command.command("provision")
-@_hosts
+@deploy_command.command("bench")
+@takes_hosts
 @click.option(
-    "--config",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="agent.yaml for the devices; the files it names go with it.",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("bench"),
+    show_default=True,
+    help="Folder for the reports, a file for each device.",
 )
-@click.option(
-    "--trust",
-    multiple=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Public key whose signed bundles the devices take, and no others. Several may be given.",
-)
-@click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="Model to begin with.")
-@click.option("--page", is_flag=True, help="Also what the live page needs.")
-@click.option("--dry-run", is_flag=True, help="Only show what would change.")
-def provision_command(
+@click.option("--threads", help="Such as 1,2,4; those the agent takes by default.")
+@click.option("--seconds", type=click.FloatRange(0.1, 600), default=3, show_default=True, help="Of each round.")
+@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Each in new processes.")
+@click.option("--sustained", type=click.FloatRange(1, 86400), help="Seconds without a pause, too.")
+def bench_command(
     hosts: tuple[str, ...],
     inventory: Path | None,
     ssh_config: Path | None,
-    config: Path,
-    trust: tuple[Path, ...],
-    bundle: Path | None,
-    *,
-    page: bool,
-    dry_run: bool,
+    out: Path,
+    threads: str | None,
+    seconds: float,
+    rounds: int,
+    sustained: float | None,
 ) -> None:
-    """Make a fresh Raspberry Pi OS or Debian a device: user, packages, settings, service.
+    """Measure the model that runs on each device, there; its agent stands still meanwhile.
 
-    The device needs no internet: its packages are gathered here. A second run changes nothing, and says so.
+    `edgeloop bench compare` and `bench report` then put the reports side by side.
     """
-    wanted = Wanted(config, trust, bundle, page)
-
-    async def work(chosen: Sequence[Host], tell: Any) -> list[tuple[str, list[Said] | EdgeloopError]]:
-        gathering = asyncio.Lock()
-        return await _all(
-            chosen,
-            lambda host: provision(host, wanted, dry=dry_run, ssh_config=ssh_config, tell=tell, gathering=gathering),
+    options = ["--seconds", f"{seconds:g}", "--rounds", str(rounds)]
+    options += ["--threads", threads] if threads else []
+    options += ["--sustained", f"{sustained:g}"] if sustained else []
+    longest = max(seconds, sustained or 0.0)
+    with console.counting("configurations measured") as tell:
+        results = each(
+            choose(hosts, inventory),
+            lambda host: bench(host, options, out, seconds=longest, ssh_config=ssh_config, tell=tell),
         )
-
-    chosen = choose(hosts, inventory)
-    with console.working() as tell:
-        results = _run(work(chosen, tell))
-    _say(results, "nothing to change" if dry_run else "nothing changed")
-    if not trust:
-        console.err.print("no --trust KEY.pub: the devices take bundles nobody signed", style="yellow")
-
-
-@deploy_command.command("deprovision")
-@_hosts
-@click.option("--discard-captures", is_flag=True, help="Also where captures were not pulled.")
-@click.option("--dry-run", is_flag=True, help="Only show what would go.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def deprovision_command(
-    hosts: tuple[str, ...],
-    inventory: Path | None,
-    ssh_config: Path | None,
-    *,
-    discard_captures: bool,
-    dry_run: bool,
-    yes: bool,
-) -> None:
-    """Take everything of edgeloop off devices: service, packages, settings, models, captures, user."""
-    chosen = choose(hosts, inventory)
-    if not (yes or dry_run):
-        names = ", ".join(host.name for host in chosen)
-        click.confirm(f"Remove edgeloop, its models and settings from {names}?", abort=True)
-    results = _each(
-        chosen, lambda host: deprovision(host, dry=dry_run, discard=discard_captures, ssh_config=ssh_config)
-    )
-    _say(results, "nothing to remove")
-
-
-def _say(results: Sequence[tuple[str, list[Said] | EdgeloopError]], nothing: str) -> None:
     for name, result in results:
-        if isinstance(result, EdgeloopError):
-            continue
-        told = [said for said in result if said.state in ("changed", "would", "note")]
-        for said in told:
-            would = "would " if said.state == "would" else ""
-            console.out.print(f"{name}: {would}{console.plain(said.text)}")
-        if not any(said.state in ("changed", "would") for said in result):
-            console.out.print(f"{name}: {nothing}")
-    _end(results)
-
-
-# --- many at a time ---
-
-
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    return asyncio.run(work)
-
-
-async def _all(
-    hosts: Sequence[Host], do: Callable[[Host], Awaitable[Result]]
-) -> list[tuple[str, Result | EdgeloopError]]:
-    """The same with each host, some at a time: its result, or why there is none."""
-    gate = asyncio.Semaphore(AT_ONCE)
-
-    async def one(host: Host) -> tuple[str, Result | EdgeloopError]:
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(gate)
-            try:
-                return host.name, await do(host)
-            except EdgeloopError as error:
-                return host.name, error
-
-    return list(await asyncio.gather(*(one(host) for host in hosts)))
-
-
-def _each(hosts: Sequence[Host], do: Callable[[Host], Awaitable[Result]]) -> list[tuple[str, Result | EdgeloopError]]:
-    return _run(_all(hosts, do))
-
-
-def _end(results: Sequence[tuple[str, Any]]) -> None:
-    """Say what failed, and end with 1 if anything did."""
-    failed = [result for _, result in results if isinstance(result, EdgeloopError)]
-    for error in failed:
-        click.echo(f"edgeloop: {one_line(error)}", err=True)
-    if failed:
+        if not isinstance(result, EdgeloopError):
+            fastest = min((one.invoke.p50 for one in result.report.steady), default=None)
+            said = "nothing was measured" if fastest is None else f"p50 {fastest:.2f} ms"
+            rest = "" if result.report.complete else "; not complete"
+            console.out.print(f"{name}: {said}, {console.plain(result.path)}{rest}")
+            for failure in result.report.failed:
+                console.err.print(f"{name}: {console.plain(f'{failure.what}: {failure.reason}')}")
+    end(results)
+    if not all(isinstance(result, Measured) and result.report.complete for _, result in results):
         sys.exit(1)

@@ -77,9 +77,10 @@ def measure(plan: Plan, progress: Progress, keep: Callable[[Report], Any]) -> Re
     jobs = _Jobs(plan, opened)
     try:
         for what, share in jobs.steps():
-            report = jobs.into(report)
-            keep(report)
             progress(what, share)
+            if jobs.has_news():
+                # Only then: while a child measures, this process had better do nothing.
+                keep(jobs.into(report))
     except KeyboardInterrupt:
         jobs.failed.append(Failed("the rest", "broken off"))
     report = msgspec.structs.replace(jobs.into(report), complete=not jobs.failed)
@@ -101,6 +102,7 @@ class _Jobs:
         self.sustained: list[Sustained] = []
         self.end_to_end: list[EndToEnd] = []
         self.failed: list[Failed] = []
+        self._told = 0
 
     def steps(self) -> Iterator[tuple[str, float]]:
         """Do it all; after and within each piece what is done, and which share of the whole that is."""
@@ -184,6 +186,12 @@ class _Jobs:
             if seconds:
                 self.sustained.append(_sustained(key, seconds))
         yield 1.0
+
+    def has_news(self) -> bool:
+        """Whether there is more than when this was last asked."""
+        count = sum(map(len, self.rounds.values())) + len(self.sustained) + len(self.end_to_end) + len(self.failed)
+        news, self._told = count > self._told, count
+        return news
 
     def into(self, report: Report) -> Report:
         """The report with all there is."""

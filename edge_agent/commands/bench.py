@@ -66,7 +66,7 @@ def _counts(_context: click.Context, _option: click.Parameter, value: str | None
     "--sustained", "sustained_s", type=click.FloatRange(1, 86400), help="Seconds of work without a pause, too."
 )
 @click.option("--camera", "source", default="", help="Also the agent itself on this camera, video or folder.")
-@click.option("--json", "json_file", type=_FILE, help="Write the report to this file as it grows.")
+@click.option("--json", "json_file", type=_FILE, help="Write the report to this file as it grows; - prints it.")
 def measure_command(
     bundles: tuple[Path, ...],
     threads: tuple[int, ...],
@@ -82,18 +82,30 @@ def measure_command(
     Warm-up is detected. What disturbs the measurement is said, and rounds that do not repeat within 5 % are called
     noisy. Several bundles, such as int8 and float32, stand side by side.
     """
+    import msgspec
+
     from ..bench.runner import Plan, measure
     from ..runtime import cores
 
-    if json_file is not None and not json_file.absolute().parent.is_dir():
+    printed = json_file == Path("-")
+
+    def keep(report: Report) -> None:
+        if printed:
+            # A line each time, for who listens over a connection that may break.
+            click.echo(msgspec.json.encode(report))
+        elif json_file is not None:
+            report.save(json_file)
+
+    if json_file is not None and not printed and not json_file.absolute().parent.is_dir():
         raise ConfigError(f"{json_file}: there is no such folder to write to")
     for count in threads:
         if count > cores():
             click.echo(f"edgeloop: {count} threads on {cores()} cores: they will wait for one another", err=True)
     plan = Plan(bundles, threads, (None, *delegates), seconds, rounds, sustained_s=sustained_s or 0.0, source=source)
     with _progress() as progress:
-        report = measure(plan, progress, lambda report: None if json_file is None else report.save(json_file))
-    click.echo(_shown([report]))
+        report = measure(plan, progress, keep)
+    if not printed:
+        click.echo(_shown([report]))
     for failure in report.failed:
         click.echo(f"edgeloop: {one_line(EdgeloopError(f'{failure.what}: {failure.reason}'))}", err=True)
     if not report.complete:

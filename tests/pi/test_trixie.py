@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
+from edge_agent.bench.result import load
 from edge_agent.store import Store
 
-from ..conftest import Run
-from .root import Pi, debian_architecture, make_root, remove_root, running
+from ..conftest import Run, wait_until
+from .root import Pi, debian_architecture, make_root, processes, remove_root, running
 
 pytestmark = [pytest.mark.needs("root", "index", "ssh-keygen"), pytest.mark.timeout(300)]
 
@@ -49,7 +55,43 @@ def test_provision_push_roll_back_and_deprovision(
     current = store.current()
     assert current is not None
     assert current.version == "2"
+    options = ("--threads", "1,2", "--seconds", 0.2, "--rounds", 1)
+    ran = edgeloop("deploy", "bench", *there, "--out", tmp_path / "bench", *options)
+    assert ran.code == 0, ran.err
+    report = load(tmp_path / "bench/raspberrypi.json")
+    assert f"{tmp_path}/bench/raspberrypi.json" in ran.out
+    assert report.complete
+    assert [(one.bundle, one.threads) for one in report.steady] == [(current.digest, 1), (current.digest, 2)]
+    assert (report.machine.os, report.machine.python) == ("Debian GNU/Linux 13 (trixie)", "3.13.5")
+
+    # The connection breaks during the minutes without a pause: what was measured before is kept, and marked.
+    command = ["deploy", "bench", "raspberrypi", "-F", str(trixie.ssh_config), "--out", str(tmp_path / "cut")]
+    command += ["--threads", "1", "--seconds", "0.2", "--rounds", "1", "--sustained", "30"]
+    cut_off = subprocess.Popen(
+        [sys.executable, "-m", "edge_agent.cli", *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: '"do":"sustain"' in commands(trixie), 60, "sustained work")
+    for pid in processes(trixie.root):
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sshd-session: pi"):
+            os.kill(pid, signal.SIGKILL)
+    out, said = cut_off.communicate(timeout=60)
+    assert cut_off.returncode == 1
+    assert "not complete" in out
+    assert "the rest: raspberrypi: the connection broke" in said
+    report = load(tmp_path / "cut/raspberrypi.json")
+    assert (len(report.steady), report.complete) == (1, False)
+    wait_until(lambda: "edge_agent.bench" not in commands(trixie), 60, "the benchmark to end there")
+
     ran = edgeloop("deploy", "deprovision", *there, "--yes")
     assert ran.code == 0, ran.err
     assert not (trixie.root / "opt/edgeloop").exists()
     assert not (trixie.root / "var/lib/edgeloop").exists()
+
+
+def commands(pi: Pi) -> str:
+    """Everything that runs there."""
+    lines = []
+    for pid in processes(pi.root):
+        with suppress(OSError):
+            lines.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return "\n".join(lines)
