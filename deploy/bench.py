@@ -43,8 +43,9 @@ async def bench(
     seconds: float,
     ssh_config: Path | None,
     tell: Callable[[str, int, int], Any],
+    digest: str | None = None,
 ) -> Measured:
-    """Measure the model that runs on a device, and save its report as ``OUT/<host>.json``, whole or not.
+    """Measure a model on a device, and save its report as ``OUT/<host>.json``, whole or not.
 
     Args:
         host: which.
@@ -53,11 +54,14 @@ async def bench(
         seconds: the longest a piece of it takes.
         ssh_config: instead of the user's.
         tell: told how many configurations were measured so far.
+        digest: of the bundle in its store; the one that runs there when left out.
 
     Raises:
         DeviceError: it cannot be reached, has no model, or said nothing of use.
     """
-    command = shlex.join([COMMAND, "bench", "measure", f"{STATE}/current", *options, "--json", "-"])
+    # A digest's beginning ends the folder's name; what is left unquoted are its digits and two stars.
+    model = f"{STATE}/current" if digest is None else f"$(ls -d {STATE}/bundles/*-{digest[:12]})"
+    command = f"{COMMAND} bench measure {model} {shlex.join([*options, '--json', '-'])}"
     report: Report | None = None
     try:
         async with connected(host, ssh_config=ssh_config) as device:

@@ -29,6 +29,12 @@ COMMANDS = {
     ),
     "convert": ("converter.cli", "convert_command", "train", "Quantize a run to int8, prove it, pack it as a bundle."),
     "export": ("converter.export_cli", "export_command", "train", "Write a run for TensorFlow Serving."),
+    "search": (
+        "deploy.search_cli",
+        "search_command",
+        "train",
+        "Choose network and input size by measured latency.",
+    ),
     "deploy": (
         "deploy.devices_cli",
         "deploy_command",

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from edge_agent.bench.machine import clock_mhz, describe, energy_j
+from edge_agent.bench.ops import shares
 from edge_agent.bench.result import Report, Spread, load
 from edge_agent.bench.steady import disturbances, drift, warm_from
 from edge_agent.errors import ConfigError
@@ -85,6 +86,16 @@ def test_what_speaks_against_a_measurement_is_said(
     assert re.search(says, note), note
 
 
+def test_operations_add_up_and_noise_is_nobodys() -> None:
+    kinds = [("CONV_2D", (1, 4)), ("ADD", (1, 4)), ("SOFTMAX", (1, 4))]
+    assert [(one.kind, one.added_ms, one.share) for one in shares(kinds, [1.0, 0.9, 2.0])] == [
+        ("CONV_2D", 1.0, 0.5),
+        ("ADD", 0.0, 0.0),
+        ("SOFTMAX", 1.0, 0.5),
+    ]
+    assert shares([], []) == ()
+
+
 def test_drift_is_that_of_medians() -> None:
     assert drift([1.0]) == 0
     assert drift([5.0] * 99 + [500.0]) == 0
@@ -115,7 +126,7 @@ def test_a_raspberry_pi_is_described_from_its_own_files(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def report_file(edgeloop: Run, bundle_file: Path, video_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bench") / "report.json"
-    ran = edgeloop("bench", bundle_file, *QUICK, "--sustained", 2, "--camera", video_file, "--json", path)
+    ran = edgeloop("bench", bundle_file, *QUICK, "--sustained", 2, "--camera", video_file, "--profile", "--json", path)
     assert (ran.code, ran.err) == (0, "")
     assert "cold start" in ran.out
     return path
@@ -159,6 +170,12 @@ def test_a_report_is_of_this_bundle_on_this_machine_and_adds_up(report: Report, 
     assert [second.at_s for second in sustained.seconds] == pytest.approx([0, 1], abs=0.3)
     assert all(second.count > 10 for second in sustained.seconds)
     assert sustained.slowdown == pytest.approx(sustained.sustained_p50_ms / sustained.burst_p50_ms, rel=1e-3)
+    (profile,) = report.profiles
+    assert sum(operation.share for operation in profile.operations) == pytest.approx(1, abs=0.01)
+    assert all(operation.added_ms >= 0 for operation in profile.operations)
+    # As many as EfficientNet-Lite0 has: a stem, 16 blocks, a head; and it ends with the classes' scores.
+    kinds = [operation.kind for operation in profile.operations]
+    assert (kinds.count("DEPTHWISE_CONV_2D"), profile.operations[-1].output) == (16, (1, 3))
     (seen,) = report.end_to_end
     # The video plays at its own speed, and the model keeps up with it.
     assert seen.captured_per_s == pytest.approx(20, rel=0.5)

@@ -32,7 +32,7 @@ _STAGE_RUNS = 300
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What to do. ``spawned_ns``: of the monotonic clock, when the process was asked for."""
 
-    do: Literal["round", "sustain", "agent"]
+    do: Literal["round", "sustain", "agent", "profile"]
     bundle: str
     threads: int
     delegate: str | None
@@ -75,7 +75,7 @@ def main(argument: str) -> int:
     """Do one task, and say how it went."""
     try:
         task = msgspec.json.decode(argument, type=Task)
-        result = {"round": _round, "sustain": _sustain, "agent": _agent}[task.do](task)
+        result = {"round": _round, "sustain": _sustain, "agent": _agent, "profile": _profile}[task.do](task)
         _say(Ended(result))
     except EdgeloopError as error:
         _say(Ended(error=one_line(error)))
@@ -98,7 +98,7 @@ def _progress(share: float) -> None:
 def _round(task: Task) -> Round:
     started = _Start(task)
     with started.classifier as classifier:
-        levels = _levels(started.bundle, classifier)
+        levels = _levels(started.bundle)
         first = classifier.infer(next(levels))[1]
         start = started.told(first)
         warmup = _warm_up(classifier, levels)
@@ -143,7 +143,7 @@ class _Start:
         return {name: round(value, 3) for name, value in {**parts, "total_ms": sum(parts.values())}.items()}
 
 
-def _levels(bundle: Bundle, classifier: Classifier) -> Iterator[Pixels]:
+def _levels(bundle: Bundle) -> Iterator[Pixels]:
     """Pictures as the model wants them, again and again: those it carries, or grey where it has none."""
     import itertools
 
@@ -152,11 +152,11 @@ def _levels(bundle: Bundle, classifier: Classifier) -> Iterator[Pixels]:
     from ..pictures import decode_picture
     from ..preprocess import preprocess
 
+    spec = bundle.manifest.preprocess
     pictures = [
-        preprocess(decode_picture(bundle.read(picture.file), picture.file), classifier.spec)
-        for picture in bundle.canary()
+        preprocess(decode_picture(bundle.read(picture.file), picture.file), spec) for picture in bundle.canary()
     ]
-    return itertools.cycle(pictures or [np.full(classifier.spec.shape, 127, np.uint8)])
+    return itertools.cycle(pictures or [np.full(spec.shape, 127, np.uint8)])
 
 
 def _warm_up(classifier: Classifier, levels: Iterator[Pixels]) -> int:
@@ -263,7 +263,7 @@ def _sustain(task: Task) -> list[Any]:
     started = _Start(task)
     seconds: list[Second] = []
     with started.classifier as classifier:
-        levels = _levels(started.bundle, classifier)
+        levels = _levels(started.bundle)
         classifier.infer(next(levels))
         start = time.monotonic()
         while (at := time.monotonic() - start) < task.seconds:
@@ -277,6 +277,37 @@ def _sustain(task: Task) -> list[Any]:
             _say({"second": seconds[-1]})
             _progress(min(1.0, (at + 1) / task.seconds))
     return list(seconds)
+
+
+# --- operation by operation ---
+
+
+def _profile(task: Task) -> list[Any]:
+    import numpy as np
+
+    from ..bundle import MODEL, open_bundle
+    from ..runtime import Model
+    from .ops import RUNS, cut_after_each, shares
+
+    bundle = open_bundle(task.bundle)
+    picture = next(_levels(bundle))
+    kinds, until_ms = [], []
+    cuts = list(cut_after_each(bundle.read(MODEL)))
+    for number, (kind, shape, content) in enumerate(cuts, 1):
+        times = []
+        with Model(content, threads=task.threads) as model:
+            pixels = model.input()
+            pixels[0] = picture
+            del pixels
+            for _ in range(2 * RUNS):
+                start = time.perf_counter_ns()
+                model.invoke()
+                times.append((time.perf_counter_ns() - start) / 1e6)
+        kinds.append((kind, shape))
+        # The lower quartile: what an interruption adds is no operation's.
+        until_ms.append(float(np.percentile(times[RUNS:], 25)))
+        _progress(number / len(cuts))
+    return list(shares(kinds, until_ms))
 
 
 # --- the agent on a camera ---

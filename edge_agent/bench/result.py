@@ -164,6 +164,23 @@ class EndToEnd(msgspec.Struct, frozen=True):
     capture_to_publish_p99_ms: float
 
 
+class Operation(msgspec.Struct, frozen=True):
+    """What one operation of a model adds to its time; ``share`` is of the whole."""
+
+    kind: str
+    output: tuple[int, ...]
+    added_ms: float
+    share: float
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """Where a model's time goes, operation by operation; see `edge_agent.bench.ops`."""
+
+    bundle: str
+    threads: int
+    operations: tuple[Operation, ...]
+
+
 class Failed(msgspec.Struct, frozen=True):
     """What could not be measured, and why."""
 
@@ -181,6 +198,7 @@ class Report(msgspec.Struct, frozen=True):
     steady: tuple[Steady, ...] = ()
     sustained: tuple[Sustained, ...] = ()
     end_to_end: tuple[EndToEnd, ...] = ()
+    profiles: tuple[Profile, ...] = ()
     failed: tuple[Failed, ...] = ()
     complete: bool = True
 

@@ -22,12 +22,28 @@ from ..mqtt.messages import timestamp
 from ..runtime import cores, default_threads
 from .child import Ended, Round, Task
 from .machine import describe
-from .result import VERSION, EndToEnd, Failed, Report, Second, Spread, Stages, Start, Steady, Subject, Sustained
+from .result import (
+    VERSION,
+    EndToEnd,
+    Failed,
+    Operation,
+    Profile,
+    Report,
+    Second,
+    Spread,
+    Stages,
+    Start,
+    Steady,
+    Subject,
+    Sustained,
+)
 from .steady import disturbances
 
 _PATIENCE_S = 120.0
 """Beyond what a child was asked for: loading a large model from a slow card."""
 _MOST_TIMES = 2000
+_PROFILE_S = 30.0
+"""What a profile is allowed for; some 80 operations, 60 runs of each cut."""
 _BURST_S = 10.0
 
 
@@ -44,6 +60,7 @@ class Plan:
         stages: a frame's way part by part, too.
         sustained_s: seconds of work without a pause; 0 does none.
         source: camera for the agent to look through; empty does not.
+        profile: where each bundle's time goes, operation by operation, too.
     """
 
     bundles: Sequence[Path]
@@ -54,6 +71,7 @@ class Plan:
     stages: bool = True
     sustained_s: float = 0.0
     source: str = ""
+    profile: bool = False
 
 
 Progress = Callable[[str, float], Any]
@@ -101,6 +119,7 @@ class _Jobs:
         self.rounds: dict[tuple[str, int, str | None], list[Round]] = {}
         self.sustained: list[Sustained] = []
         self.end_to_end: list[EndToEnd] = []
+        self.profiles: list[Profile] = []
         self.failed: list[Failed] = []
         self._told = 0
 
@@ -108,6 +127,7 @@ class _Jobs:
         """Do it all; after and within each piece what is done, and which share of the whole that is."""
         plan, total = self.plan, len(self.configurations)
         whole = total * (plan.rounds * (plan.seconds + 1) + plan.sustained_s + bool(plan.source) * plan.seconds)
+        whole += total * plan.profile * _PROFILE_S
         past = 0.0
         for number in range(plan.rounds):
             # All in turn, so that what changes with time meets each alike.
@@ -124,6 +144,9 @@ class _Jobs:
             if plan.source:
                 yield from self._steps(f"camera: {self._name(key)}", past, plan.seconds, whole, self._camera(key))
                 past += plan.seconds
+            if plan.profile and key[2] is None:
+                yield from self._steps(f"operations: {self._name(key)}", past, _PROFILE_S, whole, self._profile(key))
+                past += _PROFILE_S
             if plan.sustained_s:
                 yield from self._steps(
                     f"sustained: {self._name(key)}", past, plan.sustained_s, whole, self._sustain(key)
@@ -174,6 +197,15 @@ class _Jobs:
                 self.end_to_end.append(EndToEnd(key[0], key[1], self.plan.source, *rates, *latencies))
         yield 1.0
 
+    def _profile(self, key: tuple[str, int, str | None]) -> Iterator[float]:
+        for said in _children(self._task(key, "profile", seconds=_PROFILE_S)):
+            if isinstance(said, float):
+                yield said
+            elif said.get("result") is not None:
+                operations = msgspec.convert(said["result"], tuple[Operation, ...])
+                self.profiles.append(Profile(key[0], key[1], operations))
+        yield 1.0
+
     def _sustain(self, key: tuple[str, int, str | None]) -> Iterator[float]:
         seconds: list[Second] = []
         try:
@@ -189,7 +221,8 @@ class _Jobs:
 
     def has_news(self) -> bool:
         """Whether there is more than when this was last asked."""
-        count = sum(map(len, self.rounds.values())) + len(self.sustained) + len(self.end_to_end) + len(self.failed)
+        count = sum(map(len, self.rounds.values())) + len(self.sustained) + len(self.end_to_end)
+        count += len(self.profiles) + len(self.failed)
         news, self._told = count > self._told, count
         return news
 
@@ -200,6 +233,7 @@ class _Jobs:
             steady=tuple(_steady(key, rounds) for key, rounds in self.rounds.items()),
             sustained=tuple(self.sustained),
             end_to_end=tuple(self.end_to_end),
+            profiles=tuple(self.profiles),
             failed=tuple(self.failed),
         )
 

@@ -14,7 +14,7 @@ from ..errors import ConfigError, EdgeloopError, one_line
 from ..extras import load_command
 
 if TYPE_CHECKING:
-    from ..bench.result import EndToEnd, Report, Steady, Sustained
+    from ..bench.result import EndToEnd, Profile, Report, Steady, Sustained
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -66,6 +66,7 @@ def _counts(_context: click.Context, _option: click.Parameter, value: str | None
     "--sustained", "sustained_s", type=click.FloatRange(1, 86400), help="Seconds of work without a pause, too."
 )
 @click.option("--camera", "source", default="", help="Also the agent itself on this camera, video or folder.")
+@click.option("--profile", is_flag=True, help="Also where the time goes, operation by operation.")
 @click.option("--json", "json_file", type=_FILE, help="Write the report to this file as it grows; - prints it.")
 def measure_command(
     bundles: tuple[Path, ...],
@@ -76,6 +77,8 @@ def measure_command(
     sustained_s: float | None,
     source: str,
     json_file: Path | None,
+    *,
+    profile: bool,
 ) -> None:
     """Measure BUNDLES on this machine, all in turn: cold start, steady state, a frame's way part by part.
 
@@ -101,7 +104,16 @@ def measure_command(
     for count in threads:
         if count > cores():
             click.echo(f"edgeloop: {count} threads on {cores()} cores: they will wait for one another", err=True)
-    plan = Plan(bundles, threads, (None, *delegates), seconds, rounds, sustained_s=sustained_s or 0.0, source=source)
+    plan = Plan(
+        bundles,
+        threads,
+        (None, *delegates),
+        seconds,
+        rounds,
+        sustained_s=sustained_s or 0.0,
+        source=source,
+        profile=profile,
+    )
     with _progress() as progress:
         report = measure(plan, progress, keep)
     if not printed:
@@ -162,6 +174,7 @@ def _shown(reports: Sequence[Report]) -> str:
     for report in reports:
         lines += [_sustained_line(report, one) for one in report.sustained]
         lines += [_camera_line(report, one) for one in report.end_to_end]
+        lines += [line for one in report.profiles for line in _profile_lines(report, one)]
     return "\n".join(lines)
 
 
@@ -236,3 +249,24 @@ def _camera_line(report: Report, one: EndToEnd) -> str:
         f"{one.captured_per_s:.1f} frames/s classified; capture to publish p50 {one.capture_to_publish_p50_ms:.1f}, "
         f"p95 {one.capture_to_publish_p95_ms:.1f}, p99 {one.capture_to_publish_p99_ms:.1f} ms"
     )
+
+
+def _profile_lines(report: Report, one: Profile) -> list[str]:
+    """By kind, most first, and the ten operations that take most."""
+    whole: dict[str, float] = {}
+    for operation in one.operations:
+        whole[operation.kind] = whole.get(operation.kind, 0.0) + operation.share
+    kinds = ", ".join(
+        f"{kind} {100 * share:.0f} %"
+        for kind, share in sorted(whole.items(), key=lambda item: -item[1])
+        if share > 0.005
+    )
+    lines = [f"{_name(report, one.bundle)}, {_threads(one.threads)}, {len(one.operations)} operations: {kinds}"]
+    order = sorted(range(len(one.operations)), key=lambda place: -one.operations[place].added_ms)
+    for place in order[:10]:
+        operation = one.operations[place]
+        shape = "x".join(map(str, operation.output))
+        lines.append(
+            f"  {operation.added_ms:8.3f} ms  {100 * operation.share:4.1f} %  {place:3d} {operation.kind} {shape}"
+        )
+    return lines

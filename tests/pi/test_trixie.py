@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -33,7 +34,12 @@ def trixie(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pi]:
 
 
 def test_provision_push_roll_back_and_deprovision(
-    trixie: Pi, edgeloop: Run, signed_versions: dict[str, Path], signing_key: Path, tmp_path: Path
+    trixie: Pi,
+    edgeloop: Run,
+    photo_folder: Path,
+    signed_versions: dict[str, Path],
+    signing_key: Path,
+    tmp_path: Path,
 ) -> None:
     settings = tmp_path / "agent.yaml"
     settings.write_text(yaml.safe_dump({"cameras": {"door": {"source": "/srv/none.avi"}}, "threads": 1}))
@@ -63,6 +69,17 @@ def test_provision_push_roll_back_and_deprovision(
     assert report.complete
     assert [(one.bundle, one.threads) for one in report.steady] == [(current.digest, 1), (current.digest, 2)]
     assert (report.machine.os, report.machine.python) == ("Debian GNU/Linux 13 (trixie)", "3.13.5")
+
+    # A search measures what it made there, beside the model that runs and goes on running.
+    ran = edgeloop(
+        *("search", photo_folder, "--size", 64, "--threads", 1, "--budget-ms", 1000, "--out", tmp_path / "search"),
+        *("--host", "raspberrypi", "-F", trixie.ssh_config, "--json"),
+    )
+    assert ran.code == 0, ran.err
+    told = load(tmp_path / "search/bench.json")
+    assert told.machine.python == "3.13.5"
+    assert [one.bundle for one in told.steady] == [json.loads(ran.out)["recommended"]["digest"]]
+    assert store.current() == current
 
     # The connection breaks during the minutes without a pause: what was measured before is kept, and marked.
     command = ["deploy", "bench", "raspberrypi", "-F", str(trixie.ssh_config), "--out", str(tmp_path / "cut")]

@@ -1,0 +1,100 @@
+"""`edgeloop search`: heads trained, quantized and measured, and the one that is recommended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deploy.search import Candidate, Found, recommend, train_command
+from edge_agent.bench.result import load
+
+from .conftest import Run
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def found(size: int, accuracy: float, p50_ms: float, pictures: int = 100) -> Found:
+    return Found(Candidate("efficientnet-lite0", size), accuracy, pictures, p50_ms, 2 * p50_ms, 4.0, "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("budget_ms", "size"),
+    [
+        (1.0, None),
+        (3.0, 96),  # the only one so fast
+        (6.0, 128),  # 160 is a point better, which 100 pictures cannot tell
+        (50.0, 128),
+    ],
+)
+def test_the_fastest_that_cannot_be_told_from_the_best_is_recommended(budget_ms: float, size: int | None) -> None:
+    known = [found(224, 0.93, 40), found(160, 0.92, 5), found(128, 0.91, 4), found(96, 0.70, 2)]
+    chosen = recommend(known, budget_ms)
+    assert (None if chosen is None else chosen.candidate.size) == size
+    assert recommend([], budget_ms) is None
+
+
+def test_with_more_test_pictures_a_point_is_a_point() -> None:
+    known = [found(160, 0.92, 5, 20_000), found(128, 0.91, 4, 20_000)]
+    chosen = recommend(known, 50)
+    assert chosen is not None
+    assert chosen.candidate.size == 160
+
+
+def test_the_command_is_one_a_shell_takes(tmp_path: Path) -> None:
+    assert train_command(tmp_path / "my birds", found(96, 1, 1)) == (
+        f"edgeloop train '{tmp_path}/my birds' --out runs/efficientnet-lite0-96 --backbone efficientnet-lite0 "
+        "--image-size 96"
+    )
+    assert Candidate("kerashub:mobilenet_v3/small", 64).name == "kerashub-mobilenet-v3-small-64"
+
+
+def test_a_search_goes_on_where_it_was_and_measures_what_it_made(
+    edgeloop: Run, photo_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "search"
+    options = ("--size", 64, "--size", 96, "--budget-ms", 1000, "--threads", 1, "--out", out)
+    ran = edgeloop("search", photo_folder, *options, "--json")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    assert {one["candidate"]["size"] for one in told["found"]} == {64, 96}
+    assert told["train"].startswith(f"edgeloop train {photo_folder} ")
+    report = load(out / "bench.json")
+    assert {one.digest for one in report.bundles} == {one["digest"] for one in told["found"]}
+    times = {one["candidate"]["size"]: one["p50_ms"] for one in told["found"]}
+    # Twice the pixels and more: whatever the machine does meanwhile.
+    assert times[64] < times[96]
+    assert (out / "search.html").read_text().count("<svg ") >= 2
+
+    # Nothing that is there is made again; what is missing is.
+    kept = (out / "efficientnet-lite0-96/efficientnet-lite0-96-1.edgeloop").stat().st_mtime_ns
+    shutil.rmtree(out / "efficientnet-lite0-64")
+    (out / "bench.json").unlink()
+    ran = edgeloop("search", photo_folder, *options)
+    assert ran.code == 0, ran.err
+    assert (out / "efficientnet-lite0-96/efficientnet-lite0-96-1.edgeloop").stat().st_mtime_ns == kept
+    assert "Training the head" in ran.err or "480" in ran.err or "2/2" in ran.err
+    assert "recommended" in ran.out
+    assert "edgeloop train" in ran.out
+    before = (out / "bench.json").read_bytes()
+    ran = edgeloop("search", photo_folder, *options[:-4], "--budget-ms", 0.0001, *options[-4:])
+    assert ran.code == 1
+    assert "nothing takes at most 0.0001 ms; the fastest, efficientnet-lite0-64, takes" in ran.err
+    assert (out / "bench.json").read_bytes() == before
+
+
+def test_another_search_is_not_mixed_with_one_that_is_there(edgeloop: Run, photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "search"
+    out.mkdir()
+    (out / "search.json").write_text(json.dumps({"data": "/elsewhere", "seed": 0, "target": "this machine"}))
+    ran = edgeloop("search", photo_folder, "--budget-ms", 5, "--out", out)
+    assert (ran.code, "begun with /elsewhere" in ran.line) == (2, True)
+    (out / "search.json").unlink()
+    (out / "mine.txt").touch()
+    ran = edgeloop("search", photo_folder, "--budget-ms", 5, "--out", out)
+    assert (ran.code, "not empty, and not of a search" in ran.line) == (2, True)
+    assert edgeloop("search", photo_folder).code == 2
+    ran = edgeloop("search", photo_folder, "--budget-ms", 5, "--backbone", "mobilenet-v9", "--out", tmp_path / "new")
+    assert (ran.code, "mobilenet-v9" in ran.line) == (2, True)
