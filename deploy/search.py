@@ -92,6 +92,7 @@ def search(
     measure: Measure,
     target: str,
     seed: int,
+    key: Path | None,
     console: Console,
 ) -> Searched:
     """Train, quantize and measure each candidate. What is done already is not done again.
@@ -103,6 +104,7 @@ def search(
         measure: on the target.
         target: what it is called.
         seed: of the heads, and of the split.
+        key: SSH key to sign the bundles with, for a target that takes no others.
         console: where progress goes.
 
     Raises:
@@ -122,7 +124,7 @@ def search(
             fingerprints.setdefault(fingerprint, candidate)
             if len(fingerprints) > 1:
                 raise DataError(f"{data}: its pictures changed since {out} was begun; name another --out")
-            bundles[candidate] = _converted(folder, candidate, console)
+            bundles[candidate] = _converted(folder, candidate, key, console)
         except GateError as error:
             failed.append((candidate, str(error)))
             console.print(f"int8 lost too much: {error}", style="yellow", markup=False)
@@ -190,12 +192,12 @@ def _trained(data: Path, run: Path, candidate: Candidate, seed: int, console: Co
     return open_run(run).fingerprint
 
 
-def _converted(folder: Path, candidate: Candidate, console: Console) -> Bundle:
+def _converted(folder: Path, candidate: Candidate, key: Path | None, console: Console) -> Bundle:
     from converter.convert import convert
 
     path = folder / f"{candidate.name}-1.edgeloop"
     if not path.exists():
-        convert(folder / "run", path, console=console)
+        convert(folder / "run", path, console=console, key=key)
     return open_bundle(path)
 
 

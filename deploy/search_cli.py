@@ -40,6 +40,7 @@ from .search import CANDIDATES, Candidate, Found, Measure, Searched, merged, rec
     show_default=True,
     help="Folder for what is made; one from before is gone on with.",
 )
+@click.option("--sign", "key", type=click.Path(path_type=Path), metavar="KEY", help="SSH key to sign with, for --host.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the heads and the split.")
 @click.option("--json", "as_json", is_flag=True, help="What was found, as JSON.")
 def search_command(
@@ -51,6 +52,7 @@ def search_command(
     sizes: tuple[int, ...],
     threads: int | None,
     out: Path,
+    key: Path | None,
     seed: int,
     *,
     as_json: bool,
@@ -66,7 +68,8 @@ def search_command(
     err = Console(stderr=True, highlight=False)
     candidates = _candidates(backbones, sizes)
     measure = _here(threads) if host is None else _there(host, ssh_config, threads)
-    searched = search(data, out, candidates, measure=measure, target=host or "this machine", seed=seed, console=err)
+    target = host or "this machine"
+    searched = search(data, out, candidates, measure=measure, target=target, seed=seed, key=key, console=err)
     chosen = recommend(searched.found, budget_ms)
     if searched.report is not None:
         with replacing(out / "search.html") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -70,12 +69,13 @@ def test_a_search_goes_on_where_it_was_and_measures_what_it_made(
 
     # Nothing that is there is made again; what is missing is.
     kept = (out / "efficientnet-lite0-96/efficientnet-lite0-96-1.edgeloop").stat().st_mtime_ns
-    shutil.rmtree(out / "efficientnet-lite0-64")
+    (out / "efficientnet-lite0-64/efficientnet-lite0-64-1.edgeloop").unlink()
     (out / "bench.json").unlink()
     ran = edgeloop("search", photo_folder, *options)
     assert ran.code == 0, ran.err
     assert (out / "efficientnet-lite0-96/efficientnet-lite0-96-1.edgeloop").stat().st_mtime_ns == kept
-    assert "Training the head" in ran.err or "480" in ran.err or "2/2" in ran.err
+    assert "Training the head" not in ran.err
+    assert ran.err.count("Measuring ranges") == 1
     assert "recommended" in ran.out
     assert "edgeloop train" in ran.out
     before = (out / "bench.json").read_bytes()

@@ -73,7 +73,7 @@ def test_provision_push_roll_back_and_deprovision(
     # A search measures what it made there, beside the model that runs and goes on running.
     ran = edgeloop(
         *("search", photo_folder, "--size", 64, "--threads", 1, "--budget-ms", 1000, "--out", tmp_path / "search"),
-        *("--host", "raspberrypi", "-F", trixie.ssh_config, "--json"),
+        *("--host", "raspberrypi", "-F", trixie.ssh_config, "--sign", signing_key, "--json"),
     )
     assert ran.code == 0, ran.err
     told = load(tmp_path / "search/bench.json")
