@@ -29,9 +29,9 @@ from tests.conftest import start_mosquitto
 from tests.fleet import agents, fleet
 from tests.test_store import repacked
 
-FPS = 4
+FPS = 3
 """Of each camera: two hundred agents share the cores of one machine."""
-AT_ONCE = 48
+AT_ONCE = 64
 
 
 def main() -> None:

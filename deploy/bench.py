@@ -22,6 +22,7 @@ _SILENCE_S = 600.0
 """A line comes with each piece that is done; sustained work is one."""
 # One shell, which starts the agent again whatever becomes of the connection.
 _SCRIPT = """\
+trap "exit 1" HUP INT TERM PIPE
 if systemctl -q is-active edgeloop 2>/dev/null; then trap "systemctl start edgeloop" EXIT; systemctl stop edgeloop; fi
 runuser -u {user} -- {command}
 """
@@ -59,7 +60,7 @@ async def bench(
     Raises:
         DeviceError: it cannot be reached, has no model, or said nothing of use.
     """
-    # A digest's beginning ends the folder's name; what is left unquoted are its digits and two stars.
+    # Left to the shell there: the folder's name ends in the digest's beginning, which is hexadecimal digits.
     model = f"{STATE}/current" if digest is None else f"$(ls -d {STATE}/bundles/*-{digest[:12]})"
     command = f"{COMMAND} bench measure {model} {shlex.join([*options, '--json', '-'])}"
     report: Report | None = None

@@ -29,10 +29,13 @@ _FRAME = (720, 1280)
 _STAGE_RUNS = 300
 
 
+Do = Literal["round", "sustain", "agent", "profile"]
+
+
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What to do. ``spawned_ns``: of the monotonic clock, when the process was asked for."""
 
-    do: Literal["round", "sustain", "agent", "profile"]
+    do: Do
     bundle: str
     threads: int
     delegate: str | None

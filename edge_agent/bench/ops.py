@@ -7,7 +7,7 @@ not what an operation costs alone; the parts add up to the whole by construction
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def cut_after_each(model: bytes) -> Iterator[tuple[str, tuple[int, ...], bytes]]
         yield kind, tuple(int(side) for side in graph.tensors[tensor].shape), bytes(builder.Output())
 
 
-def shares(kinds: list[tuple[str, tuple[int, ...]]], until_ms: list[float]) -> tuple[Operation, ...]:
+def shares(kinds: Sequence[tuple[str, tuple[int, ...]]], until_ms: Sequence[float]) -> tuple[Operation, ...]:
     """Each operation with what it adds to the time until its end; one that noise makes negative adds nothing.
 
     Args:

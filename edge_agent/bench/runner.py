@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from ..bundle import MODEL, Bundle, open_bundle
 from ..errors import EdgeloopError
 from ..mqtt.messages import timestamp
 from ..runtime import cores, default_threads
-from .child import Ended, Round, Task
+from .child import Do, Ended, Round, Task
 from .machine import describe
 from .result import (
     VERSION,
@@ -169,7 +169,7 @@ class _Jobs:
         on = f", {Path(delegate).name}" if delegate else ""
         return f"{manifest.name} {manifest.version}, {threads} thread{'s' * (threads > 1)}{on}"
 
-    def _task(self, key: tuple[str, int, str | None], do: Literal["round", "sustain", "agent"], **more: Any) -> Task:
+    def _task(self, key: tuple[str, int, str | None], do: Do, **more: Any) -> Task:
         digest, threads, delegate = key
         bundle = os.fspath(Path(self.bundles[digest].path).absolute())
         return Task(do=do, bundle=bundle, threads=threads, delegate=delegate, **more)

@@ -6,6 +6,7 @@ unpacked, and the few things their scripts would have written are written here.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -65,6 +66,13 @@ def debian_architecture() -> str:
 def packages(suite: str, names: str = PACKAGES, *, architecture: str = "arm64") -> list[Path]:
     """Debian's packages and what they need, downloaded once and kept."""
     folder = CACHE / f"{suite}-{architecture}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        return _downloaded(folder, suite, names, architecture)
+
+
+def _downloaded(folder: Path, suite: str, names: str, architecture: str) -> list[Path]:
     for part in ("state/lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     (folder / "state/status").touch()
