@@ -46,6 +46,9 @@ def device(near: Pi, edgeloop: Run, tmp_path_factory: pytest.TempPathFactory) ->
     assert ran.code == 0, ran.err
     yield near
     subprocess.run(["umount", "-l", str(state)], check=True)
+    # Others want the machine as it came.
+    ran = edgeloop("deploy", "deprovision", "-F", near.ssh_config, "raspberrypi", "--yes")
+    assert ran.code == 0, ran.err
 
 
 class Wire:
