@@ -23,6 +23,8 @@ _BLOCK = 64 * 1024
 _MOST_LINE_BYTES = 64 * 1024
 _MOST_TRIES = 5
 """Tries in a row that bring nothing before giving up."""
+_MOST_UNREACHED = 2
+"""Of a device that never answered: a busy network may take longer than one login's patience, and most are just off."""
 _PAUSE_S = 1.0
 _PROOF_S = 180.0
 """Seconds without a word from the device, more than its canary may take."""
@@ -113,7 +115,7 @@ async def push(host: Host, what: Package, choices: Choices, tell: Tell) -> Outco
                 state, text = await attempt.run(device)
         except LostError as error:
             tries = 1 if attempt.moved_bytes > before else tries + 1
-            if tries < _MOST_TRIES and attempt.reached:
+            if tries < (_MOST_TRIES if attempt.reached else _MOST_UNREACHED):
                 await asyncio.sleep(_PAUSE_S * 2 ** (tries - 1))
                 continue
             state, text = "unreachable", str(error)
