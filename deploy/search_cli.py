@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_agent.bench.result import Report
-from edge_agent.errors import ConfigError, DeviceError
+from edge_agent.errors import ConfigError, DeviceError, MissingExtraError
 from edge_agent.files import replacing
 
 from .search import CANDIDATES, Candidate, Found, Measure, Searched, merged, recommend, search, train_command
@@ -116,9 +116,12 @@ def _here(threads: int | None) -> Measure:
 
 
 def _there(name: str, ssh_config: Path | None, threads: int | None) -> Measure:
-    from .bench import bench
-    from .hosts import choose
-    from .push import Choices, package, push
+    try:
+        from .bench import bench
+        from .hosts import choose
+        from .push import Choices, package, push
+    except ImportError as error:
+        raise MissingExtraError("edgeloop search --host", "deploy", error.name) from error
 
     (host,) = choose([name], None)
 
