@@ -215,9 +215,9 @@ def _measured(path: Path, bundles: Sequence[Bundle], measure: Measure) -> Report
 def _found(candidate: Candidate, bundle: Bundle, report: Report) -> Found | None:
     steady = next((one for one in report.steady if one.bundle == bundle.digest), None)
     metrics: Any = bundle.manifest.metrics
-    if steady is None or metrics is None:
+    subject = report.subject(bundle.digest)
+    if steady is None or subject is None or metrics is None:
         return None
-    subject = next(one for one in report.bundles if one.digest == bundle.digest)
     return Found(
         candidate,
         metrics.model.accuracy,

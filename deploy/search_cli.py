@@ -87,11 +87,10 @@ def search_command(
 def _candidates(backbones: Sequence[str], sizes: Sequence[int]) -> list[Candidate]:
     from trainer.backbones import find_backbone
 
-    if not backbones:
-        usual = [Candidate(*one) for one in CANDIDATES if not sizes or one[0] == CANDIDATES[0][0]]
-        return usual if not sizes else [Candidate(CANDIDATES[0][0], size) for size in sizes]
+    if not backbones and not sizes:
+        return [Candidate(*one) for one in CANDIDATES]
     chosen = []
-    for name in dict.fromkeys(backbones):
+    for name in dict.fromkeys(backbones or (CANDIDATES[0][0],)):
         own = find_backbone(name).default_size
         chosen += [Candidate(name, size) for size in dict.fromkeys(sizes or (own,))]
     return chosen

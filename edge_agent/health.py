@@ -110,8 +110,13 @@ def resident_mb(root: Path = Path("/")) -> float | None:
 
 def available_mb(root: Path = Path("/")) -> float | None:
     """Memory the machine could still give without swapping."""
+    return meminfo_mb("MemAvailable", root)
+
+
+def meminfo_mb(field: str, root: Path = Path("/")) -> float | None:
+    """A field of /proc/meminfo."""
     for line in (_read(root / "proc/meminfo") or "").splitlines():
-        if line.startswith("MemAvailable:"):
+        if line.startswith(f"{field}:"):
             return round(int(line.split()[1]) * 1024 / 1e6, 1)
     return None
 

@@ -162,7 +162,8 @@ def _put(boot: Boot, place: str, wanted: Wanted, system: System, codename: Coden
     files: dict[str, bytes | Path] = {f"{KIT}/{name}": data for name, data in kit.files.items()}
     files |= {f"{KIT}/{name}": path for name, path in kit.wheel_paths().items()}
     boot.remove_tree(KIT)
-    needed, free = _size(files) + _SPARE_BYTES, boot.free()
+    size, free = _size(files), boot.free()
+    needed = size + _SPARE_BYTES
     if free < needed:
         raise ConfigError(
             f"{place}: {needed / 1e6:.0f} MB are needed on its boot partition, {free / 1e6:.0f} MB are free; take the "
@@ -170,7 +171,7 @@ def _put(boot: Boot, place: str, wanted: Wanted, system: System, codename: Coden
         )
     boot.write(files)
     boot.write(leading)
-    return Prepared(codename, _size(files))
+    return Prepared(codename, size)
 
 
 def _size(files: Mapping[str, bytes | Path]) -> int:

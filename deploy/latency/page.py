@@ -33,13 +33,13 @@ def render(reports: Sequence[Report]) -> str:
         rows=rows,
         stages=_STAGES,
         sustained=[
-            {"one": one, "name": _name(report, one.bundle), "machine": report.machine.hostname, "chart": Markup(svg)}  # noqa: S704  our own SVG
+            {"one": one, "name": report.name_of(one.bundle), "machine": report.machine.hostname, "chart": Markup(svg)}  # noqa: S704  our own SVG
             for report in reports
             for one in report.sustained
             if one.seconds and (svg := charts.over_time(one))
         ],
         cameras=[
-            {"one": one, "name": _name(report, one.bundle), "machine": report.machine.hostname}
+            {"one": one, "name": report.name_of(one.bundle), "machine": report.machine.hostname}
             for report in reports
             for one in report.end_to_end
         ],
@@ -53,24 +53,18 @@ def _steady(reports: Sequence[Report]) -> list[tuple[Report, Steady]]:
 
 
 def _row(report: Report, steady: Steady, place: int) -> dict[str, Any]:
-    subject = next((one for one in report.bundles if one.digest == steady.bundle), None)
     return {
         "letter": _letter(place),
         "machine": report.machine,
-        "name": _name(report, steady.bundle),
+        "name": report.name_of(steady.bundle),
         "delegate": Path(steady.delegate).name if steady.delegate else "",
         "steady": steady,
-        "subject": subject,
+        "subject": report.subject(steady.bundle),
     }
 
 
 def _letter(place: int) -> str:
     return _LETTERS[place % 26] * (1 + place // 26)
-
-
-def _name(report: Report, digest: str) -> str:
-    subject = next((one for one in report.bundles if one.digest == digest), None)
-    return digest[:12] if subject is None else f"{subject.name} {subject.version} {subject.kind}"
 
 
 def _charts(rows: Sequence[dict[str, Any]]) -> dict[str, str]:

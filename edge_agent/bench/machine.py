@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
-from ..health import temperature_c, throttled
+from ..health import meminfo_mb, temperature_c, throttled
 from ..runtime import cores
 from .result import Machine
 
@@ -26,7 +26,7 @@ def describe(root: Path = Path("/")) -> Machine:
         cpu=_cpu(root),
         architecture=platform.machine(),
         cores=cores(),
-        memory_mb=_memory_mb(root),
+        memory_mb=meminfo_mb("MemTotal", root),
         os=_os(root),
         kernel=platform.release(),
         python=platform.python_version(),
@@ -93,13 +93,6 @@ def _cpu(root: Path) -> str | None:
         key, _, value = line.partition(":")
         if key.strip().lower() in ("model name", "hardware") and value.strip():
             return value.strip()
-    return None
-
-
-def _memory_mb(root: Path) -> float | None:
-    for line in (_read(root / "proc/meminfo") or "").splitlines():
-        if line.startswith("MemTotal:"):
-            return round(int(line.split()[1]) * 1024 / 1e6, 1)
     return None
 
 

@@ -202,6 +202,15 @@ class Report(msgspec.Struct, frozen=True):
     failed: tuple[Failed, ...] = ()
     complete: bool = True
 
+    def subject(self, digest: str) -> Subject | None:
+        """The bundle of a digest; None where the report does not describe it."""
+        return next((one for one in self.bundles if one.digest == digest), None)
+
+    def name_of(self, digest: str) -> str:
+        """What to call a bundle: name, version and kind of its model."""
+        one = self.subject(digest)
+        return digest[:12] if one is None else f"{one.name} {one.version} {one.kind}"
+
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         with replacing(path) as file:

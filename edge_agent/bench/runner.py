@@ -174,37 +174,36 @@ class _Jobs:
         bundle = os.fspath(Path(self.bundles[digest].path).absolute())
         return Task(do=do, bundle=bundle, threads=threads, delegate=delegate, **more)
 
+    def _asked(self, task: Task, take: Callable[[Any], object]) -> Iterator[float]:
+        """Run a child, and take its result; the share that is done."""
+        for said in _children(task):
+            if isinstance(said, float):
+                yield said
+            elif said.get("result") is not None:
+                take(said["result"])
+        yield 1.0
+
     def _round(self, key: tuple[str, int, str | None], *, stages: bool) -> Iterator[float]:
         if any(failure.what.endswith(self._name(key)) for failure in self.failed):
             return  # it would fail again
         task = self._task(key, "round", seconds=self.plan.seconds, stages=stages)
-        for said in _children(task):
-            if isinstance(said, float):
-                yield said
-            elif said.get("result") is not None:
-                self.rounds.setdefault(key, []).append(msgspec.convert(said["result"], Round))
-        yield 1.0
+        yield from self._asked(
+            task, lambda found: self.rounds.setdefault(key, []).append(msgspec.convert(found, Round))
+        )
 
     def _camera(self, key: tuple[str, int, str | None]) -> Iterator[float]:
-        task = self._task(key, "agent", seconds=self.plan.seconds, source=self.plan.source)
-        for said in _children(task):
-            if isinstance(said, float):
-                yield said
-            elif said.get("result") is not None:
-                found = said["result"]
-                rates = (found["seconds"], found["captured_per_s"], found["classified_per_s"])
-                latencies = (found["p50"], found["p95"], found["p99"])
-                self.end_to_end.append(EndToEnd(key[0], key[1], self.plan.source, *rates, *latencies))
-        yield 1.0
+        def take(found: dict[str, float]) -> None:
+            rates = (found["seconds"], found["captured_per_s"], found["classified_per_s"])
+            latencies = (found["p50"], found["p95"], found["p99"])
+            self.end_to_end.append(EndToEnd(key[0], key[1], self.plan.source, *rates, *latencies))
+
+        yield from self._asked(self._task(key, "agent", seconds=self.plan.seconds, source=self.plan.source), take)
 
     def _profile(self, key: tuple[str, int, str | None]) -> Iterator[float]:
-        for said in _children(self._task(key, "profile", seconds=_PROFILE_S)):
-            if isinstance(said, float):
-                yield said
-            elif said.get("result") is not None:
-                operations = msgspec.convert(said["result"], tuple[Operation, ...])
-                self.profiles.append(Profile(key[0], key[1], operations))
-        yield 1.0
+        def take(found: Any) -> None:
+            self.profiles.append(Profile(key[0], key[1], msgspec.convert(found, tuple[Operation, ...])))
+
+        yield from self._asked(self._task(key, "profile", seconds=_PROFILE_S), take)
 
     def _sustain(self, key: tuple[str, int, str | None]) -> Iterator[float]:
         seconds: list[Second] = []

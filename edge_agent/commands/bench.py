@@ -186,23 +186,18 @@ def _machine_lines(report: Report) -> list[str]:
     return [f"{machine.hostname}: {named}, {machine.cores} cores{memory}, {machine.os}, {report.at[:10]}{part}"]
 
 
-def _name(report: Report, digest: str) -> str:
-    found = next((one for one in report.bundles if one.digest == digest), None)
-    return digest[:12] if found is None else f"{found.name} {found.version} {found.kind}"
-
-
 def _threads(count: int) -> str:
     return f"{count} thread{'s' * (count > 1)}"
 
 
 def _row(report: Report, steady: Steady, first: float) -> tuple[str, ...]:
-    subject = next((one for one in report.bundles if one.digest == steady.bundle), None)
+    subject = report.subject(steady.bundle)
     on = f" {Path(steady.delegate).name}" if steady.delegate else ""
     spread = steady.invoke
     times = tuple(f"{value:.2f}" for value in (spread.p90, spread.p95, spread.p99, spread.max))
     accuracy = "" if subject is None or subject.accuracy is None else f"{100 * subject.accuracy:.1f} %"
     return (
-        _name(report, steady.bundle) + on,
+        report.name_of(steady.bundle) + on,
         str(steady.threads),
         f"{spread.p50:.2f}",
         f"{spread.p50 / first:.2f}",
@@ -215,7 +210,7 @@ def _row(report: Report, steady: Steady, first: float) -> tuple[str, ...]:
 
 
 def _details(report: Report, steady: Steady) -> list[str]:
-    name, start = f"{_name(report, steady.bundle)}, {_threads(steady.threads)}", steady.start
+    name, start = f"{report.name_of(steady.bundle)}, {_threads(steady.threads)}", steady.start
     parts = f"process {start.process_ms:.0f}, imports {start.imports_ms:.0f}, bundle {start.bundle_ms:.0f}"
     parts += f", interpreter {start.interpreter_ms:.0f}, first inference {start.first_inference_ms:.0f}"
     warm = f"warm after {steady.warmup_runs} runs; {steady.runtime}"
@@ -236,7 +231,7 @@ def _sustained_line(report: Report, one: Sustained) -> str:
     hottest = f", up to {max(heat):.0f} degrees" if heat else ""
     flags = sorted({flag for second in one.seconds for flag in second.throttled})
     throttled = f", {', '.join(flags)}" if flags else ""
-    name = f"{_name(report, one.bundle)}, {_threads(one.threads)}"
+    name = f"{report.name_of(one.bundle)}, {_threads(one.threads)}"
     return (
         f"{name}: sustained {len(one.seconds)} s: p50 {one.burst_p50_ms:.2f} ms at first, "
         f"{one.sustained_p50_ms:.2f} at the end ({one.slowdown:.2f}){hottest}{throttled}"
@@ -245,7 +240,7 @@ def _sustained_line(report: Report, one: Sustained) -> str:
 
 def _camera_line(report: Report, one: EndToEnd) -> str:
     return (
-        f"{_name(report, one.bundle)}, {_threads(one.threads)}, on {one.source}: {one.classified_per_s:.1f} of "
+        f"{report.name_of(one.bundle)}, {_threads(one.threads)}, on {one.source}: {one.classified_per_s:.1f} of "
         f"{one.captured_per_s:.1f} frames/s classified; capture to publish p50 {one.capture_to_publish_p50_ms:.1f}, "
         f"p95 {one.capture_to_publish_p95_ms:.1f}, p99 {one.capture_to_publish_p99_ms:.1f} ms"
     )
@@ -261,7 +256,7 @@ def _profile_lines(report: Report, one: Profile) -> list[str]:
         for kind, share in sorted(whole.items(), key=lambda item: -item[1])
         if share > 0.005
     )
-    lines = [f"{_name(report, one.bundle)}, {_threads(one.threads)}, {len(one.operations)} operations: {kinds}"]
+    lines = [f"{report.name_of(one.bundle)}, {_threads(one.threads)}, {len(one.operations)} operations: {kinds}"]
     order = sorted(range(len(one.operations)), key=lambda place: -one.operations[place].added_ms)
     for place in order[:10]:
         operation = one.operations[place]
