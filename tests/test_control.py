@@ -233,7 +233,8 @@ def test_a_model_proves_itself_over_frames_and_is_good(
     assert store.status().on_probation
     # 20 frames a second are a slow film for 500 of them; the camera is the video.
     wait_until(lambda: not store.status().on_probation, 60, "it became good")
-    assert "has proved itself over 500 frames" in agent.log.read_text()
+    # The store says so first.
+    wait_until(lambda: "has proved itself over 500 frames" in agent.log.read_text(), 10, "the log says so")
     health: Any = subscriber.wait_for("/health")["payload"]
     assert health["cameras"]["door"]["state"] == "online"
     assert health["spool"]["on_disk"]
