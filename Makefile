@@ -2,11 +2,12 @@
 # make test   the tests
 # make test-pi  those on an emulated Raspberry Pi alone; wants root and scripts/emulate_arm64
 # make test-pi-full  a whole emulated machine: first boot, watchdog, power cuts; wants qemu-system-arm, too
+# make bench  every figure, into benchmarks/results.md; hours, on a machine that does nothing else
 # make check  lint, types, import contracts
 #
 # Each makes its environment first. Another Python: make test PYTHON=python3.12
 
-.PHONY: demo test test-pi test-pi-full check env-demo env-dev clean
+.PHONY: demo test test-pi test-pi-full bench check env-demo env-dev clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -25,6 +26,9 @@ test-pi: env-dev
 test-pi-full: env-dev
 	$(BIN)/python -m pytest tests/pi -m whole_machine $(ARGS)
 
+bench: env-dev
+	$(BIN)/python -m benchmarks $(ARGS)
+
 check: env-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +39,4 @@ env-demo env-dev: env-%:
 	@PYTHON="$(PYTHON)" scripts/make_env $(VENV) $*
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .bench build dist .mypy_cache .ruff_cache .import_linter_cache .hypothesis

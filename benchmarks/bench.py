@@ -21,6 +21,8 @@ from pathlib import Path
 from edge_agent.bundle import MODEL, open_bundle
 from edge_agent.runtime import Model
 
+from .figures import tell
+
 RUNS = 500
 BARE = """
 import statistics, sys, time
@@ -61,16 +63,13 @@ def compare(bundle: Path, model: Path, threads: int, turns: int, work: Path) -> 
             noisy += bool(notes)
     ours = statistics.median(found["ours"])
     for name, medians in found.items():
-        told = ", ".join(f"{value:.3f}" for value in medians)
-        print(
-            f"{threads} threads, {name}: {statistics.median(medians):.3f} ms, ours over it "
-            f"{ours / statistics.median(medians):.3f} ({told})"
-        )
+        tell(f"{threads} threads, {name}, invoke", statistics.median(medians), "ms")
+    over_tool = ours / statistics.median(found["LiteRT's tool"])
+    tell(f"{threads} threads, ours over LiteRT's tool", over_tool, at_least=0.95, at_most=1.05)
+    tell(f"{threads} threads, ours over a bare loop", ours / statistics.median(found["bare"]))
     apart = [max(pair) / min(pair) - 1 for pair in zip(found["ours"], found["again"], strict=True)]
-    print(
-        f"{threads} threads, two runs in a row: {', '.join(f'{100 * one:.1f} %' for one in apart)} apart; "
-        f"{noisy} of {2 * turns} runs say that something disturbed them"
-    )
+    tell(f"{threads} threads, two runs in a row apart, at most", 100 * max(apart), "%", at_most=5.0)
+    print(f"{noisy} of {2 * turns} runs say that something disturbed them")
 
 
 def tool_ms(model: Path, threads: int, work: Path) -> float:
@@ -112,7 +111,8 @@ def overhead(model: Path, turns: int) -> None:
                 loaded.invoke()
                 times.append((time.perf_counter_ns() - before) / 1e6)
             measured.append(time.perf_counter() - start)
-    print(f"measuring takes {100 * (statistics.median(measured) / statistics.median(plain) - 1):.2f} % of the time")
+    more = statistics.median(measured) / statistics.median(plain) - 1
+    tell("what measuring adds", 100 * more, "%", at_most=1.0)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from rich.console import Console
 from trainer.recipe import Recipe
 from trainer.train import Reading, train
 
+from .figures import tell
 from .stamps import write_frames
 
 SHARES = {"val": 1 / 6, "test": 1 / 3}
@@ -32,9 +33,6 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4)
     arguments = parser.parse_args()
     recipes: dict[str, Any] = {"head only": "none", "edgeloop train": "auto"}
-    headings = ["pictures a class, to train and to validate", *(f"{name}, test accuracy %" for name in recipes)]
-    print(f"| {' | '.join(headings)} |")
-    print("| --- " * len(headings) + "|")
     for count in arguments.pictures:
         found: dict[str, list[float]] = {name: [] for name in recipes}
         counts = {"train": count, "val": max(1, count // 4), "test": TEST}
@@ -47,10 +45,9 @@ def main() -> None:
                     reading = Reading(cache=folder / "cache")
                     run = train(folder / "data", folder / name, recipe, console=Console(stderr=True), reading=reading)
                     found[name].append(100 * run.test_accuracy)
-        cells = " | ".join(
-            f"{statistics.mean(some):.1f} ({min(some):.1f} to {max(some):.1f})" for some in found.values()
-        )
-        print(f"| {count} and {counts['val']} | {cells} |", flush=True)
+        for name, some in found.items():
+            tell(f"{count} pictures a class, {name}, test accuracy", statistics.mean(some), "%")
+            print(f"  {min(some):.1f} to {max(some):.1f} in {len(some)} draws", flush=True)
 
 
 if __name__ == "__main__":

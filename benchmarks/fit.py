@@ -25,6 +25,7 @@ from edge_agent.preprocess import Fit
 from trainer.recipe import Recipe
 from trainer.train import Reading, train
 
+from .figures import tell
 from .stamps import CAMERA, PHONE, write_frames
 
 FITS: tuple[Fit, ...] = ("stretch", "crop", "letterbox")
@@ -72,20 +73,13 @@ def main() -> None:
                 reading = Reading(cache=folder / "cache")
                 run = train(folder / "data", folder / fit, recipe, console=Console(quiet=True), reading=reading)
                 accuracies.setdefault((scene.name, fit), []).append(100 * run.test_accuracy)
-    print(
-        f"Test accuracy in %, mean over {arguments.seeds} draws of objects and frames; in brackets the mean difference"
-    )
-    print("from stretch on the same draws, with its standard error\n")
-    print(f"| object | {' | '.join(FITS)} |")
-    print("| --- |" + " --- |" * len(FITS))
+    print(f"means over {arguments.seeds} draws of objects and frames; differences are from stretch on the same draws")
     for scene in SCENES:
         base = np.array(accuracies[scene.name, "stretch"])
-        cells = [f"{base.mean():.1f}"]
-        for fit in FITS[1:]:
+        for fit in FITS:
             gains = np.array(accuracies[scene.name, fit]) - base
-            error = gains.std(ddof=1) / np.sqrt(len(gains))
-            cells.append(f"{np.mean(accuracies[scene.name, fit]):.1f} ({gains.mean():+.1f} ± {error:.1f})")
-        print(f"| {scene.name} | {' | '.join(cells)} |")
+            tell(f"object {scene.name}, {fit}, test accuracy", float(np.mean(accuracies[scene.name, fit])), "%")
+            print(f"  {gains.mean():+.1f} ± {gains.std(ddof=1) / np.sqrt(len(gains)):.1f}")
 
 
 if __name__ == "__main__":

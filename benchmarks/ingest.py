@@ -27,6 +27,8 @@ from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 from edge_agent.runtime import cores
 from trainer.data import load_dataset
 
+from .figures import tell
+
 SPEC, ROOMY = PreprocessSpec((224, 224)), PreprocessSpec((256, 256))
 SIZES = ((640, 360), (1280, 720))
 
@@ -85,18 +87,16 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    print("| JPEG | reading | pictures/s | of bare | of bare with bilinear |")
-    print("| --- | --- | --- | --- | --- |")
     for size in SIZES:
         with tempfile.TemporaryDirectory() as scratch:
             paths = write_photographs(Path(scratch) / "data", arguments.pictures, size)
             took = seconds(paths, Path(scratch) / "data", Path(scratch), arguments.rounds)
         for way in ("", ", room"):
             read_s = took[f"read{way}"]
-            print(
-                f"| {size[0]}x{size[1]} | {'with room' if way else 'one size'} | {len(paths) / read_s:.0f} "
-                f"| {took[f'bare{way}'] / read_s:.2f} | {took['bilinear'] / read_s:.2f} |"
-            )
+            of = f"reading JPEGs of {size[0]}x{size[1]}{', with room for augmentation' if way else ''}"
+            tell(of, len(paths) / read_s, "pictures/s")
+            tell(f"{of}, of the bare rate", took[f"bare{way}"] / read_s, at_least=0.8)
+            tell(f"{of}, of the bare rate with bilinear resizing", took["bilinear"] / read_s)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from edge_agent.evaluation import Evaluation, evaluate_together
 from edge_agent.preprocess import Pixels
 from edge_agent.quiet import native_noise_hidden
 
+from .figures import tell
+
 ROUNDS = 5
 
 
@@ -129,6 +131,14 @@ def compare(path: Path, limits: Limits, console: Console) -> None:
     for place, (name, model) in enumerate(models.items()):
         print(row(name, found[name], truth, len(model) / len(original), ratios[place]))
     print("\n" + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items()), flush=True)
+    if ours := next((name for name in models if name.startswith("edgeloop convert")), None):
+        of = f"{run.backbone}, edgeloop convert"
+        lost = 0.3 if run.backbone in ("efficientnet-lite0", "mobilenet-v2") else 1.0
+        tell(f"{of}, accuracy lost", 100 * (truth.accuracy - found[ours].accuracy), "points", at_most=lost)
+        tell(f"{of}, same answer", 100 * found[ours].agreement(truth), "%", at_least=97.0)
+        tell(f"{of}, size over float32", len(models[ours]) / len(original), at_most=0.3)
+        tell(f"{of}, speed over float32", ratios[list(models).index(ours)], at_least=2.0)
+        tell(f"{of}, time", spent["edgeloop convert, testing included"], "s", at_most=60.0)
 
 
 def main() -> None:

@@ -33,10 +33,10 @@ from trainer.data import Dataset, load_dataset
 from trainer.recipe import Recipe
 from trainer.train import Reading, train
 
+from .figures import tell
+from .inputs import FRAMES, SHARES
 from .stamps import write_frames
 
-FRAMES = {"train": 110, "val": 30, "test": 150}
-SHARES = {"val": 1 / 6, "test": 1 / 3}
 SIDE = 224
 
 
@@ -110,9 +110,7 @@ def main() -> None:
         dataset = load_dataset(folder / "data", PreprocessSpec((SIDE, SIDE)), cache=folder / "cache")
         curve = guide(dataset, seed=seed, head_epochs=arguments.head_epochs, fine_epochs=arguments.fine_epochs)
     best = max(accuracy for _, accuracy in curve)
-    print(f"{len(dataset.indices('train'))} pictures to train on, {len(dataset.indices('test'))} to test on\n")
-    print("| recipe | test accuracy, % | seconds |")
-    print("| --- | --- | --- |")
+    print(f"{len(dataset.indices('train'))} pictures to train on, {len(dataset.indices('test'))} to test on")
     rows = {
         "guide, frozen backbone": curve[arguments.head_epochs - 1],
         "guide, to its end": curve[-1],
@@ -121,12 +119,17 @@ def main() -> None:
         "edgeloop": (whole_s, whole),
     }
     for name, (seconds, accuracy) in rows.items():
-        print(f"| {name} | {accuracy:.1f} | {seconds:.0f} |")
-    print()
+        tell(f"{name}, test accuracy", accuracy, "%")
+        tell(f"{name}, time", seconds, "s")
+    tell("edgeloop, points above the guide at its best", whole - best, "points", at_least=0.0)
     for name, seconds, accuracy in (("head only", head_s, head), ("whole", whole_s, whole)):
         equal = next((s for s, a in curve if a >= accuracy), None)
-        said = f"{equal / seconds:.1f} times as long" if equal else "never"
-        print(f"To reach edgeloop's {accuracy:.1f} % ({name}, {seconds:.0f} s) the guide's recipe took: {said}")
+        if equal:
+            tell(
+                f"the guide's time to the accuracy of edgeloop ({name}), over edgeloop's", equal / seconds, at_least=5.0
+            )
+        else:
+            print(f"the guide's recipe never comes to the {accuracy:.1f} % of edgeloop ({name})")
     print(json.dumps({"curve": [(round(s, 1), round(a, 2)) for s, a in curve]}))
 
 

@@ -13,6 +13,8 @@ import numpy as np
 
 from edge_agent.preprocess import PreprocessSpec, preprocess
 
+from .figures import tell
+
 ROUNDS = 400
 FRAME = (720, 1280)
 SIZE = (224, 224)
@@ -38,11 +40,10 @@ def main() -> None:
             times[name].append(1000 * (time.perf_counter() - start))
     medians = {name: float(np.median(values)) for name, values in times.items()}
     reference = medians["cv2.resize, INTER_AREA (stretch)"]
-    print(f"{FRAME[1]}x{FRAME[0]} to {SIZE[1]}x{SIZE[0]}, OpenCV {cv2.__version__}, medians of {ROUNDS}\n")
-    print("| way | ms | of INTER_AREA |")
-    print("| --- | --- | --- |")
+    print(f"{FRAME[1]}x{FRAME[0]} to {SIZE[1]}x{SIZE[0]}, OpenCV {cv2.__version__}, medians of {ROUNDS}")
     for name, median in medians.items():
-        print(f"| {name} | {median:.2f} | {median / reference:.2f} |")
+        tell(name, median, "ms")
+        tell(f"{name}, over cv2.resize with INTER_AREA", median / reference)
 
 
 if __name__ == "__main__":

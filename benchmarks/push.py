@@ -24,6 +24,8 @@ from deploy.push import Choices, Package, package, push
 from tests.fleet import fleet
 from tests.test_store import repacked
 
+from .figures import tell
+
 NAME = "pi"
 _SLICE = 8192
 
@@ -99,8 +101,9 @@ async def measure(versions: list[Package], rate: float, link: Link, ssh_config: 
         second = await push(Host(NAME, NAME), what, choices, lambda _host, _event: None)
         again.append(second.moved_bytes)
         print(f"the same again: {second.state}, {second.moved_bytes} bytes moved, {second.took_s:.2f} s")
-    print(f"moving, of the time until it is there: {np.median(shares):.2f}; of the whole push: {np.median(wholes):.2f}")
-    print(f"moved by a second push: {max(again)} bytes")
+    tell("moving the bundle, of the time until it is there", float(np.median(shares)), at_least=0.9)
+    tell("moving the bundle, of the whole push with the device's proof", float(np.median(wholes)))
+    tell("moved by a second push", max(again), "bytes", at_most=0)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from .figures import tell
 from .train_throughput import write_pictures
 
 
@@ -53,9 +54,9 @@ def main() -> None:
             ]
             peaks[count] = peak_mib([*command, "--cache", str(folder / "cache"), "--image-size", "64", "--epochs", "1"])
     for count, peak in peaks.items():
-        print(f"{count} pictures: {peak:.0f} MiB")
+        tell(f"peak memory of training on {count} pictures", peak, "MiB")
     few, many = peaks.values()
-    print(f"ratio {many / few:.2f}")
+    tell("peak of the many over that of the few", many / few)
 
 
 if __name__ == "__main__":

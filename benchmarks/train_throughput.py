@@ -28,6 +28,8 @@ from trainer.backend import has_accelerator, start_keras
 from trainer.data import load_dataset
 from trainer.recipe import Recipe, plan, room_for
 
+from .figures import tell
+
 SIDE, CLASSES = 224, 8
 
 
@@ -93,9 +95,11 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - start)
     rates = {name: arguments.steps * batch / statistics.median(times) for name, times in seconds.items()}
     ratios = [resident / cache for resident, cache in zip(seconds["resident"], seconds["cache"], strict=True)]
-    print(f"resident batch {rates['resident']:.1f} pictures/s, from the cache {rates['cache']:.1f} pictures/s")
+    for name, rate in rates.items():
+        tell(f"training from {'the cache' if name == 'cache' else 'one resident batch'}", rate, "pictures/s")
     low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"ratio {middle:.3f}, in half of the rounds {low:.3f} to {high:.3f}")
+    tell("from the cache over one resident batch", middle, at_least=0.9)
+    print(f"in half of the rounds {low:.3f} to {high:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,106 @@
+"""From a frame to its label beside the peers: MediaPipe Tasks, ONNX Runtime, OpenCV with LiteRT; the same int8 network.
+
+    python -m benchmarks.peers BUNDLE [--peers .venv-peers] [--turns 5]
+
+Photographs of 1280x720, decoded beforehand, then as a camera's JPEGs. Each way in a process of its own, all in turn;
+the median of the turns' medians. The peers' environment is made where it is not there yet (benchmarks/peers.txt).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+import cv2
+
+from edge_agent.bundle import MODEL, open_bundle
+from edge_agent.cameras.frames import encoded
+from edge_agent.runtime import cores
+
+from .figures import tell
+from .inputs import photographs
+
+HERE = Path(__file__).parent
+RUNS = 200
+BARE, OURS = "LiteRT, invoke alone", "edgeloop"
+# The way, whether a process of the peers' Python runs it, and what it is given.
+WAYS = {
+    BARE: ("bare", False, "tflite"),
+    OURS: ("edgeloop", False, "bundle"),
+    "OpenCV resize + LiteRT": ("opencv", True, "tflite"),
+    "MediaPipe ImageClassifier": ("mediapipe", True, "tflite"),
+    "ONNX Runtime, run alone": ("onnxruntime_bare", True, "onnx"),
+    "OpenCV resize + ONNX Runtime": ("onnxruntime", True, "onnx"),
+}
+
+
+def environment(folder: Path) -> Path:
+    """The peers' Python, installed where it is not yet or where other versions are wanted."""
+    python, stamp, wanted = folder / "bin" / "python", folder / "installed", HERE / "peers.txt"
+    if not stamp.exists() or stamp.read_text() != wanted.read_text():
+        print(f"installing the peers into {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+        command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", str(wanted)]
+        subprocess.run(command, check=True)
+        stamp.write_text(wanted.read_text())
+    return python
+
+
+def timed(python: Path, way: str, model: Path, source: Path, threads: int) -> tuple[float, float]:
+    """Time and CPU time a frame, milliseconds."""
+    command = [python, "-m", "benchmarks.contender", way, model, source, str(threads), str(RUNS)]
+    done = subprocess.run(
+        [str(part) for part in command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    wall, cpu = done.stdout.split()[-2:]
+    return float(wall), float(cpu)
+
+
+def compare(models: dict[str, Path], python: Path, source: Path, threads: int, turns: int) -> None:
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+    for _ in range(turns):
+        for name, (way, peer, kind) in WAYS.items():
+            with_python = python if peer else Path(sys.executable)
+            found[name].append(timed(with_python, way, models[kind], source, threads))
+    wall = {name: statistics.median(one for one, _ in times) for name, times in found.items()}
+    cpu = {name: statistics.median(one for _, one in times) for name, times in found.items()}
+    of = f"{'JPEG' if source.name == 'jpeg' else 'decoded'} frame, {threads} thread{'s' if threads > 1 else ''}"
+    for name in WAYS:
+        tell(f"{of}, {name}", wall[name], "ms")
+        tell(f"{of}, {name}, CPU", cpu[name], "ms")
+    for name in WAYS:
+        if name != OURS:
+            aim = 2.0 if WAYS[name][0] == "mediapipe" and source.name == "png" else None
+            tell(f"{of}, {name} over edgeloop", wall[name] / wall[OURS], at_least=aim)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--peers", type=Path, default=Path(".venv-peers"), help="their environment")
+    parser.add_argument("--turns", type=int, default=5)
+    given = parser.parse_args()
+    python = environment(given.peers)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        models = {"bundle": given.bundle, "tflite": work / "model.tflite", "onnx": work / "model.onnx"}
+        models["tflite"].write_bytes(open_bundle(given.bundle).read(MODEL))
+        command = [python, HERE / "onnx_network.py", models["tflite"], models["onnx"]]
+        subprocess.run([str(part) for part in command], check=True)
+        for kind in ("png", "jpeg"):
+            (work / kind).mkdir()
+        for number, picture in enumerate(photographs()):
+            cv2.imwrite(str(work / "png" / f"{number}.png"), picture)
+            (work / "jpeg" / f"{number}.jpg").write_bytes(encoded(picture))
+        for threads in sorted({1, cores()}):
+            for kind in ("png", "jpeg"):
+                compare(models, python, work / kind, threads, given.turns)
+
+
+if __name__ == "__main__":
+    main()
