@@ -16,7 +16,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from edge_agent.bench.machine import clock_mhz, describe, energy_j
+from edge_agent.bench.energy import EnergyMeter, pmic_watts
+from edge_agent.bench.machine import clock_mhz, describe
 from edge_agent.bench.ops import shares
 from edge_agent.bench.result import Report, Spread, load
 from edge_agent.bench.steady import disturbances, drift, warm_from
@@ -109,15 +110,47 @@ def test_a_raspberry_pi_is_described_from_its_own_files(tmp_path: Path) -> None:
         "etc/os-release": 'NAME=x\nPRETTY_NAME="Debian GNU/Linux 13 (trixie)"\n',
         "sys/devices/system/cpu/cpufreq/policy0/scaling_governor": "ondemand\n",
         "sys/devices/system/cpu/cpufreq/policy0/scaling_cur_freq": "2400000\n",
-        "sys/class/powercap/intel-rapl:0/energy_uj": "1500000\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     machine = describe(tmp_path)
     assert (machine.model, machine.cpu, machine.memory_mb) == ("Raspberry Pi 5 Model B Rev 1.0", None, 8192.0)
     assert (machine.os, machine.governor) == ("Debian GNU/Linux 13 (trixie)", "ondemand")
-    assert (clock_mhz(tmp_path), energy_j(tmp_path)) == (2400.0, 1.5)
-    assert (clock_mhz(tmp_path / "none"), energy_j(tmp_path / "none")) == (None, None)
+    assert (clock_mhz(tmp_path), clock_mhz(tmp_path / "none")) == (2400.0, None)
+
+
+def test_energy_is_what_the_processors_counter_went_on(tmp_path: Path) -> None:
+    counter = tmp_path / "sys/class/powercap/intel-rapl:0/energy_uj"
+    counter.parent.mkdir(parents=True)
+    for after, joules in (("4000000", 2.5), ("1400000", None)):  # the second wrapped meanwhile
+        counter.write_text("1500000\n")
+        with EnergyMeter(tmp_path) as meter:
+            counter.write_text(after)
+        assert meter.joules == joules
+
+
+def test_energy_of_a_raspberry_pi_5_is_its_rails_power_over_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "vcgencmd"
+    program.write_text(
+        "#!/bin/sh\n[ $1 = pmic_read_adc ] || exit 1\ncat <<'END'\n"
+        "   3V3_SYS_A current(1)=0.50000000A\n     VDD_CORE_A current(7)=2.00000000A\n"
+        "     3V3_SYS_V volt(9)=3.00000000V\n   VDD_CORE_V volt(15)=0.75000000V\n"
+        "     EXT5V_V volt(24)=5.10000000V\nEND\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert pmic_watts() == pytest.approx(3.0)  # 1.5 each; the supply's voltage has no current beside it
+    start = time.monotonic()
+    with EnergyMeter(tmp_path) as meter:
+        time.sleep(1.3)
+        took_s = time.monotonic() - start
+    assert meter.joules == pytest.approx(3.0 * took_s, rel=0.1)
+    program.write_text("#!/bin/sh\necho 'error=1 error_msg=\"Command not registered\"'\n")  # a Raspberry Pi 4
+    with EnergyMeter(tmp_path) as meter:
+        pass
+    assert meter.joules is None
 
 
 # --- real ones ---

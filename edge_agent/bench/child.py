@@ -181,26 +181,26 @@ def _warm_up(classifier: Classifier, levels: Iterator[Pixels]) -> int:
 def _measure(
     classifier: Classifier, levels: Iterator[Pixels], seconds: float
 ) -> tuple[list[float], Meanwhile, float | None]:
-    from .machine import energy_j, load, temperature_c, throttled
+    from .energy import EnergyMeter
+    from .machine import load, temperature_c, throttled
 
     times: list[float] = []
-    before, heat, energy = load(), temperature_c(), energy_j()
-    start, told = time.monotonic(), 0.0
-    while (passed := time.monotonic() - start) < seconds or len(times) < _LEAST_RUNS:
-        times.append(classifier.infer(next(levels))[1])
-        if passed - told > 0.5:
-            told = passed
-            _progress(min(1.0, passed / seconds))
-    now, taken, warmer = load(), energy_j(), temperature_c()
+    before, heat = load(), temperature_c()
+    with EnergyMeter() as energy:
+        start, told = time.monotonic(), 0.0
+        while (passed := time.monotonic() - start) < seconds or len(times) < _LEAST_RUNS:
+            times.append(classifier.infer(next(levels))[1])
+            if passed - told > 0.5:
+                told = passed
+                _progress(min(1.0, passed / seconds))
+    now, warmer = load(), temperature_c()
     meanwhile = Meanwhile(
         others=now.others_since(before),
         stolen=now.stolen_since(before),
         throttled=tuple(flag for flag in throttled() or () if not flag.endswith("_occurred")),
         hotter_c=0.0 if heat is None or warmer is None else warmer - heat,
     )
-    # A counter that wrapped tells nothing.
-    spent = None if energy is None or taken is None or taken < energy else round(1e3 * (taken - energy) / len(times), 3)
-    return times, meanwhile, spent
+    return times, meanwhile, None if energy.joules is None else round(1e3 * energy.joules / len(times), 3)
 
 
 def _stages(bundle: Bundle, classifier: Classifier) -> dict[str, list[float]]:

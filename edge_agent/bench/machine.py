@@ -13,7 +13,7 @@ from ..health import meminfo_mb, temperature_c, throttled
 from ..runtime import cores
 from .result import Machine
 
-__all__ = ["Load", "clock_mhz", "describe", "energy_j", "load", "temperature_c", "throttled"]
+__all__ = ["Load", "clock_mhz", "describe", "load", "temperature_c", "throttled"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -43,12 +43,6 @@ def clock_mhz(root: Path = Path("/")) -> float | None:
         if (text := _read(path) or "").isdecimal()
     ]
     return round(max(found), 1) if found else None
-
-
-def energy_j(root: Path = Path("/")) -> float | None:
-    """Joules the processor has taken, from a counter that wraps (Intel's and AMD's RAPL); None without one."""
-    text = _read(root / "sys/class/powercap/intel-rapl:0/energy_uj")
-    return int(text) / 1e6 if text is not None and text.isdecimal() else None
 
 
 @dataclass(frozen=True)

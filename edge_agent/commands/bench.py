@@ -222,7 +222,7 @@ def _details(report: Report, steady: Steady) -> list[str]:
             f"invoke {stages.invoke.p50:.2f}, decide {stages.decide.p50:.3f}, publish {stages.publish.p50:.3f} ms (p50)"
         )
     if steady.energy_mj is not None:
-        lines.append(f"{name}: {steady.energy_mj:.1f} mJ of the whole processor per inference")
+        lines.append(f"{name}: {steady.energy_mj:.1f} mJ of the whole machine per inference")
     return [*lines, *(f"{name}: note: {note}" for note in steady.notes)]
 
 
