@@ -39,8 +39,9 @@ from edge_agent.mqtt.messages import (
 from edge_agent.page import Page
 from edge_agent.page.board import BOUNDS_MS, EVENTS, LABELS, Board
 from edge_agent.page.pictures import MIN_AGE_S
-from edge_agent.page.server import CONNECTIONS, VIEWERS, is_this_machine
+from edge_agent.page.server import VIEWERS
 from edge_agent.preprocess import Pixels
+from edge_agent.web import CONNECTIONS, is_this_machine
 
 from .conftest import wait_until
 

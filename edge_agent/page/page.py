@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 import socket
 import threading
 from collections.abc import Callable
@@ -14,13 +12,14 @@ from typing import TYPE_CHECKING, Self
 
 from ..cameras import Frame
 from ..config import PageSettings
-from ..errors import ConfigError, MissingExtraError
+from ..errors import MissingExtraError
 from ..mqtt.messages import CameraState, Health, Info, Observation, Tunables
 from ..preprocess import Pixels
+from ..web import is_loopback, listen, make_server
 from .board import Board
 from .metrics import Counts
 from .pictures import Pictures
-from .server import CONNECTIONS, Region, Sources, is_loopback, make_app, make_server, stop
+from .server import Region, Sources, make_app, stop
 
 if TYPE_CHECKING:
     import uvicorn
@@ -71,7 +70,12 @@ class Page:
                 import_module(module)
             except ImportError as error:
                 raise MissingExtraError("the live page", "review", error.name) from error
-        listening = listen(self._settings.host, self._settings.port)
+        listening = listen(
+            self._settings.host,
+            self._settings.port,
+            what="page",
+            remedy="set another page.port, or an address of this device as page.host",
+        )
         pictures = Pictures(frame=self._frame, prepared=self._prepared)
         self._sources = Sources(self._board, pictures, self._region, self._counts)
         self._server = make_server(make_app(self._sources, loopback=is_loopback(self._settings.host)))
@@ -123,36 +127,6 @@ class Page:
 
     def snapshot(self, camera: str, jpeg: bytes) -> None:
         """See `Publisher`; the page shows the camera itself."""
-
-
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen there; ``localhost`` may be two.
-
-    Raises:
-        ConfigError: none can.
-    """
-    where = f"page: cannot listen at {host}:{port}"
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ConfigError(f"{where}: {error.strerror or error}; set page.host to an address of this device") from error
-    sockets, problem = [], ""
-    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
-        try:
-            # IPv6's "everywhere" is meant to be everywhere.
-            both = address[0] == "::" and socket.has_dualstack_ipv6()
-            sockets.append(socket.create_server(address[:2], family=family, backlog=CONNECTIONS, dualstack_ipv6=both))
-        except OSError as error:
-            problem = os.strerror(error.errno) if error.errno else str(error)
-            if error.errno == errno.EADDRINUSE:
-                break
-    else:
-        problem = "" if sockets else problem
-    if problem:
-        for opened in sockets:
-            opened.close()
-        raise ConfigError(f"{where}: {problem}; set another page.port, or an address of this device as page.host")
-    return sockets
 
 
 def _serve(loop: asyncio.AbstractEventLoop, server: uvicorn.Server, listening: list[socket.socket]) -> None:

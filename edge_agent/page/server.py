@@ -1,16 +1,16 @@
-"""The page's HTTP: which addresses there are, who may ask, and how much."""
+"""The page's HTTP: which addresses there are, and how much each gives."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ..web import Guard
 from .board import Board
 from .metrics import Counts, metrics_text
 from .pictures import Pictures
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 
 VIEWERS = 8
 """Streams of events at once; a page open in a browser takes one."""
-CONNECTIONS = 64
-"""At once; a browser takes up to six. More are closed unanswered: each costs the agent a file handle."""
-HEADER_BYTES = 16 * 1024
-_REQUEST_S = 10.0
-"""For a request to arrive whole."""
 _TICK_S = 0.2
 """How often a viewer is told what is new: as often as an eye can read a label."""
 _HEARTBEAT_TICKS = 25
@@ -37,19 +32,6 @@ _ABORT_S = 0.5
 Region = tuple[float, float, float, float]
 STATIC = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
-HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
-    ),
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    # Pictures of the cameras are neither kept by browsers nor shown inside other sites.
-    "cross-origin-resource-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-store",
-}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -180,111 +162,6 @@ async def _send_news(sources: Sources, send: Send, gone: asyncio.Future[None]) -
         version = newest
         await asyncio.wait({gone}, timeout=_TICK_S)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-class Guard:
-    """Refuses what no viewer of this page asks, and says in every answer what browsers may do with it.
-
-    Args:
-        app: what is guarded.
-        loopback: refuse hosts that are not this machine: another site whose name was made to point
-            here would otherwise read the cameras through its visitor's browser (DNS rebinding).
-    """
-
-    def __init__(self, app: ASGIApp, *, loopback: bool) -> None:
-        self.app = app
-        self.loopback = loopback
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        from starlette.datastructures import MutableHeaders
-        from starlette.responses import PlainTextResponse
-
-        async def guarded(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        host = next((value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"), "")
-        answer: Callable[[Scope, Receive, Send], Awaitable[None]] = self.app
-        if scope["type"] != "http":
-            return
-        if scope["method"] not in ("GET", "HEAD"):
-            answer = PlainTextResponse("only GET and HEAD\n", 405, {"allow": "GET, HEAD"})
-        elif self.loopback and not is_this_machine(host):
-            answer = PlainTextResponse("this page answers to localhost and 127.0.0.1 only\n", 421)
-        await answer(scope, receive, guarded)
-
-
-def is_this_machine(host: str) -> bool:
-    """Whether a Host header names the loopback interface itself, with any port or none."""
-    name, colon, port = host.rpartition(":")
-    if not colon or host.endswith("]"):
-        name, port = host, ""
-    return name.lower() in ("localhost", "127.0.0.1", "[::1]") and (not port or (port.isascii() and port.isdigit()))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen at is reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
-
-
-def make_server(app: ASGIApp) -> uvicorn.Server:
-    """A server whose connections are bounded in number, in size and in patience."""
-    import h11
-    import uvicorn
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    class Bounded(H11Protocol):
-        """Closes connections over the limit, and those whose request does not come to an end."""
-
-        _deadline: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # theirs, too
-            super().connection_made(transport)
-            if len(self.connections) > CONNECTIONS:
-                transport.abort()
-            else:
-                self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-            super().connection_lost(exc)
-
-        def _watch(self) -> None:
-            if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-                if self._deadline is not None:
-                    self._deadline.cancel()
-                self._deadline = None
-            elif self._deadline is None:
-                self._deadline = self.loop.call_later(_REQUEST_S, self.transport.abort)
-
-    config = uvicorn.Config(
-        app,
-        http=Bounded,
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        log_config=None,
-        # Below it are mere complaints about clients, which anybody who sends rubbish could fill the log with.
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        h11_max_incomplete_event_size=HEADER_BYTES,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=1,
-        backlog=CONNECTIONS,
-    )
-    return uvicorn.Server(config)
 
 
 def stop(server: uvicorn.Server, sources: Sources) -> None:
