@@ -62,18 +62,20 @@ def timed(python: Path, way: str, model: Path, source: Path, threads: int) -> tu
 
 
 def compare(models: dict[str, Path], python: Path, source: Path, threads: int, turns: int) -> None:
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+    # Without a frame there is none to decode.
+    ways = {name: way for name, way in WAYS.items() if source.name == "png" or "alone" not in name}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(turns):
-        for name, (way, peer, kind) in WAYS.items():
+        for name, (way, peer, kind) in ways.items():
             with_python = python if peer else Path(sys.executable)
             found[name].append(timed(with_python, way, models[kind], source, threads))
     wall = {name: statistics.median(one for one, _ in times) for name, times in found.items()}
     cpu = {name: statistics.median(one for _, one in times) for name, times in found.items()}
     of = f"{'JPEG' if source.name == 'jpeg' else 'decoded'} frame, {threads} thread{'s' if threads > 1 else ''}"
-    for name in WAYS:
+    for name in ways:
         tell(f"{of}, {name}", wall[name], "ms")
         tell(f"{of}, {name}, CPU", cpu[name], "ms")
-    for name in WAYS:
+    for name in ways:
         if name != OURS:
             aim = 2.0 if WAYS[name][0] == "mediapipe" and source.name == "png" else None
             tell(f"{of}, {name} over edgeloop", wall[name] / wall[OURS], at_least=aim)

@@ -29,6 +29,13 @@ COMMANDS = {
     ),
     "convert": ("converter.cli", "convert_command", "train", "Quantize a run to int8, prove it, pack it as a bundle."),
     "export": ("converter.export_cli", "export_command", "train", "Write a run for TensorFlow Serving."),
+    "review": ("trainer.review.cli", "review_command", "train", "Label captured frames in the browser."),
+    "retrain": (
+        "deploy.retrain.cli",
+        "retrain_command",
+        "train",
+        "Learn the labelled frames; promote what is no worse.",
+    ),
     "search": (
         "deploy.search_cli",
         "search_command",

@@ -12,6 +12,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -71,7 +72,9 @@ class Guard:
 
         async def guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         if scope["type"] != "http":
@@ -124,6 +127,11 @@ def _is_own_page(headers: dict[bytes, str], host: str) -> bool:
         return False
     origin = headers.get(b"origin")
     return origin is None or urlsplit(origin).netloc == host
+
+
+def theme() -> bytes:
+    """The style sheet that all pages share: colours by day and by night, type, cards, buttons."""
+    return (files(__package__) / "theme.css").read_bytes()
 
 
 async def read_body(request: Request, limit: int) -> bytes:

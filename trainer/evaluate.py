@@ -140,7 +140,7 @@ def evaluate_model(
     learned = frozenset(sha256 for sha256, where in splits.items() if where != "test")
 
     with console.status("Loading the model"):
-        predictor = _run_predictor(model) if is_run else _bundle_predictor(model)
+        predictor = run_predictor(model) if is_run else _bundle_predictor(model)
     try:
         _check_labels(data, photos, predictor.labels)
         answers = _ask(predictor, data_root(data), photos, frozenset() if everything else learned, console)
@@ -212,7 +212,13 @@ def _ask(
     return answers
 
 
-def _run_predictor(run: Path) -> Predictor:
+def run_predictor(run: Path) -> Predictor:
+    """A run's Keras model, whose last layer, "scores", takes the backbone's features.
+
+    Raises:
+        DataError: the run is damaged.
+        MissingExtraError: Keras is not installed.
+    """
     from .backend import start_keras
 
     try:

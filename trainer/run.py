@@ -20,9 +20,11 @@ import msgspec
 from edge_agent.errors import DataError
 from edge_agent.preprocess import PreprocessSpec
 
-from .data import SPLITS, Dataset
+from .data import SPLITS, Dataset, Photo
 
 FORMAT = 1
+FIELDS = ("sha256", "path", "label", "group", "split")
+"""Columns of `split.csv`."""
 
 
 def refuse_existing(out: Path) -> None:
@@ -57,11 +59,10 @@ def write_inputs(folder: Path, dataset: Dataset, spec: PreprocessSpec) -> None:
     """`labels.txt`, `preprocess.json` and `split.csv`: what the model is about, and on which pictures."""
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in dataset.labels), encoding="utf-8")
     (folder / "preprocess.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
-    fields = ("sha256", "path", "label", "group", "split")
     with (folder / "split.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(fields)
-        writer.writerows([getattr(photo, field) for field in fields] for photo in dataset.photos)
+        writer.writerow(FIELDS)
+        writer.writerows([getattr(photo, field) for field in FIELDS] for photo in dataset.photos)
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -81,15 +82,25 @@ def read_split(run: Path) -> dict[str, str]:
     Raises:
         DataError: there is none, or it is damaged.
     """
+    return {photo.sha256: photo.split for photo in read_photos(run)[1]}
+
+
+def read_photos(run: Path) -> tuple[Path, list[Photo]]:
+    """The pictures of a run with their splits, and the folder that their paths are relative to.
+
+    Raises:
+        DataError: the run does not say, or is damaged.
+    """
     path = run / "split.csv"
     try:
+        root = Path(json.loads((run / "run.json").read_bytes())["data"]["root"])
         with path.open(newline="", encoding="utf-8") as file:
-            split = {row["sha256"]: row["split"] for row in csv.DictReader(file)}
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+            photos = [Photo(**{field: row[field] for field in FIELDS}) for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error, KeyError, TypeError) as error:
         raise DataError(f"{path}: no split of a run ({error}); name a directory that `edgeloop train` made") from error
-    if not set(split.values()) <= set(SPLITS):
+    if not {photo.split for photo in photos} <= set(SPLITS):
         raise DataError(f"{path}: splits other than {', '.join(SPLITS)}; the file was changed")
-    return split
+    return root, photos
 
 
 def write_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..web import Guard
+from ..web import Guard, theme
 from .board import Board
 from .metrics import Counts, metrics_text
 from .pictures import Pictures
@@ -67,10 +67,10 @@ def make_app(sources: Sources, *, loopback: bool) -> ASGIApp:
     from starlette.routing import Route
 
     folder = files(__package__) / "static"
-    static = {path: (folder / name).read_bytes() for path, name in STATIC.items()}
+    static = {path: (folder / name).read_bytes() for path, name in STATIC.items()} | {"/theme.css": theme()}
 
     async def file(request: Request) -> Response:
-        suffix = STATIC[request.url.path].rsplit(".", 1)[1]
+        suffix = STATIC.get(request.url.path, request.url.path).rsplit(".", 1)[1]
         return Response(static[request.url.path], media_type=_TYPES[suffix])
 
     async def state(_request: Request) -> Response:
@@ -101,7 +101,7 @@ def make_app(sources: Sources, *, loopback: bool) -> ASGIApp:
     async def nothing(_request: Request) -> Response:
         return Response(status_code=204)
 
-    routes = [Route(path, file) for path in STATIC]
+    routes = [Route(path, file) for path in static]
     routes += [
         Route("/api/state", state),
         Route("/api/events", events),

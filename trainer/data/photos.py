@@ -124,7 +124,7 @@ def _in_folders(root: Path) -> list[Photo]:
     photos: list[Photo] = []
     for split_folder in splits if given else [root]:
         for folder in _folders(split_folder):
-            paths = sorted(path.relative_to(root).as_posix() for path in _pictures_below(folder))
+            paths = sorted(path.relative_to(root).as_posix() for path in pictures_below(folder))
             if not paths:
                 raise DataError(
                     f"{folder}: no pictures in this class; add some ({', '.join(sorted(SUFFIXES))}) or remove it"
@@ -150,7 +150,7 @@ def _folders(path: Path) -> list[Path]:
     return sorted(path / entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
 
 
-def _pictures_below(folder: Path) -> Iterator[Path]:
+def pictures_below(folder: Path) -> Iterator[Path]:
     """Files in and below a folder whose names end like a picture's."""
     # A stack and not recursion: folders may be nested deeper than Python's calls may.
     waiting = [folder]

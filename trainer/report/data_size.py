@@ -131,8 +131,8 @@ def learn_from_shares(
     points = tuple(
         Point(size, float(row.mean()), float(row.std())) for size, row in zip(sizes, accuracies, strict=True)
     )
-    forecasts = _forecasts(np.array(sizes), wrong, len(train), random) if len(points) >= 3 else ()
-    return DataSize(points, forecasts, len(train), len(tested))
+    found = forecasts(np.array(sizes), wrong, len(train), random) if len(points) >= 3 else ()
+    return DataSize(points, found, len(train), len(tested))
 
 
 def _quota(counts: npt.NDArray[np.intp], share: float) -> npt.NDArray[np.intp]:
@@ -180,7 +180,7 @@ def _answers(
     return answers
 
 
-def _forecasts(
+def forecasts(
     sizes: npt.NDArray[np.intp], wrong: npt.NDArray[np.bool_], train_pictures: int, random: np.random.Generator
 ) -> tuple[Forecast, ...]:
     """Mistakes that more pictures would avoid, from (shares, draws, test pictures) of wrong answers."""

@@ -1,0 +1,219 @@
+"""The review page's HTTP: groups to decide on, decisions, and the frames' pictures."""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from importlib.resources import files
+from threading import Lock
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import cv2
+import msgspec
+
+from edge_agent.errors import DataError, PictureError, one_line
+from edge_agent.pictures import read_picture
+from edge_agent.web import Guard, read_body, theme
+
+from .export import as_csv
+from .session import Session, Wanted
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+    from starlette.types import ASGIApp
+
+STATIC = {"/": "index.html", "/review.css": "review.css", "/review.js": "review.js"}
+_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+SIDES = (256, 1024, 4096)
+"""Longest side a picture can be asked for in, pixels."""
+MOST_BODY_BYTES = 2**20
+_KEPT_BYTES = 96 * 2**20
+Result = TypeVar("Result")
+_encode = msgspec.json.Encoder().encode
+_Name = Annotated[str, msgspec.Meta(max_length=100)]
+_Hashes = Annotated[tuple[_Name, ...], msgspec.Meta(max_length=2000)]
+
+
+class AskNext(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a request for groups."""
+
+    client: _Name
+    holding: _Hashes = ()
+    count: Annotated[int, msgspec.Meta(ge=1, le=50)] = 8
+    wanted: Wanted = Wanted()
+
+
+class AskDecide(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a decision."""
+
+    frames: _Hashes
+    verdict: _Name
+    label: str = ""
+    by: _Name = ""
+
+
+class Pictures:
+    """Frames' pictures as JPEG files of some sizes, the last ones asked for kept in memory. For several threads."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def jpeg(self, sha256: str, side: int) -> bytes:
+        """A frame's picture, made no larger.
+
+        Raises:
+            PictureError: it is not there any more, or not a picture.
+        """
+        key = sha256, side
+        with self._lock:
+            if (kept := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
+                return kept
+        frame = self._session.frame(sha256)
+        if frame is None:
+            raise PictureError("no such frame")
+        picture = read_picture(self._session.folder / frame.path)
+        scale = side / max(picture.shape[:2])
+        if scale < 1:
+            width, height = (max(1, round(scale * length)) for length in (picture.shape[1], picture.shape[0]))
+            picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]  # uint8 stays so
+        data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = data
+                self._bytes += len(data)
+            while self._bytes > _KEPT_BYTES:
+                self._bytes -= len(self._kept.popitem(last=False)[1])
+        return data
+
+
+class Handlers:
+    """What each address does."""
+
+    def __init__(self, session: Session, *, you: str) -> None:
+        self._session, self._you = session, you
+        self._pictures = Pictures(session)
+        folder = files(__package__) / "static"
+        self._static = {path: (folder / name).read_bytes() for path, name in STATIC.items()}
+        self._static["/theme.css"] = theme()
+
+    def routes(self) -> list[Route]:
+        """All addresses."""
+        from starlette.routing import Route
+
+        return [
+            *(Route(path, self.file) for path in self._static),
+            Route("/api/state", self.state),
+            Route("/api/next", self.next_groups, methods=["POST"]),
+            Route("/api/decide", self.decide, methods=["POST"]),
+            Route("/frame/{sha256}.jpg", self.picture),
+            Route("/labels.csv", self.labels),
+            Route("/favicon.ico", self.nothing),
+        ]
+
+    async def file(self, request: Request) -> Response:
+        """A part of the page."""
+        path = request.url.path
+        suffix = STATIC.get(path, path).rsplit(".", 1)[1]
+        return _answer(self._static[path], media_type=_TYPES[suffix])
+
+    async def state(self, _request: Request) -> Response:
+        """Progress, classes, filters."""
+        found = await in_thread(self._session.state)
+        return _json({**found, "you": self._you})
+
+    async def next_groups(self, request: Request) -> Response:
+        """Groups to decide on."""
+        asked = await _body(request, AskNext)
+        if isinstance(asked, str):
+            return _json({"error": asked}, 400)
+        ask = partial(self._session.groups, asked.client, holding=asked.holding, count=asked.count, wanted=asked.wanted)
+        return _json(await in_thread(ask))
+
+    async def decide(self, request: Request) -> Response:
+        """A decision; answered once it is on the disk."""
+        asked = await _body(request, AskDecide)
+        if isinstance(asked, str):
+            return _json({"error": asked}, 400)
+        try:
+            made = await in_thread(partial(self._session.decide, asked.frames, asked.verdict, asked.label, asked.by))
+        except DataError as error:
+            return _json({"error": one_line(error)}, 400)
+        except OSError as error:
+            remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to that"
+            said = f"cannot write to {self._session.folder}: {error.strerror}; {remedy}, nothing is lost meanwhile"
+            return _json({"error": said}, 507)
+        return _json(made)
+
+    async def picture(self, request: Request) -> Response:
+        """A frame, as large as is asked for."""
+        side = request.query_params.get("side", str(SIDES[0]))
+        if side not in {str(one) for one in SIDES}:
+            return _answer(f"side is one of {SIDES}\n".encode(), 400)
+        try:
+            data = await in_thread(partial(self._pictures.jpeg, request.path_params["sha256"], int(side)))
+        except PictureError as error:
+            return _answer(f"{one_line(error)}\n".encode(), 404)
+        # Named by its content, it never changes.
+        return _answer(data, media_type="image/jpeg", cache="private, max-age=86400, immutable")
+
+    async def labels(self, _request: Request) -> Response:
+        """What is labelled, as a CSV file."""
+        labelled = await in_thread(self._session.labelled)
+        text = as_csv((frame.path, one.label) for frame, one in labelled if one.verdict == "label")
+        return _answer(text.encode(), media_type="text/csv; charset=utf-8")
+
+    async def nothing(self, _request: Request) -> Response:
+        """What browsers ask for and nobody has."""
+        return _answer(b"", 204)
+
+
+def make_app(session: Session, *, loopback: bool, token: str | None, you: str = "") -> ASGIApp:
+    """The web application of one session.
+
+    Args:
+        session: the folder under review.
+        loopback: refuse hosts that are not this machine; see `Guard`.
+        token: what everybody has to know; see `Guard`.
+        you: name of whoever opens it, until they give another.
+    """
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+
+    guard = Middleware(Guard, loopback=loopback, methods=("GET", "HEAD", "POST"), token=token)
+    app = Starlette(routes=Handlers(session, you=you).routes(), middleware=[guard])
+    app.router.redirect_slashes = False
+    return app
+
+
+async def in_thread(work: Callable[[], Result]) -> Result:
+    """Work that waits for a disk or a lock, out of the way of other requests."""
+    from starlette.concurrency import run_in_threadpool
+
+    return await run_in_threadpool(work)
+
+
+def _answer(data: bytes, status: int = 200, *, media_type: str = "text/plain", cache: str | None = None) -> Response:
+    from starlette.responses import Response
+
+    return Response(data, status, {"cache-control": cache} if cache else None, media_type=media_type)
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return _answer(_encode(value), status, media_type="application/json")
+
+
+async def _body(request: Request, kind: Any) -> Any:
+    """The request's body, or why it is none."""
+    data = await read_body(request, MOST_BODY_BYTES)
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return one_line(error)

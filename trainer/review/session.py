@@ -1,0 +1,452 @@
+"""One folder under review: its frames, what is decided of them, what the network thinks, and what to ask next."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import msgspec
+import numpy as np
+from rich.console import Console
+
+from edge_agent.errors import DataError
+
+from ..run import read_photos
+from .decisions import Decision, Decisions, now
+from .frames import Frame, find_frames
+from .outlook import Outlook, outlook_on
+from .ranking import (
+    GROUP,
+    MOST_KNOWN,
+    Floats,
+    Places,
+    fit_head,
+    nearest_known,
+    propose,
+    space_of,
+    squared_distances,
+    uncertainty,
+)
+from .sight import Network, look_at, network_of
+
+log = logging.getLogger(__name__)
+
+ROUND = 10
+"""Decisions after which the head learns what was decided: seldom enough not to keep a core busy."""
+LEASE_S = 600.0
+"""How long a group that one person was given is not given to another."""
+MOST_GROUPS = 50
+NONE = "none of these"
+"""What a head calls frames that show none of the classes."""
+
+
+class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which frames a person wants to see; the defaults are all that is open.
+
+    Attributes:
+        status: frames without a decision, with one, with one ``label``, or with several people's different ones.
+        label: the class, for the status ``label``.
+        camera: ``device/camera``.
+        guess: what the model takes them for.
+        since, until: days, ``2026-11-28``, both included.
+        least, most: score of the guess, 0 to 1.
+    """
+
+    status: Literal["open", "decided", "label", "none", "skip", "disputed"] = "open"
+    label: str = ""
+    camera: str = ""
+    guess: str = ""
+    since: str = ""
+    until: str = ""
+    least: float = 0.0
+    most: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Opinion:
+    """What is thought of the frames at one moment: (n,) class index and its score, (n,) doubt."""
+
+    guess: Places
+    score: Floats
+    doubt: Floats
+
+
+class Session:
+    """A folder under review, for several threads. A context manager: a thread of it learns what was decided.
+
+    Attributes:
+        folder: the folder.
+        frames: those that can be shown, by time.
+        problems: what was wrong with the rest of the folder.
+    """
+
+    def __init__(self, folder: Path, *, run: Path | None, console: Console, cache: Path | None = None) -> None:
+        """Look at the folder and at every picture in it; what was looked at before is remembered.
+
+        Raises:
+            DataError: no usable folder, run or log.
+            MissingExtraError: Keras is not installed.
+        """
+        self.folder = folder
+        with console.status("Looking through the folder"):
+            found = find_frames(folder)
+            self._decisions = Decisions(folder)
+        with console.status("Loading the model"):
+            network = network_of(run)
+        pictures = [(frame.sha256, folder / frame.path) for frame in found.frames]
+        seen = look_at(network, pictures, what="Looking at the frames", console=console, cache=cache)
+        usable = np.array([place not in seen.failed for place in range(len(pictures))], np.bool_)
+        if not usable.any():
+            raise DataError(f"{folder}: none of the {len(pictures)} pictures can be read, first: {seen.failed[0]}")
+        self.problems = (*found.problems, *seen.failed.values())
+        self.frames = tuple(frame for frame, good in zip(found.frames, usable, strict=True) if good)
+        self._place = {frame.sha256: place for place, frame in enumerate(self.frames)}
+        known, self._known_truth = _training_pictures(network, run, console, cache)
+        with console.status("Comparing the frames"):
+            self._space = space_of(seen.features[usable], known)
+            self._far = nearest_known(self._space)
+        self._trained = network.labels
+        self._classes = list(network.labels or sorted({label for frame in self.frames for label, _ in frame.scores}))
+        self._model_scores = seen.scores[usable] if network.labels else None
+        self._guess_as_it_is = None if self._model_scores is None else self._model_scores.argmax(axis=1)
+        self._lock = threading.RLock()
+        self._leases: dict[int, tuple[str, int, float]] = {}
+        self._outlook: Outlook | None = None
+        self._opinion = self._first_opinion()
+        self._nearest = self._far.copy()
+        self._settled = np.zeros(len(self.frames), np.bool_)
+        self._batch = np.full(len(self.frames), -1, np.intp)
+        self._batches = 0
+        self._news = threading.Event()
+        self._closing = False
+        self._learned = self._decisions.count
+        self._take_in(list(self._decisions.latest.values()))
+        self._thread = threading.Thread(target=self._learn_on, name="review", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin to learn."""
+        if self._decisions.count:
+            self._news.set()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End; nothing is waiting to be saved."""
+        self._closing = True
+        self._news.set()
+        self._thread.join(10)
+
+    # --- what the page asks ---
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the frames: classes, filters, progress, what speaks against the labels."""
+        with self._lock:
+            self._refresh()
+            latest = {sha256: one for sha256, one in self._decisions.latest.items() if sha256 in self._place}
+            verdicts = Counter(decision.verdict for decision in latest.values())
+            labels = Counter(decision.label for decision in latest.values() if decision.verdict == "label")
+            settled = sum(count for verdict, count in verdicts.items() if verdict != "open")
+            outlook = self._outlook
+            return {
+                "folder": str(self.folder.resolve()),
+                "trained": bool(self._trained),
+                "classes": [
+                    {"name": name, "count": labels[name], "new": name not in self._trained} for name in self._classes
+                ],
+                "cameras": sorted({_camera(frame) for frame in self.frames} - {""}),
+                "days": _days(self.frames),
+                "counts": {
+                    "frames": len(self.frames),
+                    "open": len(self.frames) - settled,
+                    **{name: verdicts[name] for name in ("label", "none", "skip")},
+                },
+                "disputed": sum(sha256 in self._place for sha256 in self._decisions.disputed),
+                "problems": [*self._decisions.problems, *self.problems][:100],
+                "outlook": None if outlook is None else asdict(outlook),
+            }
+
+    def groups(self, client: str, *, holding: Sequence[str], count: int, wanted: Wanted) -> dict[str, Any]:
+        """The next groups for a person, the most valuable first, and how many frames are wanted in all.
+
+        Args:
+            client: who asks: a page, open once.
+            holding: hashes of the first frames of groups that it has and has not shown yet.
+            count: groups at most.
+            wanted: which frames.
+        """
+        with self._lock:
+            self._refresh()
+            mask = self._mask(wanted)
+            # What this page has is still open, and may not be given to it again.
+            held = {self._place[sha256] for sha256 in holding if sha256 in self._place}
+            moment = time.monotonic()
+            self._leases = {
+                place: (who, first, until)
+                for place, (who, first, until) in self._leases.items()
+                if until > moment and (who != client or first in held)
+            }
+            free = mask.copy()
+            free[list(self._leases)] = False
+            free[list(held)] = False
+            count = min(count, MOST_GROUPS)
+            if wanted.status == "open":
+                groups = propose(self._space, self._opinion.doubt, self._nearest, free, count)
+            else:
+                groups = self._by_label(free, count)
+            for group in groups:
+                for place in group.tolist():
+                    self._leases[place] = (client, int(group[0]), moment + LEASE_S)
+            return {
+                "groups": [[self._shown(place) for place in group.tolist()] for group in groups],
+                "wanted": int(mask.sum()),
+            }
+
+    def decide(self, hashes: Sequence[str], verdict: str, label: str, by: str) -> dict[str, Any]:
+        """Settle frames; on the disk when this returns.
+
+        Returns:
+            ``overridden``: frames that somebody else had decided otherwise.
+
+        Raises:
+            DataError: such a decision cannot be made.
+            OSError: the disk does not take it; nothing is decided.
+        """
+        at = now()
+        try:
+            made = [
+                msgspec.convert(
+                    {"sha256": sha256, "verdict": verdict, "label": label, "by": by, "at": at}, Decision, strict=True
+                )
+                for sha256 in dict.fromkeys(hashes)
+            ]
+        except msgspec.ValidationError as error:
+            raise DataError(str(error)) from error
+        if not made or any(decision.sha256 not in self._place for decision in made):
+            raise DataError("no such frame; load the page again")
+        with self._lock:
+            self._refresh()
+            before = dict(self._decisions.latest)
+            self._take_in(self._decisions.add(made))
+            overridden = [
+                {"id": one.sha256, "by": last.by, "verdict": last.verdict, "label": last.label}
+                for one in made
+                if (last := before.get(one.sha256)) is not None
+                and last.by != by
+                and last.verdict != "open"
+                and verdict != "open"
+                and (last.verdict, last.label) != (one.verdict, one.label)
+            ]
+        return {"saved": len(made), "overridden": overridden}
+
+    def frame(self, sha256: str) -> Frame | None:
+        """A frame of this folder."""
+        place = self._place.get(sha256)
+        return None if place is None else self.frames[place]
+
+    def labelled(self) -> list[tuple[Frame, Decision]]:
+        """Frames with a decision that is not open, by time."""
+        with self._lock:
+            self._refresh()
+            latest = self._decisions.latest
+            return [
+                (frame, decision)
+                for frame in self.frames
+                if (decision := latest.get(frame.sha256)) is not None and decision.verdict != "open"
+            ]
+
+    # --- what is known ---
+
+    def _refresh(self) -> None:
+        before = self._decisions.count
+        taken = self._decisions.refresh()
+        if self._decisions.count < before:  # replaced: all of it is new
+            self._nearest = self._far.copy()
+            self._settled[:] = False
+        self._take_in(taken)
+
+    def _take_in(self, decisions: Sequence[Decision]) -> None:
+        """Distances and classes that follow from decisions; the head learns them in its own time."""
+        places = [self._place[one.sha256] for one in decisions if one.sha256 in self._place]
+        for decision in decisions:
+            if decision.verdict == "label" and decision.label not in self._classes:
+                self._classes.append(decision.label)
+        if not places:
+            return
+        self._settled[places] = [one.verdict != "open" for one in decisions if one.sha256 in self._place]
+        self._batch[places] = self._batches
+        self._batches += 1
+        if any(decision.verdict == "open" for decision in decisions):
+            self._nearest = self._far.copy()
+            places = np.flatnonzero(self._settled).tolist()
+        for start in range(0, len(places), 256):
+            some = self._space.frames[places[start : start + 256]]
+            np.minimum(self._nearest, squared_distances(some, self._space.frames).min(axis=0), out=self._nearest)
+        if self._decisions.count - self._learned >= ROUND:
+            self._learned = self._decisions.count
+            self._news.set()
+
+    def _mask(self, wanted: Wanted) -> Any:
+        latest = self._decisions.latest
+        if wanted.status == "open":
+            mask = ~self._settled
+        elif wanted.status == "decided":
+            mask = self._settled.copy()
+        else:
+            disputed = self._decisions.disputed if wanted.status == "disputed" else {}
+            mask = np.array([_is(latest.get(f.sha256), f.sha256, wanted, disputed) for f in self.frames], np.bool_)
+        if wanted.camera:
+            mask &= [_camera(frame) == wanted.camera for frame in self.frames]
+        if wanted.since or wanted.until:
+            until = wanted.until or "9999"
+            mask &= [wanted.since <= frame.captured_at[:10] <= until for frame in self.frames]
+        if wanted.guess:
+            names = [*self._classes, NONE]
+            index = names.index(wanted.guess) if wanted.guess in names else -2
+            mask &= self._opinion.guess == index
+        return mask & (self._opinion.score >= wanted.least) & (self._opinion.score <= wanted.most)
+
+    def _by_label(self, free: Any, count: int) -> list[Places]:
+        """Decided frames, those of one label together, the least believable first."""
+        latest = self._decisions.latest
+        kinds: dict[tuple[str, str], list[int]] = {}
+        for place in np.flatnonzero(free).tolist():
+            decision = latest[self.frames[place].sha256]
+            kinds.setdefault((decision.verdict, decision.label), []).append(place)
+        groups = []
+        for (_, label), places in sorted(kinds.items()):
+            index = self._classes.index(label) if label in self._classes else len(self._classes)
+            opinion = self._opinion
+            belief = np.where(opinion.guess[places] == index, opinion.score[places], -opinion.score[places])
+            order = np.array(places)[np.argsort(belief, kind="stable")]
+            groups += [order[start : start + GROUP] for start in range(0, len(order), GROUP)]
+        return groups[:count]
+
+    def _shown(self, place: int) -> dict[str, Any]:
+        frame, opinion = self.frames[place], self._opinion
+        decision = self._decisions.latest.get(frame.sha256)
+        guess = int(opinion.guess[place])
+        names = [*self._classes, NONE]
+        return {
+            "id": frame.sha256,
+            "camera": _camera(frame),
+            "at": frame.captured_at,
+            "reason": frame.reason,
+            "device_guess": frame.guess,
+            "guess": names[guess] if 0 <= guess < len(names) else "",
+            "score": round(float(opinion.score[place]), 3),
+            "verdict": decision.verdict if decision else "open",
+            "label": decision.label if decision else "",
+            "by": decision.by if decision else "",
+        }
+
+    # --- what the network thinks ---
+
+    def _first_opinion(self) -> _Opinion:
+        """Before anything is decided: the run's, else the device's."""
+        if self._model_scores is not None:
+            scores = self._model_scores
+        else:
+            scores = np.zeros((len(self.frames), max(1, len(self._classes))), np.float32)
+            index = {name: place for place, name in enumerate(self._classes)}
+            for place, frame in enumerate(self.frames):
+                for label, score in frame.scores:
+                    scores[place, index[label]] = score
+        return _opinion(scores)
+
+    def _learn_on(self) -> None:
+        """Learn what was decided, whenever enough was."""
+        while True:
+            self._news.wait()
+            self._news.clear()
+            if self._closing:
+                return
+            try:
+                self._learn()
+            except Exception:
+                log.exception("the order of the frames is not brought up to date")
+
+    def _learn(self) -> None:
+        with self._lock:
+            classes = list(self._classes)
+            index = {name: place for place, name in enumerate(classes)}
+            latest, places, truth = self._decisions.latest, [], []
+            for sha256, decision in latest.items():
+                if sha256 in self._place and decision.verdict in ("label", "none"):
+                    places.append(self._place[sha256])
+                    truth.append(index[decision.label] if decision.verdict == "label" else len(classes))
+            batch = self._batch.copy()
+        chosen, given = np.array(places, np.intp), np.array(truth, np.intp)
+        known = self._space.known, self._known_truth
+        head = fit_head(np.concatenate([known[0], self._space.frames[chosen]]), np.concatenate([known[1], given]))
+        if head is not None:
+            scores = head.scores(self._space.frames, len(classes) + 1)
+            with self._lock:
+                self._opinion = _opinion(scores)
+        guessed = None if self._guess_as_it_is is None else self._guess_as_it_is[chosen]
+        outlook = outlook_on(self._space.frames[chosen], given, guessed, batch[chosen], known)
+        with self._lock:
+            self._outlook = outlook
+
+
+def _opinion(scores: Floats) -> _Opinion:
+    guess = scores.argmax(axis=1)
+    score = scores[np.arange(len(scores)), guess]
+    return _Opinion(np.where(score > 0, guess, -1).astype(np.intp), score, uncertainty(scores))
+
+
+def _training_pictures(
+    network: Network, run: Path | None, console: Console, cache: Path | None
+) -> tuple[Floats, Places]:
+    """Features and classes of what the run learned from, where the pictures are still there."""
+    width = network.model.output_shape[0][-1]
+    none = np.zeros((0, width), np.float32), np.zeros(0, np.intp)
+    if run is None:
+        return none
+    try:
+        root, photos = read_photos(run)
+    except DataError as error:
+        console.print(
+            f"{error}; frames are not compared with what it learned from", markup=False, highlight=False, soft_wrap=True
+        )
+        return none
+    learned = [photo for photo in photos if photo.split == "train" and photo.label in network.labels]
+    there = [photo for photo in learned if (root / photo.path).is_file()]
+    if len(there) > MOST_KNOWN:
+        chosen = np.random.default_rng(0).choice(len(there), MOST_KNOWN, replace=False)
+        there = [there[place] for place in np.sort(chosen).tolist()]
+    if not there:
+        console.print(f"{root}: the training pictures are gone; frames are not compared with them", markup=False)
+        return none
+    seen = look_at(
+        network,
+        [(photo.sha256, root / photo.path) for photo in there],
+        what="Looking at the training pictures",
+        console=console,
+        cache=cache,
+    )
+    good = np.array([place not in seen.failed for place in range(len(there))], np.bool_)
+    truth = np.array([network.labels.index(photo.label) for photo in there], np.intp)
+    return seen.features[good], truth[good]
+
+
+def _is(decision: Decision | None, sha256: str, wanted: Wanted, disputed: Mapping[str, object]) -> bool:
+    if decision is None:
+        return False
+    if wanted.status == "disputed":
+        return sha256 in disputed
+    return decision.verdict == wanted.status and (wanted.status != "label" or decision.label == wanted.label)
+
+
+def _camera(frame: Frame) -> str:
+    return f"{frame.device}/{frame.camera}" if frame.device or frame.camera else ""
+
+
+def _days(frames: Sequence[Frame]) -> list[str]:
+    days = sorted({frame.captured_at[:10] for frame in frames} - {""})
+    return [days[0], days[-1]] if days else []
