@@ -34,7 +34,9 @@ def keep(
         jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
         at_ns = start_ns + number * 1_000_000_000
         height, width = picture.shape[:2]
-        capture = Capture(1, device, camera, number, timestamp(at_ns), label, scores, "uncertain", MODEL, width, height, "")
+        capture = Capture(
+            1, device, camera, number, timestamp(at_ns), label, scores, "uncertain", MODEL, width, height, ""
+        )
         assert captures.keep(capture, jpeg, at_ns) is None
     return [hash_of(path) for path in sorted(folder.rglob("*.jpg"))]
 

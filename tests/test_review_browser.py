@@ -82,7 +82,9 @@ def test_frames_are_labelled_by_keys_alone(browser: Browser, folder: Path, run_f
         browser.press("3")
         saved(folder, dict.fromkeys(second, ("label", CLASSES[2])))
         third = group(browser)
-        assert len(third) > 1
+        while len(third) == 1:
+            browser.press("s")
+            third = group(browser)
         browser.press("ArrowRight")
         browser.press("x")  # all but the second
         browser.press("0")
@@ -104,7 +106,7 @@ def test_frames_are_labelled_by_keys_alone(browser: Browser, folder: Path, run_f
         shows(browser, "#classes", "red <b>brick</b>")
         assert not browser.console
         here = f"http://127.0.0.1:{server.port}/"
-        assert [url for url in browser.requested if not url.startswith((here, "about:"))] == []
+        assert [url for url in browser.requested if not url.startswith((here, "about:", "data:"))] == []
 
 
 def test_zoom_filters_and_one_by_one(browser: Browser, folder: Path, run_folder: Path) -> None:
@@ -128,7 +130,11 @@ def test_zoom_filters_and_one_by_one(browser: Browser, folder: Path, run_folder:
             "(s => { s.value = 'decided'; s.dispatchEvent(new Event('change', {bubbles: true})); })"
             "(document.querySelector('#status'))"
         )
-        wait_until(lambda: group(browser) == [frames[0]], 10, "the decided frame alone")
+        wait_until(
+            lambda: group(browser) == [frames[0]],
+            10,
+            f"{frames[0]} alone, not {group(browser)}: {browser.text('body')}",
+        )
         browser.press("2")  # thought again
         saved(folder, {frames[0]: ("label", CLASSES[1])})
 
@@ -165,13 +171,14 @@ def test_a_thousand_frames_are_reviewed_and_none_is_lost_when_the_server_is_kill
         top, left = (int(random.integers(0, limit - 120)) for limit in area.shape[:2])
         pictures.append(np.ascontiguousarray(area[top : top + 120, left : left + 120]))
         labels.append(name)
-    keep(folder, pictures, labels, classes=CLASSES)
+    frames = set(keep(folder, pictures, labels, classes=CLASSES))  # a few are the same to the bit
     with serving(folder, "--run", str(run_folder)) as server:
         opened(browser, server)
         measured = json.loads(str(browser.evaluate(REVIEW)))
         server.kill()
         found = latest(folder)
-        assert measured["decided"] == len(found) == MANY
+        assert measured["decided"] == len(frames) > 0.95 * MANY
+        assert set(found) == frames
         assert {verdict for verdict, _ in found.values()} == {"label"}
         shows(browser, "#empty", "Everything is decided")
         server.start()

@@ -67,14 +67,17 @@ def review_command(
             token = None if loopback else secrets.token_urlsafe(24)
             shown = f"[{host}]" if ":" in host else host
             address = f"http://{shown}:{listening[0].getsockname()[1]}/" + (f"?token={token}" if token else "")
-            console.print(
-                f"{len(session.frames)} frames; label them at {address}", markup=False, highlight=False, soft_wrap=True
-            )
-            console.print("Ctrl-C ends; every decision is saved already", style="dim")
-            if show and console.is_terminal:
-                webbrowser.open(address)
-            server = make_server(make_app(session, loopback=loopback, token=token, you=user() if loopback else ""))
             with suppress(KeyboardInterrupt):  # which is how it ends
+                console.print(
+                    f"{len(session.frames)} frames; label them at {address}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+                console.print("Ctrl-C ends; every decision is saved already", style="dim")
+                if show and console.is_terminal:
+                    webbrowser.open(address)
+                server = make_server(make_app(session, loopback=loopback, token=token, you=user() if loopback else ""))
                 asyncio.run(server.serve(sockets=listening))
     finally:
         for one in listening:

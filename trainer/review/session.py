@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 ROUND = 10
 """Decisions after which the head learns what was decided: seldom enough not to keep a core busy."""
+OUTLOOK_GROWTH = 1.15
+"""What is said of labelling more is worked out again when this many times as much is labelled: it takes seconds."""
 LEASE_S = 600.0
 """How long a group that one person was given is not given to another."""
 MOST_GROUPS = 50
@@ -116,7 +118,7 @@ class Session:
         self._model_scores = seen.scores[usable] if network.labels else None
         self._guess_as_it_is = None if self._model_scores is None else self._model_scores.argmax(axis=1)
         self._lock = threading.RLock()
-        self._leases: dict[int, tuple[str, int, float]] = {}
+        self._leases: dict[int, tuple[str, float]] = {}
         self._outlook: Outlook | None = None
         self._opinion = self._first_opinion()
         self._nearest = self._far.copy()
@@ -176,20 +178,20 @@ class Session:
 
         Args:
             client: who asks: a page, open once.
-            holding: hashes of the first frames of groups that it has and has not shown yet.
+            holding: hashes of frames that it has and whose decisions have not arrived here.
             count: groups at most.
             wanted: which frames.
         """
         with self._lock:
             self._refresh()
             mask = self._mask(wanted)
-            # What this page has is still open, and may not be given to it again.
+            # They are still open here, and may not be given to it again.
             held = {self._place[sha256] for sha256 in holding if sha256 in self._place}
             moment = time.monotonic()
             self._leases = {
-                place: (who, first, until)
-                for place, (who, first, until) in self._leases.items()
-                if until > moment and (who != client or first in held)
+                place: (who, until)
+                for place, (who, until) in self._leases.items()
+                if until > moment and (who != client or place in held)
             }
             free = mask.copy()
             free[list(self._leases)] = False
@@ -201,7 +203,7 @@ class Session:
                 groups = self._by_label(free, count)
             for group in groups:
                 for place in group.tolist():
-                    self._leases[place] = (client, int(group[0]), moment + LEASE_S)
+                    self._leases[place] = (client, moment + LEASE_S)
             return {
                 "groups": [[self._shown(place) for place in group.tolist()] for group in groups],
                 "wanted": int(mask.sum()),
@@ -388,6 +390,8 @@ class Session:
             scores = head.scores(self._space.frames, len(classes) + 1)
             with self._lock:
                 self._opinion = _opinion(scores)
+        if self._outlook is not None and len(chosen) < OUTLOOK_GROWTH * self._outlook.labelled:
+            return
         guessed = None if self._guess_as_it_is is None else self._guess_as_it_is[chosen]
         outlook = outlook_on(self._space.frames[chosen], given, guessed, batch[chosen], known)
         with self._lock:

@@ -47,12 +47,12 @@ function wanted() {
 async function fill() {
   if (asking || exhausted || queue.length > AHEAD / 2) return;
   asking = true;
-  const asked = generation;
+  const asked = generation, settled = !unsent.length;
   let answer = null;
   try {
     // What is decided here and not there yet is still open there.
-    const holding = [...queue.map(group => group.frames[0].id), ...unsent.flatMap(one => one.frames)].slice(0, MOST_HELD);
-    const outcome = await call("/api/next", {client, holding, count: AHEAD, wanted: wanted()});
+    const holding = [...queue, ...unsent].flatMap(one => one.frames.map(frame => frame.id ?? frame));
+    const outcome = await call("/api/next", {client, holding: holding.slice(0, MOST_HELD), count: AHEAD, wanted: wanted()});
     if (outcome.status === 200) answer = outcome.answer;
     else tell(outcome.answer.error);
   } catch { /* deliver says what is wrong */ }
@@ -65,7 +65,7 @@ async function fill() {
     const fresh = frames.filter(frame => !busy.has(frame.id));
     if (fresh.length) added += queue.push(grouped(fresh));
   }
-  exhausted = !answer.groups.length;
+  exhausted = settled && !answer.groups.length;
   $("#wanted").textContent = `${answer.wanted.toLocaleString("en")} frames`;
   preload();
   if (shown !== (queue[0] ?? null) || !queue.length) show();
