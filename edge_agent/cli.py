@@ -50,6 +50,7 @@ COMMANDS = {
     ),
     "inspect": ("edge_agent.commands.inspect", "inspect_command", "", "Show what is in a bundle."),
     "predict": ("edge_agent.commands.predict", "predict_command", "", "Classify picture files."),
+    "serve": ("edge_agent.commands.serve", "serve_command", "", "Classify pictures sent over HTTP."),
     "bench": ("edge_agent.commands.bench", "bench_command", "", "Measure latency on this machine; compare reports."),
     "cameras": ("edge_agent.commands.cameras", "cameras_command", "", "List the cameras of this machine."),
     "run": ("edge_agent.commands.run", "run_command", "", "Run the agent: cameras to labels over MQTT."),

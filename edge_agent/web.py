@@ -12,6 +12,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -68,6 +69,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         from starlette.datastructures import MutableHeaders
+        from starlette.requests import ClientDisconnect
         from starlette.responses import PlainTextResponse
 
         async def guarded(message: Any) -> None:
@@ -90,7 +92,9 @@ class Guard:
             answer = PlainTextResponse("refused: asked by the page of another site\n", 403)
         elif self.token is not None:
             answer = self._answer_to(self.token, scope, headers)
-        await answer(scope, receive, guarded)
+        # Who leaves in the middle of a request is nobody's mistake, and could fill the log.
+        with suppress(ClientDisconnect):
+            await answer(scope, receive, guarded)
 
     def _answer_to(
         self, token: str, scope: Scope, headers: dict[bytes, str]

@@ -10,6 +10,7 @@ features standardised. benchmarks/label_budget.py compares this with labelling a
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,11 +43,13 @@ class Space:
         frames: (n, COMPONENTS) float32, fewer columns where there are fewer rows or features.
         known: (m, same) of the training pictures.
         alike: squared distance under which two frames are alike.
+        place: (k, f) features of other pictures to their rows.
     """
 
     frames: Floats
     known: Floats
     alike: float
+    place: Callable[[Floats], Floats]
 
 
 def space_of(features: Floats, known: Floats, *, seed: int = 0) -> Space:
@@ -61,11 +64,18 @@ def space_of(features: Floats, known: Floats, *, seed: int = 0) -> Space:
     with threadpool_limits(1):
         components = PCA(min(COMPONENTS, *sample.shape), svd_solver="randomized", random_state=seed)
         components.fit((sample - mean) / scale)
-        moved = np.asarray(components.transform((rows - mean) / scale), np.float32)
-    frames = moved[: len(features)]
+
+    def place(some: Floats) -> Floats:
+        if not len(some):
+            return np.zeros((0, components.n_components_), np.float32)
+        with threadpool_limits(1):
+            return np.asarray(components.transform((some - mean) / scale), np.float32)
+
+    frames = place(features)
     asked = frames if len(frames) <= 1000 else frames[random.choice(len(frames), 1000, replace=False)]
     nearest = np.partition(squared_distances(asked, frames), min(NEIGHBOUR, len(frames) - 1), axis=1)
-    return Space(frames, moved[len(features) :], float(np.median(nearest[:, min(NEIGHBOUR, len(frames) - 1)])))
+    alike = float(np.median(nearest[:, min(NEIGHBOUR, len(frames) - 1)]))
+    return Space(frames, place(known), alike, place)
 
 
 def squared_distances(some: Floats, others: Floats) -> Floats:

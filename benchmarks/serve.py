@@ -1,0 +1,157 @@
+"""How near does `edgeloop serve` come to the bare interpreter, with 16 clients at once?
+
+    python -m benchmarks.serve BUNDLE [--seconds 10] [--clients 16]
+
+The service in a process of its own, as a user starts it; the clients in another, each sending photographs of 640x480
+as JPEG over a connection that stays open, as soon as the last answer is there. Bare is `invoke` alone, with one thread
+and with one a core. Clients and service share the cores. Also what a batch in one invoke would bring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import selectors
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from edge_agent.bundle import MODEL, open_bundle
+from edge_agent.cameras.frames import encoded
+from edge_agent.runtime import cores
+
+from .figures import tell
+from .inputs import photographs
+
+ROUNDS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--against", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.against:
+        rate, times = answered(given.against, given.clients, given.seconds)
+        print(rate, statistics.median(times), np.percentile(times, 99))
+        return
+    model = open_bundle(given.bundle).read(MODEL)
+    bare = {threads: bare_rate(model, threads) for threads in sorted({1, cores()})}
+    command = [sys.executable, "-m", "edge_agent.cli", "serve", str(given.bundle), "--port", "0"]
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as service,
+    ):
+        assert service.stdout is not None
+        port = service.stdout.readline().split("/v1/classify")[0].rsplit(":", 1)[1]
+        rounds = []
+        for _ in range(ROUNDS):
+            client = [sys.executable, "-m", "benchmarks.serve", str(given.bundle), "--against", port]
+            client += ["--seconds", str(given.seconds / ROUNDS), "--clients", str(given.clients)]
+            said = subprocess.run(client, check=True, capture_output=True, text=True).stdout
+            rounds.append([float(word) for word in said.split()])
+        service.terminate()
+    after = {threads: bare_rate(model, threads) for threads in bare}
+    rate, median, p99 = np.median(rounds, axis=0)
+    tell(f"{given.clients} clients, answers", rate, "/s")
+    tell(f"{given.clients} clients, an answer's time, median", 1000 * median, "ms")
+    tell(f"{given.clients} clients, an answer's time, p99", 1000 * p99, "ms")
+    for threads, before in bare.items():
+        both = (before + after[threads]) / 2
+        tell(f"bare invoke, {threads} thread(s)", both, "/s")
+        tell(f"answers over bare invoke with {threads} thread(s)", rate / both, at_least=0.8)
+    batch(model)
+
+
+def bare_rate(model: bytes, threads: int) -> float:
+    interpreter = loaded(model, threads)
+    for _ in range(100):
+        interpreter.invoke()
+    times = []
+    for _ in range(300):
+        start = time.perf_counter()
+        interpreter.invoke()
+        times.append(time.perf_counter() - start)
+    return 1 / statistics.median(times)
+
+
+def loaded(model: bytes, threads: int, batch: int = 1) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=model, num_threads=threads)
+    if batch > 1:
+        given = interpreter.get_input_details()[0]
+        interpreter.resize_tensor_input(given["index"], (batch, *given["shape"][1:]))
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def batch(model: bytes, size: int = 8) -> None:
+    one, many = loaded(model, 1), loaded(model, 1, size)
+    times: dict[str, list[float]] = {"one by one": [], "at once": []}
+    for _ in range(40):
+        start = time.perf_counter()
+        for _ in range(size):
+            one.invoke()
+        between = time.perf_counter()
+        many.invoke()
+        times["one by one"].append(between - start)
+        times["at once"].append(time.perf_counter() - between)
+    ratio = statistics.median(times["at once"]) / statistics.median(times["one by one"])
+    tell(f"{size} pictures in one invoke over {size} invokes, time", ratio)
+
+
+def answered(port: int, clients: int, seconds: float) -> tuple[float, list[float]]:
+    """Answers a second, and the time each took."""
+    requests = []
+    for picture in photographs():
+        jpeg = encoded(np.asarray(cv2.resize(picture, (640, 480)), np.uint8))
+        head = f"POST /v1/classify HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-length: {len(jpeg)}\r\n\r\n"
+        requests.append(head.encode() + jpeg)
+    chosen = selectors.DefaultSelector()
+    sent: dict[socket.socket, float] = {}
+    turn = deque(requests)
+
+    def send(connection: socket.socket) -> None:
+        sent[connection] = time.perf_counter()
+        connection.setblocking(True)
+        connection.sendall(turn[0])
+        connection.setblocking(False)
+        turn.rotate()
+
+    for _ in range(clients):
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        chosen.register(connection, selectors.EVENT_READ)
+        send(connection)
+    # The first answers are of a service that is still cold.
+    begin = time.perf_counter() + 0.5
+    times: list[float] = []
+    waiting: dict[socket.socket, bytes] = {}
+    while (now := time.perf_counter()) < begin + seconds:
+        for key, _ in chosen.select(1):
+            asker = key.fileobj
+            assert isinstance(asker, socket.socket)
+            data = waiting.pop(asker, b"") + asker.recv(65536)
+            if b"\r\n\r\n" not in data or not data.endswith(b"}"):
+                waiting[asker] = data
+                continue
+            assert data.startswith(b"HTTP/1.1 200"), data
+            if now >= begin:
+                times.append(time.perf_counter() - sent[asker])
+            send(asker)
+    return len(times) / seconds, times
+
+
+if __name__ == "__main__":
+    main()

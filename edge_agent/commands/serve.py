@@ -1,0 +1,81 @@
+"""`edgeloop serve`: a bundle behind HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from ..errors import ConfigError, MissingExtraError
+
+PORT = 8100
+
+
+@click.command("serve")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; others need a token.")
+@click.option("--port", default=PORT, show_default=True, type=click.IntRange(0, 65535), help="0 for any that is free.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Interpreters at work; one a core by default.")
+@click.option("--delegate", help="Shared library of an external delegate, such as Coral's libedgetpu.so.1.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File with the token that clients send as `Authorization: Bearer`; one is made up for addresses other than "
+    "this machine's.",
+)
+def serve_command(
+    bundle: Path, host: str, port: int, workers: int | None, delegate: str | None, token_file: Path | None
+) -> None:
+    """Classify pictures sent over HTTP with the model in BUNDLE.
+
+    POST a picture file to /v1/classify; /openapi.json describes the rest. Pictures of all clients are shared out to
+    one interpreter a core.
+    """
+    for module in ("starlette", "uvicorn"):
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise MissingExtraError("the web service", "review", error.name) from error
+    from ..bundle import open_bundle
+    from ..serve.api import make_app
+    from ..serve.workers import Workers
+    from ..web import is_loopback, listen, make_server
+
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s")
+    loopback = is_loopback(host)
+    token = _token(token_file, loopback=loopback)
+    opened = open_bundle(bundle)
+    listening = listen(host, port, what="edgeloop serve", remedy="name another --port or --host")
+    try:
+        with Workers(opened, count=workers, delegate=delegate) as at_work, suppress(KeyboardInterrupt):
+            shown = f"[{host}]" if ":" in host else host
+            address = f"http://{shown}:{listening[0].getsockname()[1]}"
+            manifest = opened.manifest
+            click.echo(
+                f"{manifest.name} {manifest.version} at {address}/v1/classify, described by {address}/openapi.json"
+            )
+            if token is not None and token_file is None:
+                click.echo(f"clients send: Authorization: Bearer {token}")
+            app = make_app(opened, at_work, loopback=loopback, token=token)
+            asyncio.run(make_server(app).serve(sockets=listening))
+    finally:
+        for one in listening:
+            one.close()
+
+
+def _token(file: Path | None, *, loopback: bool) -> str | None:
+    if file is None:
+        return None if loopback else secrets.token_urlsafe(24)
+    try:
+        token = file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token-file: {file}: {error}") from error
+    if len(token) < 16 or not token.isprintable() or " " in token:
+        raise ConfigError(f"--token-file: {file}: expected one word of at least 16 characters")
+    return token
