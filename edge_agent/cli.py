@@ -36,6 +36,7 @@ COMMANDS = {
         "train",
         "Learn the labelled frames; promote what is no worse.",
     ),
+    "loop": ("deploy.loop_cli", "loop_command", "train,deploy", "Once round the loop: pull, wait, retrain, push."),
     "search": (
         "deploy.search_cli",
         "search_command",
