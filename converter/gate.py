@@ -14,6 +14,7 @@ from edge_agent.errors import GateError
 from edge_agent.evaluation import Evaluation
 from edge_agent.manifest import Metrics, Scored
 from edge_agent.runtime import Model
+from edge_agent.seen import Seen, SeenCount
 
 DEFAULT_MAX_DROP = 1.0
 """Points of accuracy. EfficientNet-Lite0 lost 0.3 and 0.5 in our measurements, 0.7 in Google's; over 1 is broken."""
@@ -88,6 +89,7 @@ class Verdict:
             float32=_scored(self.float32),
             model=_scored(self.model),
             agreement=self.agreement,
+            seen=_seen(self.model),
         )
 
     def refusals(self, limits: Limits) -> list[Refusal]:
@@ -199,6 +201,13 @@ def latencies_ms(models: Sequence[bytes], *, threads: int | None = None) -> list
             model.close()
     medians: list[float] = np.median(times, axis=0).tolist()
     return medians
+
+
+def _seen(evaluation: Evaluation) -> Seen:
+    counted = SeenCount()
+    for label, score in zip(evaluation.predicted, evaluation.scores.max(axis=1), strict=True):
+        counted.add(evaluation.labels[label], float(score))
+    return counted.now()
 
 
 def _scored(evaluation: Evaluation) -> Scored:

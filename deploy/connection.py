@@ -100,14 +100,16 @@ class Connection:
             await process.wait_closed()
             return Done(-1 if process.exit_status is None else process.exit_status, out or b"", _text(said))
 
-    async def edgeloop(self, *arguments: str, given: bytes = b"", timeout_s: float = 60.0) -> bytes:
-        """What `edgeloop` of the device, run as the agent's user, prints.
+    async def edgeloop(
+        self, *arguments: str, given: bytes = b"", timeout_s: float = 60.0, fine: tuple[int, ...] = (0,)
+    ) -> bytes:
+        """What `edgeloop` of the device, run as the agent's user, prints; ``fine`` are exit codes of an answer.
 
         Raises:
             DeviceError: it is not there, may not be run, or fails.
         """
         done = await self.run(as_agent(arguments), given, timeout_s=timeout_s)
-        if done.exit_code != 0:
+        if done.exit_code not in fine or (done.exit_code and not done.stdout):
             raise self.failure(done.exit_code, done.stderr)
         return done.stdout
 

@@ -13,6 +13,7 @@ import click
 import msgspec
 from rich.table import Table
 
+from edge_agent.drift import DeviceDrift
 from edge_agent.errors import DeviceError, EdgeloopError
 from edge_agent.store import StoreStatus
 
@@ -174,6 +175,58 @@ def _row(status: StoreStatus | EdgeloopError) -> list[str]:
         "" if before is None else f"{before.name} {before.version}{' (failed)' if before.status == 'failed' else ''}"
     )
     return [f"{one.name} {one.version}", console.plain(state), *shown, previous]
+
+
+@deploy_command.command("drift")
+@takes_hosts
+@click.option("--json", "as_json", is_flag=True, help="All of it, as JSON.")
+def drift_command(hosts: tuple[str, ...], inventory: Path | None, ssh_config: Path | None, *, as_json: bool) -> None:
+    """Say of each device's cameras whether the model still fits what they see.
+
+    Exits 1 where one is drifting: pull its captures, review them and retrain.
+    """
+
+    async def ask(host: Host) -> DeviceDrift:
+        async with connected(host, ssh_config=ssh_config) as device:
+            # 1 says that a camera is drifting, which the answer says, too.
+            return msgspec.json.decode(await device.edgeloop("drift", "--json", fine=(0, 1)), type=DeviceDrift)
+
+    results = each(choose(hosts, inventory), ask)
+    if as_json:
+        told = {name: {"error": str(r)} if isinstance(r, Exception) else msgspec.to_builtins(r) for name, r in results}
+        click.echo(json.dumps(told, indent=2))
+    else:
+        table = Table(
+            "device", "model", "camera", "verdict", "frames", "mean score", "on its test", "in its first days"
+        )
+        for name, result in results:
+            for row in _drift_rows(result):
+                table.add_row(name, *row)
+        console.out.print(table)
+    end(results)
+    reports = [result for _, result in results if isinstance(result, DeviceDrift)]
+    if any(camera.verdict == "drifting" for report in reports for camera in report.cameras):
+        sys.exit(1)
+
+
+def _drift_rows(result: DeviceDrift | EdgeloopError) -> list[list[str]]:
+    if isinstance(result, EdgeloopError):
+        return [["", "", f"[red]{console.plain(result)}[/]", "", "", "", ""]]
+    rows = []
+    for one in result.cameras:
+        beside = one.test or one.first
+        rows.append(
+            [
+                console.plain(result.model),
+                console.plain(one.camera),
+                f"[{'red' if one.verdict == 'drifting' else 'green'}]{one.verdict}[/]",
+                str(one.frames),
+                "" if beside is None else f"{beside.now:.2f}",
+                "" if one.test is None else f"{one.test.before:.2f}",
+                "" if one.first is None else f"{one.first.before:.2f}",
+            ]
+        )
+    return rows or [[console.plain(result.model), "", "no frames yet", "", "", "", ""]]
 
 
 @deploy_command.command("rollback")

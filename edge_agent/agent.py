@@ -32,6 +32,7 @@ from .mqtt import Publisher
 from .mqtt.messages import VERSION, CameraInfo, CameraState, Info, Observation, Timing, TopScore, timestamp
 from .preprocess import Pixels, preprocess
 from .recorder import Candidate, Recorder
+from .seen import SeenCount
 from .view import view
 
 log = logging.getLogger(__name__)
@@ -148,6 +149,8 @@ class Agent:
         """The last frame of each camera."""
         self.prepared: dict[str, Prepared] = {}
         """The last picture of each camera that went to the model."""
+        self.seen: dict[tuple[str, str], SeenCount] = {}
+        """What each model thought of its frames, by the bundle's digest and the camera."""
         self._recorder = recorder
         self._frames = LatestFrames(cameras)
         self._gates = {
@@ -343,6 +346,10 @@ class Agent:
                 log.info("camera %s: %s (%.2f)", camera, label, decision.score)
         if self.publisher.wants_results:
             self.publisher.result(self._observation(model, camera, frame, result, *result.best))
+        seen = model.bundle.digest, camera
+        if seen not in self.seen:
+            self.seen[seen] = SeenCount()
+        self.seen[seen].add(*result.best)
         self.latencies.preprocess.add(result.preprocess_ms)
         self.latencies.inference.add(result.inference_ms)
         if model.classifier is self.model.classifier:

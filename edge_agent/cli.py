@@ -59,6 +59,7 @@ COMMANDS = {
     "receive": ("edge_agent.commands.receive", "receive_command", "", "Take a bundle from `edgeloop deploy push`."),
     "captures": ("edge_agent.commands.captures", "captures_command", "", "Hand captures to `edgeloop deploy pull`."),
     "rollback": ("edge_agent.commands.rollback", "rollback_command", "", "Go back to the model before."),
+    "drift": ("edge_agent.commands.drift", "drift_command", "", "Does the model still fit what this device sees?"),
     "status": ("edge_agent.commands.status", "status_command", "", "Show the models of this device."),
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .mqtt.messages import VERSION, CameraHealth, Health, Latency, RecorderHealth, SpoolHealth, timestamp
+from .seen import Seen, since
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -35,6 +36,7 @@ class HealthReporter:
         self._root = root
         self._started_s = self._before_s = time.monotonic()
         self._before: dict[str, dict[str, int]] = {name: {} for name in agent.cameras}
+        self._seen: dict[tuple[str, str], Seen] = {}
 
     def report(self, *, spool: SpoolHealth | None, recorder: RecorderHealth | None) -> Health:
         """The message for the time since the last one."""
@@ -69,6 +71,9 @@ class HealthReporter:
         now: Mapping[str, int] = {key: value for key, value in asdict(count).items() if isinstance(value, int)}
         new = {key: value - self._before[name].get(key, 0) for key, value in now.items()}
         self._before[name] = dict(now)
+        key = self._agent.model.bundle.digest, name
+        seen = self._agent.seen[key].now() if key in self._agent.seen else Seen()
+        fresh, self._seen[key] = since(seen, self._seen.get(key, Seen())), seen
         return CameraHealth(
             state=count.state,
             captured_fps=round(new["captured"] / passed_s, 2),
@@ -77,6 +82,8 @@ class HealthReporter:
             unchanged=new["unchanged"],
             damaged=new["damaged"],
             reopened=count.reopened,
+            scores=fresh.scores,
+            labels=fresh.labels,
         )
 
 

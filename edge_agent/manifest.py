@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from .preprocess import PreprocessSpec
+from .seen import Seen
 
 FORMAT = 1
 
@@ -67,13 +68,15 @@ class Scored(msgspec.Struct, frozen=True):
 class Metrics(msgspec.Struct, frozen=True, rename={"float32": "float"}):
     """The float model and the one in the bundle on the same frozen test split.
 
-    ``agreement`` is the share of pictures on which both name the same class first.
+    ``agreement`` is the share of pictures on which both name the same class first. ``seen``: how sure the one in the
+    bundle was of them; None in bundles of before.
     """
 
     pictures: Size
     float32: Scored
     model: Scored
     agreement: Fraction
+    seen: Seen | None = None
 
 
 class Calibration(msgspec.Struct, frozen=True):

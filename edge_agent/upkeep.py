@@ -17,10 +17,13 @@ from .health import HealthReporter
 from .model import Model, load_model
 from .mqtt import MqttPublisher
 from .recorder import Recorder
+from .seen import Days, Seen, since
 from .store import Installed, Store
 
 log = logging.getLogger(__name__)
 
+NOTE_S = 900.0
+"""Between two notes of what the models saw: a small file, four times an hour, is no wear for a card."""
 GOOD_AFTER = 500
 """Frames a new model must classify without trouble before it counts as good: half a minute at 15 a second."""
 TOO_SLOW = 3.0
@@ -78,6 +81,9 @@ class Upkeep:
         self._store = store
         self._running = running
         self._link = None if store is None else store.current_link()
+        self._days = Days(Path(settings.state))
+        self._noted: dict[tuple[str, str], Seen] = {}
+        self._noted_s = time.monotonic()
         self._reporter = HealthReporter(agent, disk=Path(settings.state))
         self._told_s = time.monotonic()
         watchdog_s = systemd.watchdog_s()
@@ -105,11 +111,25 @@ class Upkeep:
         if now - self._told_s >= self._settings.health_every_s:
             self._told_s = now
             self.tell_health()
+        if now - self._noted_s >= NOTE_S:
+            self._noted_s = now
+            self.note_seen()
 
     def tell_health(self) -> None:
         """Publish how the device is."""
         kept = None if self._recorder is None else self._recorder.health()
         self._agent.publisher.health(self._reporter.report(spool=self._broker.spool_health(), recorder=kept))
+
+    def note_seen(self) -> None:
+        """Add what the models thought of their frames since the last time to the day's counts, on the disk."""
+        for key, count in list(self._agent.seen.items()):
+            now = count.now()
+            self._days.add(*key, since(now, self._noted.get(key, Seen())))
+            self._noted[key] = now
+        try:
+            self._days.save()
+        except OSError as error:
+            log.warning("what the model saw is not noted: %s", error)
 
     def _follow(self, store: Store) -> None:
         """Run what has become current: installed, activated or rolled back, over MQTT or by a command line."""

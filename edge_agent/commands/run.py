@@ -95,6 +95,7 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
         systemd.notify("READY=1")
         while not stop_requests and not agent.wait(_POLL_S):
             upkeep.step()
+        upkeep.note_seen()
         systemd.notify("STOPPING=1")
         control.stopping.set()
         why = f"stopped by {signal.Signals(stop_requests[0]).name}" if stop_requests else "all cameras have ended"

@@ -80,6 +80,8 @@ class CameraHealth(msgspec.Struct, frozen=True):
 
     ``captured_fps`` and ``classified_fps``: a second. ``replaced`` frames were outrun by a newer one, ``unchanged``
     ones passed over by the motion gate, ``damaged`` ones could not be decoded. ``reopened``: since the start.
+    ``scores``: frames by the highest score the model gave them, in 20 bins from 0 to 1. ``labels``: frames by the label
+    that got it.
     """
 
     state: CameraState
@@ -89,6 +91,8 @@ class CameraHealth(msgspec.Struct, frozen=True):
     unchanged: int
     damaged: int
     reopened: int
+    scores: tuple[int, ...] = ()
+    labels: dict[str, int] = {}
 
 
 class SpoolHealth(msgspec.Struct, frozen=True):
