@@ -31,7 +31,8 @@ from trainer.review.decisions import LOG, Decision, Decisions
 from trainer.review.frames import find_frames
 from trainer.review.outlook import outlook_on
 from trainer.review.ranking import fit_head, nearest_known, propose, space_of, uncertainty
-from trainer.review.session import Session, Wanted
+from trainer.review.session import Session
+from trainer.review.wanted import Wanted
 
 from .captured import hash_of, keep
 from .conftest import CLASSES, QUIET, Run, find_free_port, wait_until

@@ -18,7 +18,8 @@ from edge_agent.pictures import read_picture
 from edge_agent.web import Guard, read_body, theme
 
 from .export import as_csv
-from .session import Session, Wanted
+from .session import Session
+from .wanted import Wanted
 
 if TYPE_CHECKING:
     from starlette.requests import Request

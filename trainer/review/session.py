@@ -6,10 +6,10 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -17,13 +17,12 @@ from rich.console import Console
 
 from edge_agent.errors import DataError
 
-from ..run import read_photos
 from .decisions import Decision, Decisions, now
 from .frames import Frame, find_frames
+from .learned import training_pictures
 from .outlook import Outlook, outlook_on
 from .ranking import (
     GROUP,
-    MOST_KNOWN,
     Floats,
     Places,
     fit_head,
@@ -33,7 +32,8 @@ from .ranking import (
     squared_distances,
     uncertainty,
 )
-from .sight import Network, look_at, network_of
+from .sight import look_at, network_of
+from .wanted import Wanted, camera_of, mask_of
 
 log = logging.getLogger(__name__)
 
@@ -46,28 +46,6 @@ LEASE_S = 600.0
 MOST_GROUPS = 50
 NONE = "none of these"
 """What a head calls frames that show none of the classes."""
-
-
-class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which frames a person wants to see; the defaults are all that is open.
-
-    Attributes:
-        status: frames without a decision, with one, with one ``label``, or with several people's different ones.
-        label: the class, for the status ``label``.
-        camera: ``device/camera``.
-        guess: what the model takes them for.
-        since, until: days, ``2026-11-28``, both included.
-        least, most: score of the guess, 0 to 1.
-    """
-
-    status: Literal["open", "decided", "label", "none", "skip", "disputed"] = "open"
-    label: str = ""
-    camera: str = ""
-    guess: str = ""
-    since: str = ""
-    until: str = ""
-    least: float = 0.0
-    most: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +87,7 @@ class Session:
         self.problems = (*found.problems, *seen.failed.values())
         self.frames = tuple(frame for frame, good in zip(found.frames, usable, strict=True) if good)
         self._place = {frame.sha256: place for place, frame in enumerate(self.frames)}
-        known, self._known_truth = _training_pictures(network, run, console, cache)
+        known, self._known_truth = training_pictures(network, run, console, cache)
         with console.status("Comparing the frames"):
             self._space = space_of(seen.features[usable], known)
             self._far = nearest_known(self._space)
@@ -161,7 +139,7 @@ class Session:
                 "classes": [
                     {"name": name, "count": labels[name], "new": name not in self._trained} for name in self._classes
                 ],
-                "cameras": sorted({_camera(frame) for frame in self.frames} - {""}),
+                "cameras": sorted({camera_of(frame) for frame in self.frames} - {""}),
                 "days": _days(self.frames),
                 "counts": {
                     "frames": len(self.frames),
@@ -294,19 +272,7 @@ class Session:
             self._news.set()
 
     def _mask(self, wanted: Wanted) -> Any:
-        latest = self._decisions.latest
-        if wanted.status == "open":
-            mask = ~self._settled
-        elif wanted.status == "decided":
-            mask = self._settled.copy()
-        else:
-            disputed = self._decisions.disputed if wanted.status == "disputed" else {}
-            mask = np.array([_is(latest.get(f.sha256), f.sha256, wanted, disputed) for f in self.frames], np.bool_)
-        if wanted.camera:
-            mask &= [_camera(frame) == wanted.camera for frame in self.frames]
-        if wanted.since or wanted.until:
-            until = wanted.until or "9999"
-            mask &= [wanted.since <= frame.captured_at[:10] <= until for frame in self.frames]
+        mask = mask_of(self.frames, wanted, settled=self._settled, decisions=self._decisions)
         if wanted.guess:
             names = [*self._classes, NONE]
             index = names.index(wanted.guess) if wanted.guess in names else -2
@@ -336,7 +302,7 @@ class Session:
         names = [*self._classes, NONE]
         return {
             "id": frame.sha256,
-            "camera": _camera(frame),
+            "camera": camera_of(frame),
             "at": frame.captured_at,
             "reason": frame.reason,
             "device_guess": frame.guess,
@@ -402,53 +368,6 @@ def _opinion(scores: Floats) -> _Opinion:
     guess = scores.argmax(axis=1)
     score = scores[np.arange(len(scores)), guess]
     return _Opinion(np.where(score > 0, guess, -1).astype(np.intp), score, uncertainty(scores))
-
-
-def _training_pictures(
-    network: Network, run: Path | None, console: Console, cache: Path | None
-) -> tuple[Floats, Places]:
-    """Features and classes of what the run learned from, where the pictures are still there."""
-    width = network.model.output_shape[0][-1]
-    none = np.zeros((0, width), np.float32), np.zeros(0, np.intp)
-    if run is None:
-        return none
-    try:
-        root, photos = read_photos(run)
-    except DataError as error:
-        console.print(
-            f"{error}; frames are not compared with what it learned from", markup=False, highlight=False, soft_wrap=True
-        )
-        return none
-    learned = [photo for photo in photos if photo.split == "train" and photo.label in network.labels]
-    there = [photo for photo in learned if (root / photo.path).is_file()]
-    if len(there) > MOST_KNOWN:
-        chosen = np.random.default_rng(0).choice(len(there), MOST_KNOWN, replace=False)
-        there = [there[place] for place in np.sort(chosen).tolist()]
-    if not there:
-        console.print(f"{root}: the training pictures are gone; frames are not compared with them", markup=False)
-        return none
-    seen = look_at(
-        network,
-        [(photo.sha256, root / photo.path) for photo in there],
-        what="Looking at the training pictures",
-        console=console,
-        cache=cache,
-    )
-    good = np.array([place not in seen.failed for place in range(len(there))], np.bool_)
-    truth = np.array([network.labels.index(photo.label) for photo in there], np.intp)
-    return seen.features[good], truth[good]
-
-
-def _is(decision: Decision | None, sha256: str, wanted: Wanted, disputed: Mapping[str, object]) -> bool:
-    if decision is None:
-        return False
-    if wanted.status == "disputed":
-        return sha256 in disputed
-    return decision.verdict == wanted.status and (wanted.status != "label" or decision.label == wanted.label)
-
-
-def _camera(frame: Frame) -> str:
-    return f"{frame.device}/{frame.camera}" if frame.device or frame.camera else ""
 
 
 def _days(frames: Sequence[Frame]) -> list[str]:

@@ -318,9 +318,12 @@ function told(outlook) {
   const percent = share => `${(100 * share).toFixed(0)} %`;
   let text = `On frames like those you labelled, a model that learns them is right ${percent(outlook.now)} of the time`;
   text += outlook.before === null ? "." : `, today's ${percent(outlook.before)}.`;
+  if (outlook.before !== null && outlook.now < outlook.before + 0.02) {
+    return `${text} They taught nothing yet: they are few, or some contradict others (look at “labelled …” under Show).`;
+  }
   if (!outlook.twice) return text;
   const {avoided, low, high} = outlook.twice;
-  if (avoided < 0.1) return `${text} Twice as many labels would change little: this is enough for now.`;
+  if (avoided < 0.1) return `${text} Twice as many labels would change little${outlook.now > 0.9 ? ": this is enough for now" : ""}.`;
   return `${text} Twice as many labels would avoid about ${percent(avoided)} of its mistakes (${percent(low)} to ${percent(high)}).`;
 }
 
