@@ -60,6 +60,13 @@ PARTS: dict[str, tuple[str, str, Callable[[Path], Sequence[object]]]] = {
         lambda work: [inputs.bundle(work, LITE0), "--frames", 200_000],
     ),
     "agent-mobilenet": ("The agent beside the bare interpreter, MobileNetV2", "agent", of(MOBILENET)),
+    "serve": ("A model behind HTTP", "serve", of(LITE0)),
+    "review": ("The review page", "review", lambda work: [inputs.run(work, LITE0)]),
+    "label-budget": (
+        "Labelling what is asked first, beside labelling at random",
+        "label_budget",
+        lambda work: [inputs.stamps(work), "--plot", work / "label_budget.png"],
+    ),
     "memory": ("Memory of a training", "train_memory", lambda _work: []),
     "keras-guide": (
         "Training beside the recipe of Keras' guide",

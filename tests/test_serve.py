@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import signal
@@ -24,7 +25,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edge_agent
+from edge_agent.bundle import open_bundle
 from edge_agent.pictures import read_picture
+from edge_agent.serve import workers
 
 from .conftest import Run
 
@@ -206,6 +209,18 @@ def test_many_clients_at_once_get_their_own_answers(
     for thread in threads:
         thread.join()
     assert [found[place] for place in range(len(paths))] == expected
+
+
+def test_pictures_that_would_wait_too_long_are_refused_at_once(
+    bundle_file: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "MOST_WAITING", 0)
+
+    async def ask() -> None:
+        with workers.Workers(open_bundle(bundle_file), count=1) as at_work, pytest.raises(workers.BusyError):
+            await at_work.classify(picture(photo_folder))
+
+    asyncio.run(ask())
 
 
 def test_beyond_this_machine_clients_need_the_token(bundle_file: Path, photo_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Is the review page as fast as the keys? A thousand frames decided in Chromium, one by one, and the server killed.
+
+    python -m benchmarks.review RUN [--frames 1000]
+
+The frames are parts of the demo's photographs. From a key's event until the next frame's picture is decoded and about
+to be painted; the server, the browser and the learning beside them share the cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from deploy.demo.photographs import load_areas
+from tests.browser import Browser
+from tests.captured import keep
+from tests.test_review_browser import REVIEW, SHOWN
+from trainer.review.decisions import Decisions
+
+from .figures import tell
+
+SIDE = 120
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--frames", type=int, default=1000)
+    given = parser.parse_args()
+    random, areas = np.random.default_rng(0), load_areas()
+    names = sorted(areas)
+    pictures = []
+    for number in range(given.frames):
+        area = areas[names[number % len(names)]]["video"]
+        top, left = (int(random.integers(0, limit - SIDE)) for limit in area.shape[:2])
+        pictures.append(np.ascontiguousarray(area[top : top + SIDE, left : left + SIDE]))
+    with tempfile.TemporaryDirectory() as folder:
+        captures = Path(folder) / "captures"
+        frames = set(keep(captures, pictures, [names[0]] * len(pictures), classes=names))
+        command = [sys.executable, "-m", "edge_agent.cli", "review", str(captures), "--run", str(given.run)]
+        with subprocess.Popen([*command, "--port", "0", "--no-open"], stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            address = next(line for line in server.stdout if "label them at" in line).split()[-1]
+            with Browser(Path(folder) / "profile") as browser:
+                start = time.perf_counter()
+                browser.open(address)
+                while not browser.evaluate(SHOWN):
+                    time.sleep(0.01)
+                tell("until the page shows its first frames", time.perf_counter() - start, "s", at_most=2.0)
+                measured = json.loads(str(browser.evaluate(REVIEW)))
+                server.kill()
+        lost = frames - set(Decisions(captures).latest)
+    tell("from a key to the next frame, median", measured["median_ms"], "ms")
+    tell("from a key to the next frame, p99", measured["p99_ms"], "ms")
+    tell("from a key to the next frame, at most", measured["most_ms"], "ms", at_most=50.0)
+    tell("decisions lost when the server was killed", len(lost), at_most=0)
+
+
+if __name__ == "__main__":
+    main()
