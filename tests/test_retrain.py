@@ -191,6 +191,13 @@ def test_labelled_frames_make_the_next_model_better_where_it_was_bad(
     run_folder: Path, scene: tuple[list[Pixels], list[str]], tmp_path: Path, edgeloop: Run
 ) -> None:
     labels = captured(tmp_path / "captures", scene)
+    # A class that nobody knew, before the others in the alphabet.
+    random = np.random.default_rng(2)
+    for event in range(8):
+        noise = [random.integers(0, 255, (120, 120, 3), np.uint8)]
+        folder = tmp_path / "captures" / f"new-{event}"
+        (new,) = keep(folder, noise, ["brick"], classes=CLASSES, start_ns=START_NS + (200 + 2 * event) * MINUTE_NS)
+        labels[new] = "a new one"
     decide(tmp_path / "captures", labels)
     out = tmp_path / "ground-2"
     done = edgeloop("retrain", run_folder, tmp_path / "captures", "--out", out)
@@ -199,6 +206,8 @@ def test_labelled_frames_make_the_next_model_better_where_it_was_bad(
     verdict = json.loads((out / "promotion.json").read_text())
     assert verdict["promoted"]
     assert verdict["new"]["challenger"]["accuracy"] > verdict["new"]["champion"]["accuracy"]
+    assert verdict["frozen"]["champion"]["accuracy"] == 1
+    assert verdict["new"]["champion"]["recall"]["a new one"] == 0
     # The old test split is whole, what is new in it is of events that nothing learned from.
     before, now = read_photos(run_folder)[1], read_photos(out)[1]
     splits = {photo.sha256: photo.split for photo in now}

@@ -238,9 +238,10 @@ def test_only_open_frames_are_proposed_each_in_one_group() -> None:
 def test_what_the_model_doubts_and_has_never_seen_comes_first() -> None:
     features, heap = blobs([20, 20, 20])
     space = space_of(features, features[heap == 0])  # the first heap is what it learned from
-    doubt = np.where(heap == 1, 1.0, 0.05).astype(np.float32)
-    first, *_ = propose(space, doubt, nearest_known(space), np.ones(60, np.bool_), 1)
-    assert heap[first[0]] == 1
+    for doubtful in (1, 2):
+        doubt = np.where(heap == doubtful, 1.0, 0.05).astype(np.float32)
+        first, *_ = propose(space, doubt, nearest_known(space), np.ones(60, np.bool_), 1)
+        assert heap[first[0]] == doubtful
     # As doubtful everywhere, what it never learned from comes before what it did.
     first, *_ = propose(space, np.ones(60, np.float32), nearest_known(space), heap != 1, 1)
     assert heap[first[0]] == 2
