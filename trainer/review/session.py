@@ -120,7 +120,7 @@ class Session:
         """End; nothing is waiting to be saved."""
         self._closing = True
         self._news.set()
-        self._thread.join(10)
+        self._thread.join(1)
 
     # --- what the page asks ---
 
