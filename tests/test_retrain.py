@@ -229,7 +229,7 @@ def test_labelled_frames_make_the_next_model_better_where_it_was_bad(
 
 
 def test_labels_that_are_wrong_do_not_get_through(
-    run_folder: Path, scene: tuple[list[Pixels], list[str]], tmp_path: Path, edgeloop: Run
+    run_folder: Path, bundle_file: Path, scene: tuple[list[Pixels], list[str]], tmp_path: Path, edgeloop: Run
 ) -> None:
     root, photos = read_photos(run_folder)
     folder = tmp_path / "captures"
@@ -248,7 +248,7 @@ def test_labels_that_are_wrong_do_not_get_through(
     for path in sorted((tmp_path / "more").rglob("*.jpg")):
         (folder / path.name).write_bytes(path.read_bytes())
     decide(folder, {sha256: wrong[name] for sha256, name in zip(hashes, shown, strict=True)})
-    done = edgeloop("retrain", run_folder, folder, "--out", tmp_path / "ground-2")
+    done = edgeloop("retrain", run_folder, folder, "--out", tmp_path / "ground-2", "--champion", bundle_file)
     assert done.code == 1, done.out + done.err
     assert "the model before stays" in done.out
     assert not (tmp_path / "ground-2.edgeloop").exists()

@@ -176,8 +176,8 @@ def test_a_model_is_pushed_proved_watched_replaced_and_rolled_back(
         assert (ran.code, ran.out) == (0, "raspberrypi: runs ground 1 again\n")
         ran = deploy("push", signed_versions["2"])
         assert "it mistook the cat" in ran.out
-        ran = deploy("push", signed_versions["3"])
-        assert "raspberrypi: good, ground 3" in ran.out, ran.out + inside(device, "cat /tmp/agent.log")
+        ran = deploy("push", signed_versions["3"], "--no-wait")
+        assert "raspberrypi: active, ground 3" in ran.out, ran.out + inside(device, "cat /tmp/agent.log")
 
     out = tmp_path / "captures"
     there = int(inside(device, "sudo find /var/lib/edgeloop/captures -name '*.json' | wc -l"))
