@@ -369,6 +369,37 @@ def test_what_was_labelled_is_guessed_of_its_likes(folder: Path, run_folder: Pat
         )
 
 
+def test_frames_guessed_to_be_none_of_the_classes_stay_so_when_a_class_is_added(folder: Path, run_folder: Path) -> None:
+    with Session(folder, run=run_folder, console=QUIET) as session:
+        groups = everything(session)
+        for number, group in enumerate(groups[:10]):
+            session.decide(
+                [frame["id"] for frame in group], "none" if number % 2 else "label", "" if number % 2 else "brick", ""
+            )
+
+        def guesses() -> set[str]:
+            return {frame["guess"] for group in everything(session) for frame in group}
+
+        wait_until(lambda: "none of these" in guesses(), 60, "a guess that it is none of them")
+        before = session.groups("me", holding=(), count=1, wanted=Wanted(guess="none of these"))["wanted"]
+        session.decide([everything(session)[0][0]["id"]], "label", "moss", "")
+        assert "moss" not in guesses()
+        after = session.groups("me", holding=(), count=1, wanted=Wanted(guess="none of these"))["wanted"]
+        assert before - after in (0, 1)
+
+
+def test_a_log_replaced_under_the_page_is_what_counts(folder: Path, run_folder: Path) -> None:
+    with Session(folder, run=run_folder, console=QUIET) as session:
+        ids = [frame["id"] for group in everything(session) for frame in group]
+        session.decide(ids[:3], "label", "brick", "")
+        lines = (folder / LOG).read_text().splitlines(keepends=True)
+        (folder / "edited").write_text(lines[2] + "".join(line.replace(ids[0], ids[9]) for line in lines[:1]) * 3)
+        (folder / "edited").rename(folder / LOG)
+        assert session.state()["counts"]["label"] == 2
+        left = {frame["id"] for group in everything(session) for frame in group}
+        assert set(ids) - left == {ids[2], ids[9]}
+
+
 def test_frames_are_found_by_camera_day_guess_and_score(folder: Path, run_folder: Path) -> None:
     keep(
         folder / "gate-pi",

@@ -72,6 +72,7 @@ class Decisions:
         latest: the decision that counts, by the hash of the frame; `open` ones included.
         problems: lines that cannot be used, and why.
         count: decisions read so far.
+        generation: how often the log was begun anew, because somebody replaced it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,7 +82,7 @@ class Decisions:
             DataError: it cannot be read.
         """
         self.path = folder / LOG
-        self._inode = -1
+        self._inode = self.generation = -1
         self._forget()
         self.refresh()
 
@@ -153,6 +154,7 @@ class Decisions:
         self.latest: dict[str, Decision] = {}
         self.problems: list[str] = []
         self.count = 0
+        self.generation += 1
         self._by_person: dict[str, dict[str, Decision]] = defaultdict(dict)
         self._read = self._line = 0
 

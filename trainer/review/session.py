@@ -46,11 +46,13 @@ LEASE_S = 600.0
 MOST_GROUPS = 50
 NONE = "none of these"
 """What a head calls frames that show none of the classes."""
+_NO_GUESS, _NO_CLASS, _NOBODYS = -1, -2, -3
+"""In place of a class's index: nothing is guessed, none of the classes is, and what nothing is guessed to be."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Opinion:
-    """What is thought of the frames at one moment: (n,) class index and its score, (n,) doubt."""
+    """What is thought of the frames at one moment: (n,) index of a class or what is in its place, its score, doubt."""
 
     guess: Places
     score: Floats
@@ -243,9 +245,9 @@ class Session:
     # --- what is known ---
 
     def _refresh(self) -> None:
-        before = self._decisions.count
+        before = self._decisions.generation
         taken = self._decisions.refresh()
-        if self._decisions.count < before:  # replaced: all of it is new
+        if self._decisions.generation != before:  # replaced: all of it is new
             self._nearest = self._far.copy()
             self._settled[:] = False
         self._take_in(taken)
@@ -274,10 +276,13 @@ class Session:
     def _mask(self, wanted: Wanted) -> Any:
         mask = mask_of(self.frames, wanted, settled=self._settled, decisions=self._decisions)
         if wanted.guess:
-            names = [*self._classes, NONE]
-            index = names.index(wanted.guess) if wanted.guess in names else -2
-            mask &= self._opinion.guess == index
+            mask &= self._opinion.guess == self._index(wanted.guess)
         return mask & (self._opinion.score >= wanted.least) & (self._opinion.score <= wanted.most)
+
+    def _index(self, name: str) -> int:
+        if name == NONE:
+            return _NO_CLASS
+        return self._classes.index(name) if name in self._classes else _NOBODYS
 
     def _by_label(self, free: Any, count: int) -> list[Places]:
         """Decided frames, those of one label together, the least believable first."""
@@ -288,8 +293,7 @@ class Session:
             kinds.setdefault((decision.verdict, decision.label), []).append(place)
         groups = []
         for (_, label), places in sorted(kinds.items()):
-            index = self._classes.index(label) if label in self._classes else len(self._classes)
-            opinion = self._opinion
+            index, opinion = self._index(label or NONE), self._opinion
             belief = np.where(opinion.guess[places] == index, opinion.score[places], -opinion.score[places])
             order = np.array(places)[np.argsort(belief, kind="stable")]
             groups += [order[start : start + GROUP] for start in range(0, len(order), GROUP)]
@@ -299,14 +303,13 @@ class Session:
         frame, opinion = self.frames[place], self._opinion
         decision = self._decisions.latest.get(frame.sha256)
         guess = int(opinion.guess[place])
-        names = [*self._classes, NONE]
         return {
             "id": frame.sha256,
             "camera": camera_of(frame),
             "at": frame.captured_at,
             "reason": frame.reason,
             "device_guess": frame.guess,
-            "guess": names[guess] if 0 <= guess < len(names) else "",
+            "guess": self._classes[guess] if guess >= 0 else NONE if guess == _NO_CLASS else "",
             "score": round(float(opinion.score[place]), 3),
             "verdict": decision.verdict if decision else "open",
             "label": decision.label if decision else "",
@@ -325,7 +328,7 @@ class Session:
             for place, frame in enumerate(self.frames):
                 for label, score in frame.scores:
                     scores[place, index[label]] = score
-        return _opinion(scores)
+        return _opinion(scores, scores.shape[1])
 
     def _learn_on(self) -> None:
         """Learn what was decided, whenever enough was."""
@@ -355,7 +358,7 @@ class Session:
         if head is not None:
             scores = head.scores(self._space.frames, len(classes) + 1)
             with self._lock:
-                self._opinion = _opinion(scores)
+                self._opinion = _opinion(scores, len(classes))
         if self._outlook is not None and len(chosen) < OUTLOOK_GROWTH * self._outlook.labelled:
             return
         guessed = None if self._guess_as_it_is is None else self._guess_as_it_is[chosen]
@@ -364,10 +367,12 @@ class Session:
             self._outlook = outlook
 
 
-def _opinion(scores: Floats) -> _Opinion:
-    guess = scores.argmax(axis=1)
-    score = scores[np.arange(len(scores)), guess]
-    return _Opinion(np.where(score > 0, guess, -1).astype(np.intp), score, uncertainty(scores))
+def _opinion(scores: Floats, classes: int) -> _Opinion:
+    """Of (n, classes) scores, or one column more for none of them. Classes that come later change no index."""
+    best = scores.argmax(axis=1)
+    score = scores[np.arange(len(scores)), best]
+    guess = np.where(best == classes, _NO_CLASS, best)
+    return _Opinion(np.where(score > 0, guess, _NO_GUESS).astype(np.intp), score, uncertainty(scores))
 
 
 def _days(frames: Sequence[Frame]) -> list[str]:
