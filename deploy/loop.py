@@ -43,6 +43,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
         learned: digest of them.
         under_way: its training was begun and has not ended.
         to_push: the current bundle has yet to go to the devices.
+        before: the run and the bundle before, to which a stopped roll-out goes back.
     """
 
     run: str
@@ -52,6 +53,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     learned: str = ""
     under_way: bool = False
     to_push: bool = False
+    before: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +191,7 @@ def _next_model(
         _keep(work, state)
         return False
     did.append(f"{out.name} is promoted, with {state.labels} decisions; see {out / PAGE}")
+    state.before = state.run, state.bundle
     state.run, state.bundle, state.to_push = str(out.resolve()), str(done.bundle.resolve()), True
     _keep(work, state)
     return _push(work, state, means, did)
@@ -202,6 +205,10 @@ def _push(work: Path, state: State, means: Means, did: list[str]) -> bool:
     did += [f"{outcome.host}: {outcome.state}, {outcome.text}" for outcome in bad]
     if rollout.stopped:
         did.append(f"stopped: {rollout.stopped}")
+        if state.before is not None:
+            # The devices are back on it, and the next model has to be better than what they run.
+            state.run, state.bundle = state.before
+            did.append(f"{Path(state.bundle).name} stays the current model")
     # Those that were off get it next time; one that refused or failed it is not asked again and again.
     state.to_push = any(outcome.state == "unreachable" for outcome in bad) and not rollout.stopped
     _keep(work, state)

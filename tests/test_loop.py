@@ -6,17 +6,23 @@ import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
-from deploy.loop import STATE
+from deploy.hosts import Host
+from deploy.loop import STATE, Means, State, once_round
+from deploy.push import Outcome
+from deploy.retrain.retrain import Terms
+from deploy.rollout import Rollout
 from edge_agent.preprocess import Pixels
 from edge_agent.store import Store
 from trainer.review.decisions import Decision, Decisions
 from trainer.review.frames import find_frames
 
 from .captured import START_NS, keep
-from .conftest import CLASSES, Mosquitto, Ran, Run
+from .conftest import CLASSES, QUIET, Mosquitto, Ran, Run
 from .fleet import Fleet, agents, fleet
 from .test_retrain import scene  # noqa: F401  a fixture
 from .test_store import ONE, repacked
@@ -127,6 +133,35 @@ def test_frames_of_a_changed_scene_become_the_model_that_the_devices_run(
     history = [json.loads(line) for line in (work / "loop.jsonl").read_text().splitlines()]
     assert len(history) == 4
     assert (work / "runs/ground-2/promotion.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("states", "stopped", "current", "pushes"),
+    [
+        (("good", "good"), None, "ground-2", 1),
+        (("good", "unreachable"), None, "ground-2", 2),
+        (("failed", "rolled back"), "wave 1: 1 of 1 failed", "ground-1", 1),
+    ],
+)
+def test_a_model_is_pushed_again_where_a_device_was_off_and_given_up_where_a_wave_went_back(
+    tmp_path: Path, states: tuple[Any, ...], stopped: str | None, current: str, pushes: int
+) -> None:
+    rollout = Rollout(tuple(Outcome(name, state) for name, state in zip(DEVICES, states, strict=True)), (), stopped)
+    pushed: list[Path] = []
+
+    def push(bundle: Path) -> Rollout:
+        pushed.append(bundle)
+        return rollout
+
+    means = Means([Host(name, name) for name in DEVICES], lambda _folder: [], push, Terms())
+    state = State("runs/ground-2", "runs/ground-2.edgeloop", 2, to_push=True, before=("run", "ground-1.edgeloop"))
+    (tmp_path / STATE).write_bytes(msgspec.json.encode(state))
+    done = once_round(tmp_path, means, QUIET)
+    kept = msgspec.json.decode((tmp_path / STATE).read_bytes(), type=State)
+    assert (Path(kept.bundle).stem, kept.to_push) == (current, pushes == 2)
+    assert done.well == (states == ("good", "good"))
+    once_round(tmp_path, means, QUIET)
+    assert len(pushed) == pushes
 
 
 def test_a_loop_cannot_be_begun_with_what_is_not_there_or_twice(
