@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +99,21 @@ def bare_ms(model: Model, runs: int = 200) -> float:
 
 
 @contextmanager
+def receiving(port: int) -> Iterator[list[str]]:
+    """What another process receives of the results, a line each; read as it comes, or its pipe would fill up."""
+    command = [sys.executable, "-c", RECEIVER, str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as receiver:
+        assert receiver.stdout is not None
+        receiver.stdout.readline()
+        lines: list[str] = []
+        reader = threading.Thread(target=lines.extend, args=(receiver.stdout,))
+        reader.start()
+        yield lines
+        receiver.terminate()
+        reader.join()
+
+
+@contextmanager
 def broker() -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -121,12 +137,7 @@ def broker() -> Iterator[int]:
 
 
 def sustained(bundle: Path, threads: int, seconds: float) -> None:
-    with (
-        broker() as port,
-        subprocess.Popen([sys.executable, "-c", RECEIVER, str(port)], stdout=subprocess.PIPE, text=True) as receiver,
-    ):
-        assert receiver.stdout is not None
-        receiver.stdout.readline()
+    with broker() as port, receiving(port) as received:
         model = load(bundle, threads)
         before = bare_ms(model)
         frames = itertools.cycle(photographs())
@@ -142,14 +153,12 @@ def sustained(bundle: Path, threads: int, seconds: float) -> None:
                 within = agent.latencies.inference.taken().p50
             time.sleep(0.5)
             after = bare_ms(load(bundle, threads))
-        receiver.terminate()
-        received = len(receiver.stdout.read().splitlines())
     bare = 1000 / statistics.mean((before, after))
     aim = 0.95 if threads == 1 else None
     tell(f"sustained with {threads} inference thread(s), of the bare invoke rate", rate / bare, at_least=aim)
     print(
         f"  {rate:.0f} frames/s; bare invoke {1000 / bare:.2f} ms, {within:.2f} within the agent; "
-        f"{received} of {agent.counts['a'].classified} results received, {publisher.passed_over} held back"
+        f"{len(received)} of {agent.counts['a'].classified} results received, {publisher.passed_over} held back"
     )
 
 
@@ -178,12 +187,7 @@ def around(bundle: Path) -> None:
 
 
 def latency(bundle: Path, seconds: float) -> None:
-    with (
-        broker() as port,
-        subprocess.Popen([sys.executable, "-c", RECEIVER, str(port)], stdout=subprocess.PIPE, text=True) as receiver,
-    ):
-        assert receiver.stdout is not None
-        receiver.stdout.readline()
+    with broker() as port, receiving(port) as received:
         model = load(bundle, 1)
         bare = bare_ms(model)
         captured: dict[int, int] = {}
@@ -202,9 +206,7 @@ def latency(bundle: Path, seconds: float) -> None:
             with Agent("bench", model, {"a": Source(lambda: Noting([]))}, publisher) as agent:
                 agent.wait(seconds)
             time.sleep(0.5)
-        receiver.terminate()
-        lines = [line.split() for line in receiver.stdout.read().splitlines()]
-    ages = [(int(at) - captured[int(seq)]) / 1e6 for seq, at in lines][10:]
+    ages = [(int(at) - captured[int(seq)]) / 1e6 for seq, at in map(str.split, received)][10:]
     p50, p99 = np.percentile(ages, (50, 99))
     tell("capture to receipt by another process, p50 over bare invoke", p50 / bare, at_most=1.3)
     tell("capture to receipt by another process, p99 over bare invoke", p99 / bare, at_most=2.5)

@@ -18,7 +18,7 @@ from .hosts import Host, choose
 from .loop import STATE, Means, begin, once_round
 from .pull import Pulled, pull
 from .push import Choices, package
-from .retrain.duel import MAX_CLASS_DROP, MAX_DROP
+from .retrain.cli import takes_terms
 from .retrain.retrain import Terms
 from .rollout import AT_ONCE, WAVES, Rollout, roll_out
 
@@ -31,18 +31,7 @@ from .rollout import AT_ONCE, WAVES, Rollout, roll_out
 @click.option(
     "--enough", type=click.IntRange(1), help="Retrain with so many new labels, though other frames wait for review."
 )
-@click.option("--none-class", metavar="NAME", help="Make the frames that show none of the classes a class.")
-@click.option(
-    "--max-drop", type=click.FloatRange(0, 100), default=MAX_DROP, show_default=True, help="As of `edgeloop retrain`."
-)
-@click.option(
-    "--max-class-drop",
-    type=click.FloatRange(0, 100),
-    default=MAX_CLASS_DROP,
-    show_default=True,
-    help="As of `edgeloop retrain`.",
-)
-@click.option("--sign", "key", type=click.Path(path_type=Path), metavar="KEY", help="SSH key to sign bundles with.")
+@takes_terms
 @click.option("--waves", default=WAVES, show_default=True, help="As of `edgeloop deploy push`.")
 @click.option(
     "--tolerate", type=click.FloatRange(0, 100), default=10, show_default=True, help="As of `edgeloop deploy push`."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -14,6 +16,33 @@ from edge_agent.errors import ConfigError
 
 from .duel import MAX_CLASS_DROP, MAX_DROP
 from .retrain import PAGE, Retrained, Terms, retrain
+
+
+def takes_terms(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What the next model learns and is held to: the same options for every command that makes one."""
+    options = (
+        click.option("--none-class", metavar="NAME", help="Make the frames that show none of the classes a class."),
+        click.option(
+            "--max-drop",
+            type=click.FloatRange(0, 100),
+            default=MAX_DROP,
+            show_default=True,
+            help="Points of accuracy that may be lost on the frozen test split.",
+        ),
+        click.option(
+            "--max-class-drop",
+            type=click.FloatRange(0, 100),
+            default=MAX_CLASS_DROP,
+            show_default=True,
+            help="Points one class may lose there.",
+        ),
+        click.option(
+            "--sign", "key", type=click.Path(path_type=Path), metavar="KEY", help="SSH key to sign the bundle with."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command("retrain", context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,24 +57,9 @@ from .retrain import PAGE, Retrained, Terms, retrain
 @click.option(
     "--champion", type=click.Path(path_type=Path), help="The bundle that runs now; made of RUN when left out."
 )
-@click.option("--none-class", metavar="NAME", help="Make the frames that show none of the classes a class.")
 @click.option("--epochs", type=click.IntRange(1), help="Fine-tuning passes at most; by the number of pictures.")
 @click.option("--fine-tune", type=click.Choice(["auto", "none", "top", "all"]), help="Other than RUN's.")
-@click.option(
-    "--max-drop",
-    type=click.FloatRange(0, 100),
-    default=MAX_DROP,
-    show_default=True,
-    help="Points of accuracy that may be lost on the frozen test split.",
-)
-@click.option(
-    "--max-class-drop",
-    type=click.FloatRange(0, 100),
-    default=MAX_CLASS_DROP,
-    show_default=True,
-    help="Points one class may lose there.",
-)
-@click.option("--sign", "key", type=click.Path(path_type=Path), metavar="KEY", help="SSH key to sign the bundle with.")
+@takes_terms
 @click.option("--cache", type=click.Path(path_type=Path), help="Where prepared pictures are kept.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training of OUT.")
 def retrain_command(
