@@ -31,7 +31,12 @@ def replacing(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[Bi
         except BaseException:
             os.unlink(file.name)
             raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the folder's entries, such as a new file's name, are on the disk."""
+    directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:

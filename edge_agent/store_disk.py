@@ -22,7 +22,7 @@ import msgspec
 
 from .bundle import EXPECTED, MANIFEST, SIGNATURE, Bundle, open_bundle
 from .errors import BundleError, StoreError
-from .files import replacing
+from .files import replacing, sync_folder
 from .store_state import VERSION, Installed, State, added
 
 log = logging.getLogger(__name__)
@@ -171,8 +171,8 @@ class Disk:
             _write_new(folder / name, data)
         for name in bundle.manifest.files:
             _write_new(folder / name, bundle.read(name))
-        _sync((folder / EXPECTED).parent)
-        _sync(folder)
+        sync_folder((folder / EXPECTED).parent)
+        sync_folder(folder)
         self._hand_over(folder, *folder.rglob("*"))
 
     def new_folder(self, bundle: Bundle) -> tuple[Path, int]:
@@ -199,7 +199,7 @@ class Disk:
         else:
             shutil.rmtree(final)
         folder.rename(final)
-        _sync(self.bundles)
+        sync_folder(self.bundles)
         fcntl.flock(handle, fcntl.LOCK_UN)  # from here on it goes if it is not noted
 
     def _wait_for(self, lock: int) -> None:
@@ -225,7 +225,7 @@ class Disk:
             elif part.is_symlink():
                 part.unlink()
         if moved:
-            _sync(self.state)
+            sync_folder(self.state)
         for part in self.state.glob(f".{STATE}.*.part"):
             part.unlink(missing_ok=True)
         with suppress(FileNotFoundError), os.scandir(self.bundles) as entries:
@@ -312,11 +312,3 @@ def _flocked(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edge_agent.errors import ConfigError
+from edge_agent.files import sync_folder
 
 _ENVIRONMENT = {"MTOOLSRC": os.devnull, "MTOOLS_SKIP_CHECK": "1", "LC_ALL": "C.UTF-8"}
 _ABSENT = "mtools is not installed, which writes into images; on Debian: sudo apt install mtools"
@@ -80,11 +81,7 @@ class Mounted:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_folder(path.parent)
 
     def remove_tree(self, name: str) -> None:
         """Remove a folder, where it is."""

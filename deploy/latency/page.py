@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.bench.result import Report, Steady
+from trainer.report.html import environment
 
 from . import charts
 
@@ -17,18 +18,11 @@ _STAGES = ("decode", "preprocess", "invoke", "decide", "publish")
 
 def render(reports: Sequence[Report]) -> str:
     """The page: it needs no other file and no network."""
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("deploy.latency"), PackageLoader("trainer.report")]),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    template = environment("deploy.latency", "trainer.report").get_template("latency.html.j2")
     rows = [_row(report, steady, place) for place, (report, steady) in enumerate(_steady(reports))]
-    return environment.get_template("latency.html.j2").render(
+    return template.render(
         reports=reports,
         rows=rows,
         stages=_STAGES,

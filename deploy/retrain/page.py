@@ -8,6 +8,7 @@ from typing import Any
 
 from edge_agent.errors import PictureError
 from edge_agent.pictures import read_picture
+from trainer.report.html import environment
 from trainer.report.thumbnails import data_uri
 
 from .duel import Duel, Match
@@ -19,25 +20,20 @@ PICTURES = 36
 
 def render(name: str, version: Version, fought: Duel | None, refusals: Sequence[str]) -> str:
     """The page: it needs no other file and no network."""
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("deploy.retrain"), PackageLoader("trainer.report")]),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     matches = []
     if fought is not None:
         matches = [("The frozen test split", fought.frozen)]
         if fought.new is not None:
             matches.append(("New frames nobody learned from", fought.new))
-    return environment.get_template("promotion.html.j2").render(
-        name=name,
-        version=version,
-        refusals=refusals,
-        matches=[_shown(title, match, version.folder) for title, match in matches],
+    return (
+        environment("deploy.retrain", "trainer.report")
+        .get_template("promotion.html.j2")
+        .render(
+            name=name,
+            version=version,
+            refusals=refusals,
+            matches=[_shown(title, match, version.folder) for title, match in matches],
+        )
     )
 
 

@@ -16,6 +16,7 @@ from . import plots
 from .advice import calibration_noise, percent, size_sentence
 from .attention import activation_maps
 from .figures import without_temperature
+from .html import environment
 from .story import Story
 from .summary import advice_for, doubtful_findings, doubts
 from .thumbnails import data_uri, lit, matrix_uri
@@ -44,21 +45,14 @@ def write_report(path: Path, story: Story) -> None:
 
 def render(story: Story) -> str:
     """The report as HTML: it needs no other file and no network."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("trainer.report"),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    pages = environment("trainer.report")
+    pages.filters["percent"] = percent
+    pages.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
     test = story.test
     charts = _charts(story)
-    return environment.get_template("report.html.j2").render(
+    return pages.get_template("report.html.j2").render(
         story=story,
         test=test,
         counts=story.counts,

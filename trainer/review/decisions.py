@@ -19,6 +19,7 @@ import msgspec
 
 from edge_agent.bundle import problems_of_labels
 from edge_agent.errors import DataError
+from edge_agent.files import sync_folder
 
 LOG = "labels.jsonl"
 FORMAT = 1
@@ -136,7 +137,7 @@ class Decisions:
                 os.ftruncate(handle, end)
                 raise
             if not end:
-                _sync_folder(self.path.parent)
+                sync_folder(self.path.parent)
         finally:
             os.close(handle)
         return self.refresh()
@@ -179,11 +180,3 @@ class Decisions:
                 people[decision.by] = decision
         self.count += len(taken)
         return taken
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

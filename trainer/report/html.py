@@ -1,0 +1,22 @@
+"""The pages' templates: whatever text comes into them is escaped, and a name that is missing is an error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def environment(*packages: str) -> Environment:
+    """Templates out of the ``templates`` folders of packages, the first that has one by a name."""
+    from jinja2 import ChoiceLoader, PackageLoader, StrictUndefined, select_autoescape
+    from jinja2 import Environment as Templates
+
+    return Templates(
+        loader=ChoiceLoader([PackageLoader(package) for package in packages]),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
