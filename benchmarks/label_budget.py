@@ -28,19 +28,10 @@ from rich.console import Console
 from rich.progress import track
 
 from edge_agent.preprocess import Pixels, preprocess
-from trainer.review.ranking import (
-    Floats,
-    Places,
-    Space,
-    fit_head,
-    nearest_known,
-    propose,
-    space_of,
-    squared_distances,
-    uncertainty,
-)
+from trainer.review.ranking import fit_head, propose, uncertainty
 from trainer.review.session import ROUND
 from trainer.review.sight import Network, network_of
+from trainer.review.space import Floats, Places, Space, nearest_known, space_of, squared_distances
 
 from .figures import tell
 from .stamps import CLASSES, backgrounds, cut_outs
@@ -135,7 +126,7 @@ def gains(drawn: Draw, seed: int) -> Mapping[str, list[float]]:
     count = len(drawn.pool[0])
     # The test frames are placed in the space, and have no say in it.
     space = space_of(drawn.pool[0], drawn.old[0])
-    asked = space.place(drawn.test[0])
+    asked = space.projection.place(drawn.test[0])
     budgets = [round(share * count) for share in BUDGETS]
 
     def accuracy(chosen: Sequence[int], labels: Sequence[int]) -> float:
@@ -160,7 +151,7 @@ def proposed(
     space: Space, drawn: Draw, budgets: Sequence[int], *, with_likes: bool
 ) -> dict[int, tuple[list[int], list[int]]]:
     """Frames and the labels they got after so many decisions."""
-    nearest, is_open = nearest_known(space), np.ones(len(space.frames), np.bool_)
+    nearest, is_open = nearest_known(space.frames, space.known), np.ones(len(space.frames), np.bool_)
     head = fit_head(space.known, drawn.old[1])
     chosen: list[int] = []
     labels: list[int] = []

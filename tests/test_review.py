@@ -30,8 +30,9 @@ from trainer.data import find_photos
 from trainer.review.decisions import LOG, Decision, Decisions
 from trainer.review.frames import find_frames
 from trainer.review.outlook import outlook_on
-from trainer.review.ranking import fit_head, nearest_known, propose, space_of, uncertainty
+from trainer.review.ranking import fit_head, propose, uncertainty
 from trainer.review.session import Session
+from trainer.review.space import nearest_known, space_of
 from trainer.review.wanted import Wanted
 
 from .captured import hash_of, keep
@@ -220,7 +221,7 @@ def blobs(sizes: list[int], seed: int = 0, spread: float = 0.05) -> tuple[np.nda
 def test_frames_that_are_alike_come_together_and_each_heap_once() -> None:
     features, heap = blobs([10] * 8)
     space = space_of(features, np.zeros((0, 40), np.float32))
-    groups = propose(space, np.ones(80, np.float32), nearest_known(space), np.ones(80, np.bool_), 8)
+    groups = propose(space, np.ones(80, np.float32), nearest_known(space.frames, space.known), np.ones(80, np.bool_), 8)
     assert all(len(set(heap[group])) == 1 for group in groups)
     assert len({heap[group[0]] for group in groups}) == 8
 
@@ -229,7 +230,7 @@ def test_only_open_frames_are_proposed_each_in_one_group() -> None:
     features, _ = blobs([12, 30, 9])
     space = space_of(features, features[:5])
     is_open = np.random.default_rng(1).random(51) < 0.6
-    groups = propose(space, np.ones(51, np.float32), nearest_known(space), is_open, 1000)
+    groups = propose(space, np.ones(51, np.float32), nearest_known(space.frames, space.known), is_open, 1000)
     proposed = np.concatenate(groups)
     assert sorted(proposed.tolist()) == np.flatnonzero(is_open).tolist()
     assert max(map(len, groups)) <= 24
@@ -240,10 +241,10 @@ def test_what_the_model_doubts_and_has_never_seen_comes_first() -> None:
     space = space_of(features, features[heap == 0])  # the first heap is what it learned from
     for doubtful in (1, 2):
         doubt = np.where(heap == doubtful, 1.0, 0.05).astype(np.float32)
-        first, *_ = propose(space, doubt, nearest_known(space), np.ones(60, np.bool_), 1)
+        first, *_ = propose(space, doubt, nearest_known(space.frames, space.known), np.ones(60, np.bool_), 1)
         assert heap[first[0]] == doubtful
     # As doubtful everywhere, what it never learned from comes before what it did.
-    first, *_ = propose(space, np.ones(60, np.float32), nearest_known(space), heap != 1, 1)
+    first, *_ = propose(space, np.ones(60, np.float32), nearest_known(space.frames, space.known), heap != 1, 1)
     assert heap[first[0]] == 2
 
 
@@ -258,7 +259,9 @@ def test_asking_in_this_order_finds_every_kind_sooner_than_at_random() -> None:
     features, heap = blobs(sizes, spread=0.6)
     space = space_of(features, np.zeros((0, 40), np.float32))
     everything = np.ones(len(heap), np.bool_)
-    groups = propose(space, np.ones(len(heap), np.float32), nearest_known(space), everything, 15, most=1)
+    groups = propose(
+        space, np.ones(len(heap), np.float32), nearest_known(space.frames, space.known), everything, 15, most=1
+    )
     ours = len({heap[group[0]] for group in groups})
     draws = [len(set(heap[np.random.default_rng(seed).choice(len(heap), 15, replace=False)])) for seed in range(50)]
     assert ours >= 9

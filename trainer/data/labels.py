@@ -122,7 +122,7 @@ def _scores_of_unseen(
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no types
+    from threadpoolctl import threadpool_limits
 
     scores = np.zeros((len(features), int(given.max()) + 1))
     # One thread: on matrices this small several wait for one another more than they work.

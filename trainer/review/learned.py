@@ -10,8 +10,8 @@ from rich.console import Console
 from edge_agent.errors import DataError
 
 from ..run import read_photos
-from .ranking import MOST_KNOWN, Floats, Places
 from .sight import Network, look_at
+from .space import MOST_KNOWN, Floats, Places
 
 
 def training_pictures(

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..report.data_size import Forecast, forecasts
-from .ranking import Floats, Head, Places, fit_head
+from .ranking import Head, fit_head
+from .space import Floats, Places
 
 FEWEST = 40
 """Labelled frames, below which nothing is said."""

@@ -21,18 +21,9 @@ from .decisions import Decision, Decisions, now
 from .frames import Frame, find_frames
 from .learned import training_pictures
 from .outlook import Outlook, outlook_on
-from .ranking import (
-    GROUP,
-    Floats,
-    Places,
-    fit_head,
-    nearest_known,
-    propose,
-    space_of,
-    squared_distances,
-    uncertainty,
-)
+from .ranking import GROUP, fit_head, propose, uncertainty
 from .sight import look_at, network_of
+from .space import Floats, Places, nearest_known, space_of, squared_distances
 from .wanted import Wanted, camera_of, mask_of
 
 log = logging.getLogger(__name__)
@@ -92,7 +83,7 @@ class Session:
         known, self._known_truth = training_pictures(network, run, console, cache)
         with console.status("Comparing the frames"):
             self._space = space_of(seen.features[usable], known)
-            self._far = nearest_known(self._space)
+            self._far = nearest_known(self._space.frames, self._space.known)
         self._trained = network.labels
         self._classes = list(network.labels or sorted({label for frame in self.frames for label, _ in frame.scores}))
         self._model_scores = seen.scores[usable] if network.labels else None
