@@ -29,6 +29,12 @@ COMMANDS = {
     ),
     "convert": ("converter.cli", "convert_command", "train", "Quantize a run to int8, prove it, pack it as a bundle."),
     "export": ("converter.export_cli", "export_command", "train", "Write a run for TensorFlow Serving."),
+    "shortlist": (
+        "trainer.shortlist.cli",
+        "shortlist_command",
+        "train",
+        "Choose what to label from very many captures.",
+    ),
     "review": ("trainer.review.cli", "review_command", "train", "Label captured frames in the browser."),
     "retrain": (
         "deploy.retrain.cli",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,3 +42,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that is never written to a second name: a hard link, or a copy on another disk.
+
+    A name that is taken keeps what it has. Raises OSError.
+    """
+    try:
+        os.link(source.resolve(), target)
+    except FileExistsError:
+        return
+    except OSError:
+        shutil.copyfile(source, target)

@@ -630,13 +630,13 @@ def test_what_the_network_saw_is_remembered_and_damage_to_that_is_noticed(
     from trainer.review import sight
 
     asked: list[int] = []
-    ask = sight._ask
+    ask = sight.ask
 
     def counted(network: Any, pixels: Any) -> Any:
         asked.append(len(pixels))
         return ask(network, pixels)
 
-    monkeypatch.setattr(sight, "_ask", counted)
+    monkeypatch.setattr(sight, "ask", counted)
     network = sight.network_of(run_folder)
     pictures = [(hash_of(path), path) for path in sorted(folder.rglob("*.jpg"))]
     first = sight.look_at(network, pictures, what="", console=QUIET, cache=tmp_path)

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from edge_agent.errors import DataError, PictureError
+from edge_agent.files import link_or_copy
 from edge_agent.pictures import read_bytes
 from trainer.data import Photo
 from trainer.review.decisions import Decision, Decisions
@@ -184,7 +185,7 @@ def _gather(folder: Path, old: Sequence[_Source], new: Sequence[_Source], notes:
                 return None
         except PictureError:
             return None
-        _link_or_copy(source.path, folder / name)
+        link_or_copy(source.path, folder / name)
         return name
 
     lost = []
@@ -207,15 +208,6 @@ def _gather(folder: Path, old: Sequence[_Source], new: Sequence[_Source], notes:
         notes.append(f"{len(lost)} labelled frames are gone or damaged and left out, first {lost[0].path}")
     _write(folder / LIST, ("path", "label", "group"), rows)
     _write(folder / SOURCES, ("sha256", "path", "label", "source", "original", "by", "at"), sources)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except FileExistsError:
-        return
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -73,7 +73,7 @@ def find_frames(folder: Path) -> Found:
         line = path.with_suffix(".json")
         lines.add(line)
         try:
-            frame = _frame(path, line, path.relative_to(folder).as_posix(), problems)
+            frame = frame_at(path, line, path.relative_to(folder).as_posix(), problems)
         except PictureError as error:
             problems.append(str(error))
             continue
@@ -86,7 +86,12 @@ def find_frames(folder: Path) -> Found:
     return Found(tuple(by_time), tuple(problems))
 
 
-def _frame(path: Path, line: Path, name: str, problems: list[str]) -> Frame:
+def frame_at(path: Path, line: Path, name: str, problems: list[str]) -> Frame:
+    """The frame of a picture and the line beside it, which may be missing; a damaged one is told in ``problems``.
+
+    Raises:
+        PictureError: there is no such line, and the picture cannot be read.
+    """
     if line.exists():
         capture = read_capture(line)
         if capture is not None and _HASH.fullmatch(capture.sha256) and _is_file(path):

@@ -126,8 +126,8 @@ def look_at(
                     todo.append(place)
                 else:
                     features[place], scores[place] = row["features"], row["scores"]
-            for places, pixels in _batches(network, pictures, todo, failed, what, console):
-                seen, said = _ask(network, pixels)
+            for places, pixels in batches(network, pictures, todo, failed, what, console):
+                seen, said = ask(network, pixels)
                 rows = kept.add([pictures[place][0] for place in places], seen, said)
                 features[places], scores[places] = rows["features"], rows["scores"]
     except OSError as error:
@@ -137,7 +137,7 @@ def look_at(
     return Sight(features, scores, failed)
 
 
-def _batches(
+def batches(
     network: Network,
     pictures: Sequence[tuple[str, Path]],
     todo: Sequence[int],
@@ -145,7 +145,7 @@ def _batches(
     what: str,
     console: Console,
 ) -> Iterator[tuple[list[int], list[Pixels]]]:
-    """Places and pixels of those that can be read; the others are noted in ``failed``."""
+    """Places and pixels of those pictures of ``todo`` that can be read; the others are noted in ``failed``."""
 
     def read(place: int) -> Pixels | PictureError:
         sha256, path = pictures[place]
@@ -173,13 +173,20 @@ def _batches(
         yield places, batch
 
 
-def _ask(network: Network, pixels: Sequence[Pixels]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def ask(network: Network, pixels: Sequence[Pixels]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Features and scores of at most BATCH pictures."""
     # Always a whole batch: another shape would compile the network again.
     batch = np.zeros((BATCH, *network.spec.shape), np.float32)
     batch[: len(pixels)] = pixels
     with native_noise_hidden():
         features, scores = network.model.predict_on_batch(batch)
     return np.asarray(features[: len(pixels)], np.float32), np.asarray(scores[: len(pixels)], np.float32)
+
+
+def rounded(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Features as they are kept."""
+    limit = np.finfo(np.float16).max
+    return np.clip(features, -limit, limit).astype(np.float16)
 
 
 def _key(model: bytes, spec: PreprocessSpec) -> str:
@@ -216,8 +223,7 @@ class _Rows:
         raw = rows.view(np.uint8).reshape(len(rows), self._dtype.itemsize)
         for record, sha256 in zip(raw, hashes, strict=True):
             record[:32] = np.frombuffer(bytes.fromhex(sha256), np.uint8)
-        limit = np.finfo(np.float16).max
-        rows["features"], rows["scores"] = np.clip(features, -limit, limit), scores
+        rows["features"], rows["scores"] = rounded(features), scores
         body = self._dtype.itemsize - 4
         rows["crc"] = [zlib.crc32(record[:body].tobytes()) for record in raw]
         end = os.lseek(self._handle, 0, os.SEEK_END)

@@ -1,0 +1,1 @@
+"""The most worthwhile of very many captures, on one machine or on many: `edgeloop shortlist`."""
