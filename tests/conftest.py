@@ -103,6 +103,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "tensorboard": _missing("tensorboard", "tensorboard"),
     "serving": _missing("tensorflow_serving", "serving"),
     "hub": _missing("keras_hub", "hub"),
+    "ray": _missing("ray", "scale"),
 }
 _verdicts: dict[str, str] = {}
 

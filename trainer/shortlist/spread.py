@@ -7,7 +7,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from edge_agent.errors import ConfigError, EdgeloopError, MissingExtraError, ResourceError
+from edge_agent.errors import EdgeloopError, MissingExtraError, ResourceError
 from edge_agent.quiet import native_noise_hidden
 
 _TASKS = 32
@@ -41,8 +41,8 @@ class Spread(Protocol):
                 the worker has a GPU where there are any.
 
         Raises:
-            EdgeloopError: what ``work`` raised.
-            ResourceError: it raised something else in another process, or the process ended again and again.
+            EdgeloopError: what ``work`` raised; in another process a `ResourceError` that says the same.
+            ResourceError: a process ended again and again.
         """
         ...
 
@@ -79,13 +79,16 @@ def on_ray(console: Console, *, workers: int | None, cluster: str | None = None)
         # More workers than cores would wait for cores for ever.
         count = min(workers or cores, cores)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
         def spread(work: Callable[..., Any], items: Sequence[Any], what: str, *, loads: bool = False) -> list[Any]:
             size = min(gpus if loads and gpus else count, len(items))
+            # What loads takes long with each item, and its bar is to move; else handing out each would take longest.
+            portion = 1 if loads else -(-len(items) // (_TASKS * size))
+            starts = range(0, len(items), portion)
             rows = ray.data.from_items(
-                [{"place": place, "item": _Box(item)} for place, item in enumerate(items)],
-                override_num_blocks=min(len(items), _TASKS * size),
+                [{"start": start, "items": _Box(items[start : start + portion])} for start in starts],
+                override_num_blocks=min(len(starts), _TASKS * size),
             )
             if loads:
                 done = rows.map_batches(
@@ -99,14 +102,22 @@ def on_ray(console: Console, *, workers: int | None, cluster: str | None = None)
                 done = rows.map_batches(
                     _batch, fn_args=(work,), batch_size=1, compute=ray.data.TaskPoolStrategy(size=size)
                 )
-            results: list[Any] = [None] * len(items)
-            shown = track(done.iter_rows(), what, total=len(items), console=console, transient=not loads)
+            results: dict[int, list[Any]] = {}
+            failure: _Failure | None = None
             try:
-                for row in shown:
-                    results[row["place"]] = row["result"].content
+                # Closed here and now, so that no worker goes on when one has failed.
+                with closing(iter(done.iter_rows())) as arriving:
+                    for row in track(arriving, what, total=len(starts), console=console, transient=not loads):
+                        found = row["results"].content
+                        if isinstance(found, _Failure):
+                            failure = found
+                            break
+                        results[row["start"]] = found
             except Exception as error:
-                raise _ours(error) from error
-            return results
+                raise ResourceError(f"Ray gave up: {_last_line(error)}; run the same command again") from error
+            if failure is not None:
+                raise ResourceError(failure.told)
+            return [result for start in starts for result in results[start]]
 
         yield spread
 
@@ -118,24 +129,44 @@ class _Box:
     content: Any
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """An error in words: not every exception comes out of a pickle as it went in."""
+
+    told: str
+
+
 def _batch(batch: dict[str, Any], work: Callable[[Any], Any]) -> dict[str, Any]:
-    """A batch of one, as Ray hands it to workers."""
-    result = np.empty(1, object)
-    with _one_thread():
-        result[0] = _Box(work(batch["item"][0].content))
-    return {"place": batch["place"], "result": result}
+    """A batch of one portion of items, as Ray hands it to workers."""
+    found: list[Any] | _Failure
+    try:
+        with _one_thread():
+            found = [work(item) for item in batch["items"][0].content]
+    except EdgeloopError as error:
+        found = _Failure(str(error))
+    except Exception as error:  # noqa: BLE001  whatever it is, it is told where somebody reads it
+        found = _Failure(f"a worker failed: {error!r}; what was done is kept, run the same command again")
+    column = np.empty(1, object)
+    column[0] = _Box(found)
+    return {"start": batch["start"], "results": column}
 
 
 class _Loaded:
-    """What Ray makes once a worker."""
+    """What Ray makes once a worker; what takes long is loaded with the first batch, where an error can be told."""
 
     def __init__(self, work: Callable[[], Callable[[Any], Any]]) -> None:
         # A worker has a core, and TensorFlow would begin a thread for each that the machine has.
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-        self._work = work()
+        self._load = work
+        self._work: Callable[[Any], Any] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return _batch(batch, self._work)
+        return _batch(batch, self._item)
+
+    def _item(self, item: Any) -> Any:
+        if self._work is None:
+            self._work = self._load()
+        return self._work(item)
 
 
 def _one_thread() -> Any:
@@ -181,7 +212,7 @@ def _start(stack: ExitStack, workers: int | None, cluster: str | None) -> Any:
             )
     except Exception as error:
         where = f"the cluster {cluster}" if cluster else "Ray"
-        raise ResourceError(f"{where} cannot be used: {_first_line(error)}") from error
+        raise ResourceError(f"{where} cannot be used: {_last_line(error)}") from error
     stack.callback(ray.shutdown)
     return ray
 
@@ -199,17 +230,6 @@ def _check(cluster: str) -> None:
         ) from error
 
 
-def _ours(error: BaseException) -> Exception:
-    """The error of ours that a worker met, or one line on whatever it was."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, EdgeloopError) and not isinstance(cause, ConfigError):
-            return cause
-        inner = getattr(cause, "cause", None)
-        cause = inner if isinstance(inner, BaseException) and inner is not cause else cause.__cause__
-    return ResourceError(f"a worker failed: {_first_line(error)}; what was done is kept, run the same command again")
-
-
-def _first_line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

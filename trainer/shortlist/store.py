@@ -119,7 +119,8 @@ def write_looked(work: Path, name: str, looked: Looked) -> None:
 def read_looked(work: Path, name: str) -> Looked | None:
     """What was seen; None where nothing whole is there."""
     try:
-        with np.load(work / f"{name}.looked.npz", allow_pickle=False) as file:
+        # Opened here: numpy leaves a file open that turns out to be none of its own.
+        with open(work / f"{name}.looked.npz", "rb") as bare, np.load(bare, allow_pickle=False) as file:
             frames = _frames.decode(file["frames"].tobytes())
             problems = msgspec.json.decode(file["problems"].tobytes(), type=tuple[str, ...])
             found = Looked(frames, file["features"], file["scores"], file["failed"], problems)
@@ -141,7 +142,7 @@ def read_points(work: Path, name: str) -> dict[str, npt.NDArray[Any]]:
         DataError: somebody took it away.
     """
     try:
-        with np.load(work / f"{name}.points.npz", allow_pickle=False) as file:
+        with open(work / f"{name}.points.npz", "rb") as bare, np.load(bare, allow_pickle=False) as file:
             return dict(file)
     except _DAMAGED as error:
         raise DataError(f"{work}: {name}.points.npz cannot be read ({error}); run the same command again") from error
