@@ -67,6 +67,7 @@ PARTS: dict[str, tuple[str, str, Callable[[Path], Sequence[object]]]] = {
         "label_budget",
         lambda work: [inputs.stamps(work), "--plot", work / "label_budget.png"],
     ),
+    "shortlist": ("A million captures ranked", "shortlist", lambda work: [inputs.pictures(work)]),
     "memory": ("Memory of a training", "train_memory", lambda _work: []),
     "keras-guide": (
         "Training beside the recipe of Keras' guide",

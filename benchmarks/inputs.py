@@ -43,16 +43,22 @@ def stamps(work: Path) -> Path:
     return target
 
 
-def run(work: Path, backbone: str, *options: str) -> Path:
-    """A run on the stamps; ``options`` are those of `edgeloop train`."""
-    data, target = work / "pictures", work / f"run-{backbone}"
-    if not data.exists():
+def pictures(work: Path) -> Path:
+    """Frames made of the stamps, as `edgeloop train` takes them."""
+    target = work / "pictures"
+    if not target.exists():
         half = work / "pictures.part"
         shutil.rmtree(half, ignore_errors=True)
         write_frames(half, stamps(work), FRAMES, seed=0, shares=SHARES)
-        half.rename(data)
+        half.rename(target)
+    return target
+
+
+def run(work: Path, backbone: str, *options: str) -> Path:
+    """A run on the stamps; ``options`` are those of `edgeloop train`."""
+    target = work / f"run-{backbone}"
     if not target.exists():
-        edgeloop("train", data, "--out", target, "--backbone", backbone, "--cache", work / "cache", *options)
+        edgeloop("train", pictures(work), "--out", target, "--backbone", backbone, "--cache", work / "cache", *options)
     return target
 
 

@@ -14,6 +14,9 @@ from typing import Any, Self
 
 from .conftest import wait_until
 
+ANSWER_S = 150.0
+"""A script may decide a thousand frames at a hand's pace."""
+
 
 class Browser:
     """Chromium without a window, driven over the pipe of its DevTools protocol. A context manager."""
@@ -75,7 +78,7 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         with self._arrived:
-            assert self._arrived.wait_for(lambda: number in self._answers, 60), f"no answer to {method}"
+            assert self._arrived.wait_for(lambda: number in self._answers, ANSWER_S), f"no answer to {method}"
             answer = self._answers.pop(number)
         assert "error" not in answer, answer
         return dict(answer["result"])
