@@ -13,9 +13,10 @@ import argparse
 import hashlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -55,8 +56,10 @@ def main() -> None:
             looked = made_up(number, count, things, spread_out, random)
             write_looked(work, f"{number:06d}", looked)
             parts.append(Part(f"{number:06d}", np.ones(count, np.bool_), np.ones(count, np.bool_)))
-        alone, took = timed(work, parts, known, given.picks, here(console))
+        counted = Counted(here(console))
+        alone, took = timed(work, parts, known, given.picks, counted)
         tell(f"{given.frames:,} frames ranked on one process", took, "s")
+        tell(f"Passes over all frames for {given.picks:,} picks", counted.passes)
         with on_ray(console, workers=given.workers) as spread:
             together, took_together = timed(work, parts, known, given.picks, spread)
         tell(f"{given.frames:,} frames ranked on {given.workers} workers", took_together, "s")
@@ -93,6 +96,17 @@ def made_up(number: int, count: int, things: Floats, spread_out: Floats, random:
 def features_of(things: Floats, spread_out: Floats, random: np.random.Generator) -> Floats:
     seen = things + random.normal(0, 0.15, things.shape)
     return np.asarray(np.maximum(seen @ spread_out, 0), np.float32)
+
+
+class Counted:
+    """A spread that counts the passes that rank."""
+
+    def __init__(self, spread: Spread) -> None:
+        self._spread, self.passes = spread, 0
+
+    def __call__(self, work: Callable[..., Any], items: Sequence[Any], what: str, *, loads: bool = False) -> list[Any]:
+        self.passes += what.startswith("Ranking")
+        return self._spread(work, items, what, loads=loads)
 
 
 def timed(work: Path, parts: Sequence[Part], known: Floats, picks: int, spread: Spread) -> tuple[Ranking, float]:

@@ -42,7 +42,7 @@ HERE = here(QUIET)
 
 
 def made_up(work: Path, *, seed: int = 3, chunks: int = 9) -> tuple[list[Part], np.ndarray, np.ndarray, np.ndarray]:
-    """Chunks of frames in bursts, some that do not count and some settled; with all features, doubts and known."""
+    """Chunks of frames in bursts, some that are of no use and some settled; with all features, doubts and known."""
     random = np.random.default_rng(seed)
     things = random.normal(0, 1, (60, 12))
     wide = random.normal(0, 1, (12, 48))
@@ -56,8 +56,8 @@ def made_up(work: Path, *, seed: int = 3, chunks: int = 9) -> tuple[list[Part], 
             Frame(f"{number}/{i}", hashlib.sha256(f"{number} {i}".encode()).hexdigest()) for i in range(count)
         )
         write_looked(work, str(number), Looked(frames, seen, scores, np.zeros(count, np.bool_), ()))
-        counts = random.random(count) < 0.9
-        parts.append(Part(str(number), counts, counts & (random.random(count) < 0.95)))
+        usable = random.random(count) < 0.9
+        parts.append(Part(str(number), usable, usable & (random.random(count) < 0.95)))
         features.append(seen.astype(np.float32))
         doubts.append(uncertainty(scores))
     known = ((things[:10] + random.normal(0, 0.1, (10, 12))) @ wide).astype(np.float32)
@@ -68,13 +68,13 @@ def by_frame(
     parts: list[Part], features: np.ndarray, doubt: np.ndarray, known: np.ndarray, count: int
 ) -> list[list[int]]:
     """What the page would propose, all in memory: numbers of each pick and of what is like it."""
-    counts = np.flatnonzero(np.concatenate([part.counts for part in parts]))
-    free = np.concatenate([part.free for part in parts])[counts]
-    space = space_of(features[counts], known)
+    usable = np.flatnonzero(np.concatenate([part.usable for part in parts]))
+    free = np.concatenate([part.free for part in parts])[usable]
+    space = space_of(features[usable], known)
     nearest = nearest_known(space.frames, space.known)
     settled = squared_distances(space.frames[~free], space.frames).min(axis=0)
-    groups = propose(space, doubt[counts], np.minimum(nearest, settled), free, count, most=len(counts))
-    return [counts[group].tolist() for group in groups]
+    groups = propose(space, doubt[usable], np.minimum(nearest, settled), free, count, most=len(usable))
+    return [usable[group].tolist() for group in groups]
 
 
 def told(found: Ranking) -> list[list[int]]:
@@ -101,7 +101,7 @@ def test_it_ends_when_every_frame_is_a_pick_or_like_one(tmp_path: Path) -> None:
 
 def test_nothing_is_picked_where_nothing_may_be_asked(tmp_path: Path) -> None:
     parts, *_, known = made_up(tmp_path, chunks=2)
-    settled = [Part(part.name, part.counts, part.counts & False) for part in parts]
+    settled = [Part(part.name, part.usable, part.usable & False) for part in parts]
     assert told(rank(tmp_path, settled, known, 5, HERE)) == []
 
 
@@ -468,6 +468,7 @@ def test_two_workers_killed_half_way_end_with_the_list_of_one_process(
     assert (together / LIST).read_bytes() == (alone / LIST).read_bytes()
     for name, at in kept.items():
         assert (together / WORK / name).stat().st_mtime_ns == at
+    assert "raylet" not in two.out
     assert two.out.splitlines()[-3:] == [
         f"{made.pictures} pictures",
         f"12 on the list, {made.stand_for} more are like one of them: {together / LIST}",

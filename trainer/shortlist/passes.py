@@ -41,10 +41,10 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A chunk by its name, and which of its frames count and which of these may be asked, both (n,)."""
+    """A chunk by its name, and its frames: (n,) which are usable, and which of these may be asked."""
 
     name: str
-    counts: Mask
+    usable: Mask
     free: Mask
 
 
@@ -131,16 +131,16 @@ def place(work: Path, projection: Projection, known: Floats, part: Part) -> Floa
     points = projection.place(looked.features.astype(np.float32))
     nearest = nearest_known(points, known)
     try:
-        write_points(work, part.name, {"points": points, "nearest": nearest, "counts": part.counts, "free": part.free})
+        write_points(work, part.name, {"points": points, "nearest": nearest, "usable": part.usable, "free": part.free})
     except OSError as error:
         raise _no_room(work, error) from error
     return uncertainty(looked.scores)
 
 
 def neighbours(work: Path, asked: Floats, name: str) -> Floats:
-    """`nearest_distances` of (k, d) points among the frames of a chunk that count."""
+    """`nearest_distances` of (k, d) points among the usable frames of a chunk."""
     found = read_points(work, name)
-    return nearest_distances(asked, found["points"][found["counts"]])
+    return nearest_distances(asked, found["points"][found["usable"]])
 
 
 def apart(work: Path, picks: Floats, alike: float, name: str) -> Floats:

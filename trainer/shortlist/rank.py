@@ -32,8 +32,7 @@ from .passes import Part, apart, features_of, likes, neighbours, place, points_o
 from .spread import Spread
 
 CONSIDERED = 20_000
-"""Frames that picks are made among between two passes: 10 MB of points. Of a million frames in bursts, a thousand picks
-took 3 passes; with 2,000 frames it were 20."""
+"""Frames that picks are made among between two passes: 10 MB of points."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +55,7 @@ class _Frames:
 
     def __init__(self, work: Path, parts: Sequence[Part], spread: Spread) -> None:
         self.names = [part.name for part in parts]
-        self.starts = np.cumsum([0, *(len(part.counts) for part in parts)])
+        self.starts = np.cumsum([0, *(len(part.usable) for part in parts)])
         self._work, self._spread = work, spread
 
     def each(self, work: Callable[..., Any], *given: Any, what: str) -> list[Any]:
@@ -93,17 +92,17 @@ def rank(
         considered: most frames that picks are made among between two passes; the ranking is the same whatever it is.
     """
     frames = _Frames(work, parts, spread)
-    counts = np.flatnonzero(np.concatenate([part.counts for part in parts]))
+    usable = np.flatnonzero(np.concatenate([part.usable for part in parts]))
     free = np.concatenate([part.free for part in parts])
-    fitted, asked = drawn(len(counts), len(known))
-    projection = _projection(frames, counts, known, fitted)
-    settled = counts[~free[counts]]
+    fitted, asked = drawn(len(usable), len(known))
+    projection = _projection(frames, usable, known, fitted)
+    settled = usable[~free[usable]]
     points = projection.place(known)
     if len(settled):
         features = frames.rows(features_of, settled, "Reading what is labelled")
         points = np.concatenate([points, projection.place(features)])
     doubts = spread(partial(place, work, projection, points), parts, "Comparing with what is known")
-    of_asked = frames.rows(points_of, counts[asked], "Drawing frames")
+    of_asked = frames.rows(points_of, usable[asked], "Drawing frames")
     nearest = np.full((len(asked), 0), np.inf, np.float32)
     for some in frames.each(neighbours, of_asked, what="Finding neighbours"):
         nearest = smallest(np.concatenate([nearest, some], axis=1))
@@ -112,11 +111,11 @@ def rank(
     return Ranking(numbers, worth, _likes(frames, numbers, picks, alike))
 
 
-def _projection(frames: _Frames, counts: Places, known: Floats, fitted: Places) -> Projection:
-    of_frames = fitted < len(counts)
+def _projection(frames: _Frames, usable: Places, known: Floats, fitted: Places) -> Projection:
+    of_frames = fitted < len(usable)
     rows = np.empty((len(fitted), known.shape[1]), np.float32)
-    rows[of_frames] = frames.rows(features_of, counts[fitted[of_frames]], "Drawing a sample")
-    rows[~of_frames] = known[fitted[~of_frames] - len(counts)]
+    rows[of_frames] = frames.rows(features_of, usable[fitted[of_frames]], "Drawing a sample")
+    rows[~of_frames] = known[fitted[~of_frames] - len(usable)]
     return projection_of(rows)
 
 

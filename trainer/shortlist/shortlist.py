@@ -19,7 +19,7 @@ from edge_agent.files import link_or_copy, replacing
 from ..review.decisions import Decisions
 from ..review.learned import training_pictures
 from ..review.sight import network_of
-from .passes import Mask, Part, Seen, looking
+from .passes import Part, Seen, looking
 from .rank import Ranking, rank
 from .spread import Spread
 from .store import Chunk, chunks_of, tidy
@@ -114,7 +114,7 @@ def make_shortlist(
     tidy(work, chunks)
     return Shortlist(
         pictures=len(names),
-        copies=len(names) - failed - sum(int(part.counts.sum()) for part in parts),
+        copies=len(names) - failed - sum(int(part.usable.sum()) for part in parts),
         failed=failed,
         labelled=labelled,
         picks=len(ranking.numbers),
@@ -125,21 +125,19 @@ def make_shortlist(
 
 
 def _parts(chunks: Sequence[Chunk], seen: Sequence[Seen], logs: Sequence[Decisions]) -> tuple[list[Part], int]:
-    """Which frames count, each content once, and may be asked; and how many have a decision."""
+    """Which frames are usable, each content once, and may be asked; and how many of them have a decision."""
     hashes = np.ascontiguousarray(np.concatenate([one.hashes for one in seen])).view("V32")[:, 0]
     good = np.flatnonzero(~np.concatenate([one.failed for one in seen]))
-    counts = np.zeros(len(hashes), np.bool_)
-    counts[good[np.unique(hashes[good], return_index=True)[1]]] = True
-    settled = {
-        bytes.fromhex(sha256) for log in logs for sha256, decision in log.latest.items() if decision.verdict != "open"
-    }
-    decided: Mask = np.isin(hashes, np.array([np.void(one) for one in settled], "V32")) if settled else ~counts & counts
+    usable = np.zeros(len(hashes), np.bool_)
+    usable[good[np.unique(hashes[good], return_index=True)[1]]] = True
+    settled = [bytes.fromhex(sha256) for log in logs for sha256, one in log.latest.items() if one.verdict != "open"]
+    decided = np.isin(hashes, np.frombuffer(b"".join(settled), "V32"))
     ends = np.cumsum([len(chunk.paths) for chunk in chunks])[:-1]
     parts = [
         Part(chunk.name, some, some & ~of_these)
-        for chunk, some, of_these in zip(chunks, np.split(counts, ends), np.split(decided, ends), strict=True)
+        for chunk, some, of_these in zip(chunks, np.split(usable, ends), np.split(decided, ends), strict=True)
     ]
-    return parts, int((counts & decided).sum())
+    return parts, int((usable & decided).sum())
 
 
 def _put(store: Path, out: Path, names: Sequence[str], ranking: Ranking, likes: int) -> int:

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -54,7 +54,7 @@ def here(console: Console) -> Spread:
         if loads:
             work = work()
         with _one_thread():
-            return [work(item) for item in track(items, what, console=console, transient=not loads)]
+            return [work(item) for item in _shown(items, what, len(items), console, loads=loads)]
 
     return spread
 
@@ -107,7 +107,7 @@ def on_ray(console: Console, *, workers: int | None, cluster: str | None = None)
             try:
                 # Closed here and now, so that no worker goes on when one has failed.
                 with closing(iter(done.iter_rows())) as arriving:
-                    for row in track(arriving, what, total=len(starts), console=console, transient=not loads):
+                    for row in _shown(arriving, what, len(starts), console, loads=loads):
                         found = row["results"].content
                         if isinstance(found, _Failure):
                             failure = found
@@ -120,6 +120,12 @@ def on_ray(console: Console, *, workers: int | None, cluster: str | None = None)
             return [result for start in starts for result in results[start]]
 
         yield spread
+
+
+def _shown(items: Iterable[Any], what: str, total: int, console: Console, *, loads: bool) -> Iterable[Any]:
+    """With a bar, which stays only where it was about the long part."""
+    hidden = not loads and not console.is_terminal
+    return track(items, what, total=total, console=console, transient=not loads, disable=hidden)
 
 
 @dataclass(frozen=True)
@@ -178,8 +184,9 @@ def _one_thread() -> Any:
 def _start(stack: ExitStack, workers: int | None, cluster: str | None) -> Any:
     # Ray sends its makers what it is used for unless told not to.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Its C++ parts write warnings past Python.
+    # Its C++ parts write warnings past Python, and what they report is printed here, whatever is said of logs below.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     if cluster is None:
         # Without it Ray listens on all addresses of the machine, not on loopback alone; the name is older than the use.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
