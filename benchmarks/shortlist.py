@@ -105,6 +105,7 @@ class Counted:
         self._spread, self.passes = spread, 0
 
     def __call__(self, work: Callable[..., Any], items: Sequence[Any], what: str, *, loads: bool = False) -> list[Any]:
+        """As `Spread`."""
         self.passes += what.startswith("Ranking")
         return self._spread(work, items, what, loads=loads)
 

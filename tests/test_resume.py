@@ -18,7 +18,7 @@ from trainer.checkpoint import Checkpoint, Unfinished, check_unfinished, unfinis
 
 from .conftest import Run
 
-ARGUMENTS = ("--image-size", 32, "--epochs", 14, "--seed", 4, "--batch-size", 4)
+ARGUMENTS = ("--image-size", 32, "--epochs", 8, "--seed", 4, "--batch-size", 4)
 
 
 def checkpoint(epoch: int = 0, **changes: object) -> Checkpoint:
