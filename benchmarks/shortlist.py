@@ -29,7 +29,7 @@ from trainer.review.space import Floats, nearest_known, space_of
 from trainer.shortlist.passes import Part, looking
 from trainer.shortlist.rank import Ranking, rank
 from trainer.shortlist.spread import Spread, here, on_ray
-from trainer.shortlist.store import CHUNK, Looked, chunks_of, read_looked, write_looked
+from trainer.shortlist.store import CHUNK, Looked, chunks_of, pictures_of, read_looked, write_looked
 
 from .figures import tell
 
@@ -141,8 +141,8 @@ def by_frame(work: Path, parts: Sequence[Part], known: Floats, picks: int, conso
 
 
 def look(pictures: Path, workers: int, console: Console) -> None:
-    chunks = chunks_of(pictures, network_of(None).key)
-    count = sum(len(chunk.paths) for chunk in chunks)
+    names = pictures_of(pictures)
+    chunks = chunks_of(pictures, names, network_of(None).key)
     rates = []
     for what, spreading in (
         ("one process", None),
@@ -155,7 +155,7 @@ def look(pictures: Path, workers: int, console: Console) -> None:
             else:
                 with spreading as spread:
                     spread(partial(looking, Path(folder), pictures, None), chunks, "Looking", loads=True)
-            rates.append(count / (time.monotonic() - start))
+            rates.append(len(names) / (time.monotonic() - start))
             tell(f"Pictures looked at by {what}, start included", rates[-1], "a second")
     tell("Looking, several workers over one process", rates[1] / rates[0], "times as fast")
 

@@ -30,7 +30,7 @@ from trainer.shortlist.passes import Part
 from trainer.shortlist.rank import Ranking, rank
 from trainer.shortlist.shortlist import LIST, WORK, Shortlist, make_shortlist
 from trainer.shortlist.spread import Spread, here, on_ray
-from trainer.shortlist.store import CHUNK, Looked, chunks_of, read_looked, write_looked
+from trainer.shortlist.store import CHUNK, Chunk, Looked, chunks_of, pictures_of, read_looked, write_looked
 
 from .captured import keep
 from .conftest import CLASSES, QUIET, Run, wait_until
@@ -117,8 +117,8 @@ def three_workers() -> Iterator[Spread]:
 @pytest.mark.needs("ray")
 def test_three_workers_rank_as_one_process_does_to_the_bit(tmp_path: Path, three_workers: Spread) -> None:
     parts, *_, known = made_up(tmp_path, chunks=30)
-    alone = rank(tmp_path, parts, known, 40, HERE, considered=60)
-    together = rank(tmp_path, parts, known, 40, three_workers, considered=60)
+    alone = rank(tmp_path, parts, known, 40, HERE, considered=250)
+    together = rank(tmp_path, parts, known, 40, three_workers, considered=250)
     assert told(together) == told(alone)
     assert together.worth.tolist() == alone.worth.tolist()
 
@@ -393,20 +393,24 @@ def test_what_was_seen_is_not_looked_at_again_but_what_is_damaged_is(
     assert (out / LIST).read_bytes() == before
 
 
+def chunks(store: Path, key: str = "key") -> list[Chunk]:
+    return chunks_of(store, pictures_of(store), key)
+
+
 def test_new_pictures_change_the_chunks_they_fall_into_and_no_others(tmp_path: Path) -> None:
     for number in range(20 * CHUNK):
         (tmp_path / f"{number:06d}.jpg").touch()
-    before = chunks_of(tmp_path, "key")
+    before = chunks(tmp_path)
     assert 10 < len(before) < 40
     assert max(len(chunk.paths) for chunk in before) <= 4 * CHUNK
     assert [path for chunk in before for path in chunk.paths] == [f"{number:06d}.jpg" for number in range(20 * CHUNK)]
     for name in ("000100-1.jpg", "000101-1.jpg", "004000-1.jpg"):
         (tmp_path / name).touch()
-    after = chunks_of(tmp_path, "key")
+    after = chunks(tmp_path)
     assert len({chunk.name for chunk in after} - {chunk.name for chunk in before}) <= 4
-    assert not {chunk.name for chunk in chunks_of(tmp_path, "another")} & {chunk.name for chunk in after}
+    assert not {chunk.name for chunk in chunks(tmp_path, "another")} & {chunk.name for chunk in after}
     os.utime(tmp_path / "000000.jpg", ns=(5, 5))
-    assert chunks_of(tmp_path, "key")[0].name != after[0].name
+    assert chunks(tmp_path)[0].name != after[0].name
 
 
 def test_chunks_that_are_no_more_are_forgotten(store: Path, run_folder: Path, tmp_path: Path) -> None:

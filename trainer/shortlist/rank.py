@@ -18,16 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..review.ranking import value
-from ..review.space import (
-    Floats,
-    Places,
-    Projection,
-    alike_of,
-    drawn,
-    projection_of,
-    smallest,
-    squared_distances,
-)
+from ..review.space import Floats, Places, alike_of, drawn, projection_of, smallest, squared_distances
 from .passes import Part, apart, features_of, likes, neighbours, place, points_of
 from .spread import Spread
 
@@ -94,29 +85,23 @@ def rank(
     frames = _Frames(work, parts, spread)
     usable = np.flatnonzero(np.concatenate([part.usable for part in parts]))
     free = np.concatenate([part.free for part in parts])
-    fitted, asked = drawn(len(usable), len(known))
-    projection = _projection(frames, usable, known, fitted)
     settled = usable[~free[usable]]
-    points = projection.place(known)
-    if len(settled):
-        features = frames.rows(features_of, settled, "Reading what is labelled")
-        points = np.concatenate([points, projection.place(features)])
+    fitted, asked = drawn(len(usable), len(known))
+    of_frames = fitted < len(usable)
+    wanted = [usable[fitted[of_frames]], settled, usable[asked]]
+    rows = frames.rows(features_of, np.concatenate(wanted), "Drawing a sample")
+    sample, of_settled, of_asked = np.split(rows, np.cumsum([len(numbers) for numbers in wanted])[:-1])
+    fitting = np.empty((len(fitted), known.shape[1]), np.float32)
+    fitting[of_frames], fitting[~of_frames] = sample, known[fitted[~of_frames] - len(usable)]
+    projection = projection_of(fitting)
+    points = projection.place(np.concatenate([known, of_settled]))
     doubts = spread(partial(place, work, projection, points), parts, "Comparing with what is known")
-    of_asked = frames.rows(points_of, usable[asked], "Drawing frames")
     nearest = np.full((len(asked), 0), np.inf, np.float32)
-    for some in frames.each(neighbours, of_asked, what="Finding neighbours"):
+    for some in frames.each(neighbours, projection.place(of_asked), what="Finding neighbours"):
         nearest = smallest(np.concatenate([nearest, some], axis=1))
     alike = alike_of(nearest)
     numbers, worth, picks = _picks(frames, np.concatenate(doubts), alike, count, considered)
     return Ranking(numbers, worth, _likes(frames, numbers, picks, alike))
-
-
-def _projection(frames: _Frames, usable: Places, known: Floats, fitted: Places) -> Projection:
-    of_frames = fitted < len(usable)
-    rows = np.empty((len(fitted), known.shape[1]), np.float32)
-    rows[of_frames] = frames.rows(features_of, usable[fitted[of_frames]], "Drawing a sample")
-    rows[~of_frames] = known[fitted[~of_frames] - len(usable)]
-    return projection_of(rows)
 
 
 def _picks(frames: _Frames, doubt: Floats, alike: float, count: int, considered: int) -> tuple[Places, Floats, Floats]:

@@ -22,7 +22,7 @@ from ..review.sight import network_of
 from .passes import Part, Seen, looking
 from .rank import Ranking, rank
 from .spread import Spread
-from .store import Chunk, chunks_of, tidy
+from .store import Chunk, chunks_of, pictures_of, tidy
 
 LIST = "shortlist.csv"
 WORK = ".seen"
@@ -87,21 +87,21 @@ def make_shortlist(
     run = None if run is None else run.resolve()
     if out == store or out.is_relative_to(store) or store.is_relative_to(out):
         raise DataError(f"{out}: in the store, or around it; name a folder beside it")
-    with console.status("Loading the model"):
-        network = network_of(run)
-    known, _ = training_pictures(network, run, console, cache)
     with console.status("Looking through the folder"):
-        chunks = chunks_of(store, network.key)
+        names = pictures_of(store)
         work = out / WORK
         try:
             work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{out}: cannot be made: {error.strerror}; name another --out") from error
         logs = [Decisions(store), Decisions(out)]
+    with console.status("Loading the model"):
+        network = network_of(run)
+    known, _ = training_pictures(network, run, console, cache)
+    chunks = chunks_of(store, names, network.key)
     seen = spread(partial(looking, work, store, run), chunks, "Looking at the frames", loads=True)
     problems = tuple(chain.from_iterable((*(log.problems for log in logs), *(one.problems for one in seen))))
     failed = sum(int(one.failed.sum()) for one in seen)
-    names = [name for chunk in chunks for name in chunk.paths]
     if failed == len(names):
         raise DataError(f"{store}: none of the {failed} pictures can be read, first: {problems[0]}")
     parts, labelled = _parts(chunks, seen, logs)

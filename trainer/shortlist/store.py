@@ -62,46 +62,53 @@ class Looked:
     problems: tuple[str, ...]
 
 
-def chunks_of(store: Path, key: str) -> list[Chunk]:
-    """All pictures of a folder, to any depth.
-
-    Chunks end at pictures that their names' checksums choose, so that new pictures change the chunks they fall into
-    and no others.
-
-    Args:
-        store: the folder.
-        key: of the network that is to look at them.
+def pictures_of(store: Path) -> list[str]:
+    """All pictures of a folder, to any depth, relative to it, in order.
 
     Raises:
         DataError: no such folder, or no pictures in it.
     """
     if not store.is_dir():
         raise DataError(f"{store}: no such folder; name one that `edgeloop deploy pull` filled, or any of pictures")
-    paths = sorted(path.relative_to(store).as_posix() for path in pictures_below(store))
-    if not paths:
+    names = sorted(path.relative_to(store).as_posix() for path in pictures_below(store))
+    if not names:
         raise DataError(f"{store}: no pictures; name a folder that `edgeloop deploy pull` filled, or any of pictures")
-    return [_chunk(store, key, some) for some in _cut(paths)]
+    return names
 
 
-def _cut(paths: Sequence[str]) -> Iterator[Sequence[str]]:
+def chunks_of(store: Path, names: Sequence[str], key: str) -> list[Chunk]:
+    """Pictures in chunks, in order.
+
+    Chunks end at pictures that their names' checksums choose, so that new pictures change the chunks they fall into
+    and no others.
+
+    Args:
+        store: the folder.
+        names: its `pictures_of`.
+        key: of the network that is to look at them.
+    """
+    return [_chunk(store, key, some) for some in _cut(names)]
+
+
+def _cut(names: Sequence[str]) -> Iterator[Sequence[str]]:
     start = 0
-    for end, path in enumerate(paths, 1):
-        if end - start == MOST or zlib.crc32(os.fsencode(path)) % CHUNK == 0:
-            yield paths[start:end]
+    for end, name in enumerate(names, 1):
+        if end - start == MOST or zlib.crc32(os.fsencode(name)) % CHUNK == 0:
+            yield names[start:end]
             start = end
-    if start < len(paths):
-        yield paths[start:]
+    if start < len(names):
+        yield names[start:]
 
 
-def _chunk(store: Path, key: str, paths: Sequence[str]) -> Chunk:
+def _chunk(store: Path, key: str, names: Sequence[str]) -> Chunk:
     digest = hashlib.sha256(key.encode())
-    for path in paths:
+    for name in names:
         try:
-            found = (store / path).stat()
-            digest.update(os.fsencode(f"\0{path}\0{found.st_size} {found.st_mtime_ns}"))
+            found = (store / name).stat()
+            digest.update(os.fsencode(f"\0{name}\0{found.st_size} {found.st_mtime_ns}"))
         except OSError:
-            digest.update(os.fsencode(f"\0{path}\0gone"))
-    return Chunk(digest.hexdigest()[:32], tuple(paths))
+            digest.update(os.fsencode(f"\0{name}\0gone"))
+    return Chunk(digest.hexdigest()[:32], tuple(names))
 
 
 def write_looked(work: Path, name: str, looked: Looked) -> None:
