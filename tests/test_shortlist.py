@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from trainer.review.decisions import Decision, Decisions
 from trainer.review.frames import Frame, find_frames
 from trainer.review.ranking import propose, uncertainty
 from trainer.review.space import nearest_known, space_of, squared_distances
+from trainer.shortlist import passes
 from trainer.shortlist.passes import Part
 from trainer.shortlist.rank import Ranking, rank
 from trainer.shortlist.shortlist import LIST, WORK, Shortlist, make_shortlist
@@ -41,16 +43,18 @@ HERE = here(QUIET)
 # --- the ranking ---
 
 
-def made_up(work: Path, *, seed: int = 3, chunks: int = 9) -> tuple[list[Part], np.ndarray, np.ndarray, np.ndarray]:
+def made_up(
+    work: Path, *, chunks: int = 9, learned: int = 10, noise: float = 0.1
+) -> tuple[list[Part], np.ndarray, np.ndarray, np.ndarray]:
     """Chunks of frames in bursts, some that are of no use and some settled; with all features, doubts and known."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(3)
     things = random.normal(0, 1, (60, 12))
     wide = random.normal(0, 1, (12, 48))
     parts, features, doubts = [], [], []
     for number in range(chunks):
         count = int(random.integers(20, 90))
         thing = np.repeat(random.integers(0, len(things), count), random.integers(1, 9, count))[:count]
-        seen = ((things[thing] + random.normal(0, 0.1, (count, 12))) @ wide).astype(np.float16)
+        seen = ((things[thing] + random.normal(0, noise, (count, 12))) @ wide).astype(np.float16)
         scores = random.dirichlet(np.full(4, 0.4), count).astype(np.float32)
         frames = tuple(
             Frame(f"{number}/{i}", hashlib.sha256(f"{number} {i}".encode()).hexdigest()) for i in range(count)
@@ -60,7 +64,7 @@ def made_up(work: Path, *, seed: int = 3, chunks: int = 9) -> tuple[list[Part], 
         parts.append(Part(str(number), usable, usable & (random.random(count) < 0.95)))
         features.append(seen.astype(np.float32))
         doubts.append(uncertainty(scores))
-    known = ((things[:10] + random.normal(0, 0.1, (10, 12))) @ wide).astype(np.float32)
+    known = ((things[random.integers(0, 10, learned)] + random.normal(0, 0.1, (learned, 12))) @ wide).astype(np.float32)
     return parts, np.concatenate(features), np.concatenate(doubts), known
 
 
@@ -82,7 +86,10 @@ def told(found: Ranking) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("considered", [3, 40, 20_000])
-def test_the_ranking_is_the_one_that_the_page_would_give(tmp_path: Path, considered: int) -> None:
+def test_the_ranking_is_the_one_that_the_page_would_give(
+    tmp_path: Path, considered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "_BLOCK", 4)
     parts, features, doubt, known = made_up(tmp_path)
     wanted = by_frame(parts, features, doubt, known, 25)
     assert max(map(len, wanted)) > 1
@@ -91,7 +98,18 @@ def test_the_ranking_is_the_one_that_the_page_would_give(tmp_path: Path, conside
     assert (np.diff(found.worth) <= 0).all()
 
 
-def test_it_ends_when_every_frame_is_a_pick_or_like_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("considered", [2, 20_000])
+def test_frames_of_a_camera_that_stands_still_are_each_picked_once(tmp_path: Path, considered: int) -> None:
+    parts, features, doubt, known = made_up(tmp_path, noise=0)
+    found = rank(tmp_path, parts, known, 20, HERE, considered=considered)
+    assert len(np.unique(features[found.numbers], axis=0)) == len(found.numbers) == 20
+    # Which of the same is nearest is a matter of rounding, as is what comes after everything new is picked.
+    ours, theirs = told(found), by_frame(parts, features, doubt, known, 20)
+    assert [(group[0], set(group)) for group in ours] == [(group[0], set(group)) for group in theirs]
+
+
+def test_it_ends_when_every_frame_is_a_pick_or_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "_BLOCK", 4)
     parts, features, doubt, known = made_up(tmp_path, chunks=3)
     found = rank(tmp_path, parts, known, 10_000, HERE, considered=50)
     assert told(found) == by_frame(parts, features, doubt, known, 10_000)
@@ -116,7 +134,7 @@ def three_workers() -> Iterator[Spread]:
 
 @pytest.mark.needs("ray")
 def test_three_workers_rank_as_one_process_does_to_the_bit(tmp_path: Path, three_workers: Spread) -> None:
-    parts, *_, known = made_up(tmp_path, chunks=30)
+    parts, *_, known = made_up(tmp_path, chunks=30, learned=3000)
     alone = rank(tmp_path, parts, known, 40, HERE, considered=250)
     together = rank(tmp_path, parts, known, 40, three_workers, considered=250)
     assert told(together) == told(alone)
@@ -146,7 +164,7 @@ def _divides(item: int) -> float:
 
 
 def _loads(folder: Path) -> Callable[[int], int]:
-    (folder / str(os.getpid())).touch()
+    (folder / str(time.monotonic_ns())).touch()
     return lambda item: item + 1
 
 
@@ -425,8 +443,8 @@ def test_chunks_that_are_no_more_are_forgotten(store: Path, run_folder: Path, tm
 
 def test_damaged_files_of_what_was_seen_are_not_believed(tmp_path: Path) -> None:
     made_up(tmp_path, chunks=1)
-    whole = (tmp_path / "0.looked.npz").read_bytes()
-    assert read_looked(tmp_path, "0") is not None
+    whole, looked = (tmp_path / "0.looked.npz").read_bytes(), read_looked(tmp_path, "0")
+    assert looked is not None
     random = np.random.default_rng(0)
     for damaged in (
         b"",
@@ -438,6 +456,8 @@ def test_damaged_files_of_what_was_seen_are_not_believed(tmp_path: Path) -> None
     ):
         (tmp_path / "0.looked.npz").write_bytes(damaged)
         assert read_looked(tmp_path, "0") is None
+    write_looked(tmp_path, "0", replace(looked, frames=looked.frames[1:]))
+    assert read_looked(tmp_path, "0") is None
     for _ in range(200):
         mutated = bytearray(whole)
         mutated[int(random.integers(len(whole)))] ^= int(random.integers(1, 256))

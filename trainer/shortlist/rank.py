@@ -97,9 +97,10 @@ def rank(
     points = projection.place(np.concatenate([known, of_settled]))
     doubts = spread(partial(place, work, projection, points), parts, "Comparing with what is known")
     nearest = np.full((len(asked), 0), np.inf, np.float32)
-    for some in frames.each(neighbours, projection.place(of_asked), what="Finding neighbours"):
+    asked_points = projection.place(of_asked)
+    for some in frames.each(neighbours, asked_points, what="Finding neighbours"):
         nearest = smallest(np.concatenate([nearest, some], axis=1))
-    alike = alike_of(nearest)
+    alike = alike_of(asked_points, nearest)
     numbers, worth, picks = _picks(frames, np.concatenate(doubts), alike, count, considered)
     return Ranking(numbers, worth, _likes(frames, numbers, picks, alike))
 
