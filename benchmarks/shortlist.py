@@ -22,14 +22,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from trainer.review.frames import Frame
+from trainer.review.frames import Frame, pictures_of
 from trainer.review.ranking import propose, uncertainty
 from trainer.review.sight import network_of
 from trainer.review.space import Floats, nearest_known, space_of
 from trainer.shortlist.passes import Part, looking
 from trainer.shortlist.rank import Ranking, rank
 from trainer.shortlist.spread import Spread, here, on_ray
-from trainer.shortlist.store import CHUNK, Looked, chunks_of, pictures_of, read_looked, write_looked
+from trainer.shortlist.store import CHUNK, Looked, chunks_of, read_looked, write_looked
 
 from .figures import tell
 

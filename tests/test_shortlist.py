@@ -24,7 +24,7 @@ import pytest
 from edge_agent.errors import DataError, EdgeloopError, MissingExtraError, ResourceError
 from edge_agent.preprocess import Pixels
 from trainer.review.decisions import Decision, Decisions
-from trainer.review.frames import Frame, find_frames
+from trainer.review.frames import Frame, find_frames, pictures_of
 from trainer.review.ranking import propose, uncertainty
 from trainer.review.space import nearest_known, space_of, squared_distances
 from trainer.shortlist import passes
@@ -32,7 +32,7 @@ from trainer.shortlist.passes import Part
 from trainer.shortlist.rank import Ranking, rank
 from trainer.shortlist.shortlist import LIST, WORK, Shortlist, make_shortlist
 from trainer.shortlist.spread import Spread, here, on_ray
-from trainer.shortlist.store import CHUNK, Chunk, Looked, chunks_of, pictures_of, read_looked, write_looked
+from trainer.shortlist.store import CHUNK, Chunk, Looked, chunks_of, read_looked, write_looked
 
 from .captured import keep
 from .conftest import CLASSES, QUIET, Run, wait_until

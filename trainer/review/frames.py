@@ -55,6 +55,20 @@ class Found:
     problems: tuple[str, ...]
 
 
+def pictures_of(folder: Path) -> list[str]:
+    """All pictures of a folder, to any depth, relative to it, in order.
+
+    Raises:
+        DataError: no such folder, or no pictures in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; name one that `edgeloop deploy pull` filled, or any of pictures")
+    names = sorted(path.relative_to(folder).as_posix() for path in pictures_below(folder))
+    if not names:
+        raise DataError(f"{folder}: no pictures; name a folder that `edgeloop deploy pull` filled, or any of pictures")
+    return names
+
+
 def find_frames(folder: Path) -> Found:
     """Look through a folder, to any depth.
 
@@ -62,18 +76,18 @@ def find_frames(folder: Path) -> Found:
     are read here: a line holds the hash of its picture.
 
     Raises:
-        DataError: no such folder, or no pictures in it.
+        DataError: no such folder, or no pictures in it that can be read.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; name one that `edgeloop deploy pull` filled, or any of pictures")
+    names = pictures_of(folder)
     frames: dict[str, Frame] = {}
     problems: list[str] = []
     lines: set[Path] = set()
-    for path in sorted(pictures_below(folder)):
+    for name in names:
+        path = folder / name
         line = path.with_suffix(".json")
         lines.add(line)
         try:
-            frame = frame_at(path, line, path.relative_to(folder).as_posix(), problems)
+            frame = frame_at(path, line, name, problems)
         except PictureError as error:
             problems.append(str(error))
             continue
@@ -81,7 +95,7 @@ def find_frames(folder: Path) -> Found:
     orphans = sorted(_lines_below(folder) - lines)
     problems += [f"{line}: its picture is missing; pull it again, or remove this file" for line in orphans]
     if not frames:
-        raise DataError(f"{folder}: no pictures; name a folder that `edgeloop deploy pull` filled, or any of pictures")
+        raise DataError(f"{folder}: none of the {len(names)} pictures can be read, first: {problems[0]}")
     by_time = sorted(frames.values(), key=lambda frame: (frame.captured_at, frame.path))
     return Found(tuple(by_time), tuple(problems))
 

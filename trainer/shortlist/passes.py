@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,14 @@ class Part:
 def looking(work: Path, store: Path, run: Path | None) -> Callable[[Chunk], Seen]:
     """The pass that looks at a chunk's pictures and keeps what it saw; what is there already is not looked at.
 
-    The network is loaded when this is called, and not for each chunk.
+    The network is loaded once, with the first chunk that needs it.
     """
-    network = network_of(run)
+    network = cache(partial(network_of, run))
 
     def look(chunk: Chunk) -> Seen:
         looked = read_looked(work, chunk.name)
         if looked is None:
-            looked = _look(network, store, chunk)
+            looked = _look(network(), store, chunk)
             try:
                 write_looked(work, chunk.name, looked)
             except OSError as error:

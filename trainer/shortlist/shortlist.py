@@ -17,12 +17,13 @@ from edge_agent.errors import DataError
 from edge_agent.files import link_or_copy, replacing
 
 from ..review.decisions import Decisions
+from ..review.frames import pictures_of
 from ..review.learned import training_pictures
 from ..review.sight import network_of
 from .passes import Part, Seen, looking
 from .rank import Ranking, rank
 from .spread import Spread
-from .store import Chunk, chunks_of, pictures_of, tidy
+from .store import Chunk, chunks_of, tidy
 
 LIST = "shortlist.csv"
 WORK = ".seen"

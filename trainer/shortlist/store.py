@@ -22,7 +22,6 @@ import numpy.typing as npt
 from edge_agent.errors import DataError
 from edge_agent.files import replacing
 
-from ..data import pictures_below
 from ..review.frames import Frame
 from ..review.space import Floats
 
@@ -62,20 +61,6 @@ class Looked:
     problems: tuple[str, ...]
 
 
-def pictures_of(store: Path) -> list[str]:
-    """All pictures of a folder, to any depth, relative to it, in order.
-
-    Raises:
-        DataError: no such folder, or no pictures in it.
-    """
-    if not store.is_dir():
-        raise DataError(f"{store}: no such folder; name one that `edgeloop deploy pull` filled, or any of pictures")
-    names = sorted(path.relative_to(store).as_posix() for path in pictures_below(store))
-    if not names:
-        raise DataError(f"{store}: no pictures; name a folder that `edgeloop deploy pull` filled, or any of pictures")
-    return names
-
-
 def chunks_of(store: Path, names: Sequence[str], key: str) -> list[Chunk]:
     """Pictures in chunks, in order.
 
@@ -84,7 +69,7 @@ def chunks_of(store: Path, names: Sequence[str], key: str) -> list[Chunk]:
 
     Args:
         store: the folder.
-        names: its `pictures_of`.
+        names: its pictures, by `review.frames.pictures_of`.
         key: of the network that is to look at them.
     """
     return [_chunk(store, key, some) for some in _cut(names)]
