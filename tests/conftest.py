@@ -105,12 +105,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "hub": _missing("keras_hub", "hub"),
     "ray": _missing("ray", "scale"),
 }
+LONG = ("test_resume", "test_search", "test_serving", "test_shortlist", "test_trainer")
 _verdicts: dict[str, str] = {}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The emulated device first: its few tests are the longest, and would run alone at the end."""
-    items.sort(key=lambda item: "pi" not in item.path.parts)
+    """The emulated device first, and then what trains: the longest files would run alone at the end."""
+    items.sort(key=lambda item: ("pi" not in item.path.parts, item.path.stem not in LONG))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
