@@ -14,6 +14,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,16 +146,13 @@ def look(pictures: Path, workers: int, console: Console) -> None:
     chunks = chunks_of(pictures, names, network_of(None).key)
     rates = []
     for what, spreading in (
-        ("one process", None),
+        ("one process", nullcontext(here(console))),
         (f"{workers} workers", on_ray(console, workers=workers)),
     ):
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
-            if spreading is None:
-                here(console)(partial(looking, Path(folder), pictures, None), chunks, "Looking", loads=True)
-            else:
-                with spreading as spread:
-                    spread(partial(looking, Path(folder), pictures, None), chunks, "Looking", loads=True)
+            with spreading as spread:
+                spread(partial(looking, Path(folder), pictures, None), chunks, "Looking", loads=True)
             rates.append(len(names) / (time.monotonic() - start))
             tell(f"Pictures looked at by {what}, start included", rates[-1], "a second")
     tell("Looking, several workers over one process", rates[1] / rates[0], "times as fast")
