@@ -54,4 +54,5 @@ def link_or_copy(source: Path, target: Path) -> None:
     except FileExistsError:
         return
     except OSError:
-        shutil.copyfile(source, target)
+        with open(source, "rb") as original, replacing(target) as copy:
+            shutil.copyfileobj(original, copy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import os
 import shutil
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -337,6 +338,28 @@ def test_what_is_labelled_is_not_asked_again_and_a_second_list_adds_to_the_first
     assert made.labelled == 2
     assert not {first[0], first[2]} & set(second)
     assert {frame.sha256 for frame in find_frames(out).frames} == {*first, *second}
+
+
+def test_on_another_disk_frames_are_copied_and_a_copy_that_is_broken_off_leaves_none(
+    store: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_disk(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    def full(_: object, copy: BinaryIO) -> None:
+        copy.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(os, "link", other_disk)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", full)
+        with pytest.raises(DataError, match="No space left on device; make room"):
+            shortlist(store, out, run_folder)
+    assert [path for path in out.rglob("*") if path.is_file() and path.parent.name != WORK] == []
+    shortlist(store, out, run_folder)
+    for row in rows(out):
+        assert hashlib.sha256((out / row["path"]).read_bytes()).hexdigest() == row["sha256"]
 
 
 def test_copies_count_once_and_what_cannot_be_read_is_named(store: Path, run_folder: Path, tmp_path: Path) -> None:
