@@ -21,8 +21,8 @@ from pathlib import Path
 
 from edge_agent.bench.machine import describe
 
-from . import inputs
-from .figures import GATHERED, Figure, read_figures
+from .support import inputs
+from .support.figures import GATHERED, Figure, read_figures
 
 RESULTS = Path(__file__).parent / "results.md"
 LITE0, MOBILENET = "efficientnet-lite0", "mobilenet-v2"

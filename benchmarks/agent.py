@@ -27,21 +27,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edge_agent.agent import Agent, Source
+from edge_agent.agent.loaded_model import Model
+from edge_agent.agent.pipeline import Agent, Source
 from edge_agent.bundle import open_bundle
 from edge_agent.cameras import ArrayFrame, ListCamera
 from edge_agent.cameras.frames import encoded
 from edge_agent.cameras.jpeg import JpegFrame
-from edge_agent.classifier import Classifier, Result
 from edge_agent.config import CameraSettings, MotionSettings, MqttSettings
-from edge_agent.decision import Rules
-from edge_agent.health import resident_mb
-from edge_agent.model import Model
-from edge_agent.mqtt import MqttPublisher, RecordingPublisher
+from edge_agent.inference.classifier import Classifier, Result
+from edge_agent.inference.decision import Rules
+from edge_agent.monitoring.system import resident_mb
+from edge_agent.mqtt import MqttPublisher
 from edge_agent.preprocess import preprocess
+from edge_agent.publishers import RecordingPublisher
 
-from .figures import tell
-from .inputs import photographs
+from .support.figures import tell
+from .support.inputs import photographs
 
 RULES = Rules(0.6, 0.4, 0.3, 0.5)
 RECEIVER = """
@@ -64,7 +65,7 @@ from edge_agent.bundle import open_bundle
 from edge_agent.cameras.sources import open_camera
 from edge_agent.config import CameraSettings
 from edge_agent.preprocess import preprocess
-from edge_agent.view import view
+from edge_agent.cameras.region import view
 spec = open_bundle(Path(sys.argv[2])).manifest.preprocess
 def ours():
     with open_camera(CameraSettings(42, size=(1280, 720))) as camera:
@@ -223,7 +224,7 @@ def mjpeg(bundle: Path, quality: int) -> None:
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
     ]
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(__file__).parent.parent / "tests" / "camera_shim.c"
+        source = Path(__file__).parent.parent / "tests" / "support" / "camera_shim.c"
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", f"{folder}/shim.so", source, "-ldl"], check=True)
         files = [f"{folder}/{number}.jpg" for number, _ in enumerate(photographs())]
         for file, picture in zip(files, photographs(), strict=True):

@@ -18,10 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from edge_agent.bundle import MODEL, open_bundle
-from edge_agent.runtime import Model
+from edge_agent.bundle import open_bundle
+from edge_agent.bundle.archive import MODEL
+from edge_agent.inference.interpreter import Model
 
-from .figures import tell
+from .support.figures import tell
 
 RUNS = 500
 BARE = """

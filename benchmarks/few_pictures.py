@@ -2,8 +2,9 @@
 
     python -m benchmarks.few_pictures STAMPS [--pictures 5 15] [--draws 4]
 
-STAMPS is an unpacked Debian package; benchmarks/stamps.py says which and how. Eight classes; the objects tested
-with are held out, before other backgrounds. Each draw has other pictures, and both train on the same ones.
+STAMPS is an unpacked Debian package; benchmarks/support/synthetic_images.py says which and how. Eight classes; the
+objects tested with are held out, before other backgrounds. Each draw has other pictures, and both train on the same
+ones.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any
 
 from rich.console import Console
 
-from trainer.recipe import Recipe
 from trainer.train import Reading, train
+from trainer.training.recipe import Recipe
 
-from .figures import tell
-from .stamps import write_frames
+from .support.figures import tell
+from .support.synthetic_images import write_frames
 
 SHARES = {"val": 1 / 6, "test": 1 / 3}
 TEST = 30

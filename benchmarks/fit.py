@@ -2,7 +2,7 @@
 
     python -m benchmarks.fit STAMPS
 
-STAMPS is an unpacked Debian package; benchmarks/stamps.py says which and how.
+STAMPS is an unpacked Debian package; benchmarks/support/synthetic_images.py says which and how.
 
 Each object is pasted on photographed backgrounds as a 16:9 camera would see it, in four scenes: near
 the frame's centre, anywhere, at its sides, and anywhere after training on upright 3:4 pictures, as
@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import track
 
 from edge_agent.preprocess import Fit
-from trainer.recipe import Recipe
 from trainer.train import Reading, train
+from trainer.training.recipe import Recipe
 
-from .figures import tell
-from .stamps import CAMERA, PHONE, write_frames
+from .support.figures import tell
+from .support.synthetic_images import CAMERA, PHONE, write_frames
 
 FITS: tuple[Fit, ...] = ("stretch", "crop", "letterbox")
 FRAMES = {"train": 40, "val": 12, "test": 50}

@@ -22,12 +22,12 @@ import cv2
 import numpy as np
 import skimage
 
-from edge_agent.pictures import read_picture
+from edge_agent.images import read_picture
+from edge_agent.inference.interpreter import cores
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
-from edge_agent.runtime import cores
 from trainer.data import load_dataset
 
-from .figures import tell
+from .support.figures import tell
 
 SPEC, ROOMY = PreprocessSpec((224, 224)), PreprocessSpec((256, 256))
 SIZES = ((640, 360), (1280, 720))

@@ -19,20 +19,22 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from converter import float_model, quantize
-from converter.calibration import Representative, calibrate, of_run
 from converter.convert import convert
-from converter.fast_path import with_fast_operations
 from converter.gate import Limits, latencies_ms
-from converter.run import Run, open_run
-from edge_agent.bundle import MODEL, open_bundle
-from edge_agent.classifier import Classifier
+from converter.quantization import quantize
+from converter.quantization.calibration import Representative, calibrate, of_run
+from converter.run_reader import Run, open_run
+from converter.tflite import float_model
+from converter.tflite.xnnpack import with_fast_operations
+from edge_agent.bundle import open_bundle
+from edge_agent.bundle.archive import MODEL
 from edge_agent.errors import GateError
-from edge_agent.evaluation import Evaluation, evaluate_together
+from edge_agent.inference.classifier import Classifier
+from edge_agent.inference.evaluation import Evaluation, evaluate_together
+from edge_agent.native_stderr import native_noise_hidden
 from edge_agent.preprocess import Pixels
-from edge_agent.quiet import native_noise_hidden
 
-from .figures import tell
+from .support.figures import tell
 
 ROUNDS = 5
 

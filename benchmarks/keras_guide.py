@@ -2,7 +2,7 @@
 
     python -m benchmarks.keras_guide STAMPS
 
-STAMPS is an unpacked Debian package; benchmarks/stamps.py says which and how.
+STAMPS is an unpacked Debian package; benchmarks/support/synthetic_images.py says which and how.
 
 The baseline is the transfer learning recipe of Keras' own guide (keras.io, "Transfer learning &
 fine-tuning", end-to-end example) on the same network, weights, pictures and splits: random flips and
@@ -30,12 +30,12 @@ from edge_agent.preprocess import PreprocessSpec
 from trainer.backbones import build_backbone
 from trainer.backend import start_keras
 from trainer.data import Dataset, load_dataset
-from trainer.recipe import Recipe
 from trainer.train import Reading, train
+from trainer.training.recipe import Recipe
 
-from .figures import tell
-from .inputs import FRAMES, SHARES
-from .stamps import write_frames
+from .support.figures import tell
+from .support.inputs import FRAMES, SHARES
+from .support.synthetic_images import write_frames
 
 SIDE = 224
 

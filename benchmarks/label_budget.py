@@ -2,15 +2,15 @@
 
     python -m benchmarks.label_budget STAMPS [--draws 8] [--plot FILE.png]
 
-STAMPS is an unpacked Debian package; benchmarks/stamps.py says which and how. A model that learned eight classes of
-photographed objects before three backgrounds meets a changed scene: other objects of the classes, other backgrounds, a
-darker light with another tint, a blurred and noisy camera. The device kept 2,000 frames: things come by for 5 to 24
-frames each, moving, some of them often and most seldom (the k-th most frequent object 1/k as often as the first).
-Labelled are, one after the other, frames drawn at random, and those that `propose` asks about in rounds of ten, the
-head learning in between, as the page does it; and these with all frames that the page shows beside them, which one
-key labels, too. Heads learn the old pictures and the labelled frames, and are tested on other frames of the new scene,
-as many of each class. Everything was tuned on other classes of the package (clothes, music, christmas, halloween,
-roadsigns, vehicles, money, planets) and other draws.
+STAMPS is an unpacked Debian package; benchmarks/support/synthetic_images.py says which and how. A model that learned
+eight classes of photographed objects before three backgrounds meets a changed scene: other objects of the classes,
+other backgrounds, a darker light with another tint, a blurred and noisy camera. The device kept 2,000 frames: things
+come by for 5 to 24 frames each, moving, some of them often and most seldom (the k-th most frequent object 1/k as often
+as the first). Labelled are, one after the other, frames drawn at random, and those that `propose` asks about in rounds
+of ten, the head learning in between, as the page does it; and these with all frames that the page shows beside them,
+which one key labels, too. Heads learn the old pictures and the labelled frames, and are tested on other frames of the
+new scene, as many of each class. Everything was tuned on other classes of the package (clothes, music, christmas,
+halloween, roadsigns, vehicles, money, planets) and other draws.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from rich.console import Console
 from rich.progress import track
 
 from edge_agent.preprocess import Pixels, preprocess
-from trainer.review.ranking import fit_head, propose, uncertainty
+from trainer.active_learning.embeddings import Network, network_of
+from trainer.active_learning.feature_space import Floats, Places, Space, nearest_known, space_of, squared_distances
+from trainer.active_learning.ranking import fit_head, propose, uncertainty
 from trainer.review.session import ROUND
-from trainer.review.sight import Network, network_of
-from trainer.review.space import Floats, Places, Space, nearest_known, space_of, squared_distances
 
-from .figures import tell
-from .stamps import CLASSES, backgrounds, cut_outs
+from .support.figures import tell
+from .support.synthetic_images import CLASSES, backgrounds, cut_outs
 
 POOL, TRAIN, TEST = 2000, 60, 40
 """Frames the device kept; old pictures and test frames of each class."""

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import cv2
 
-from edge_agent.bundle import MODEL, open_bundle
+from edge_agent.bundle import open_bundle
+from edge_agent.bundle.archive import MODEL
 from edge_agent.cameras.frames import encoded
-from edge_agent.runtime import cores
+from edge_agent.inference.interpreter import cores
 
-from .figures import tell
-from .inputs import photographs
+from .support.figures import tell
+from .support.inputs import photographs
 
 HERE = Path(__file__).parent
 RUNS = 200
@@ -53,7 +54,7 @@ def environment(folder: Path) -> Path:
 
 def timed(python: Path, way: str, model: Path, source: Path, threads: int) -> tuple[float, float]:
     """Time and CPU time a frame, milliseconds."""
-    command = [python, "-m", "benchmarks.contender", way, model, source, str(threads), str(RUNS)]
+    command = [python, "-m", "benchmarks.support.contender", way, model, source, str(threads), str(RUNS)]
     done = subprocess.run(
         [str(part) for part in command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -92,7 +93,7 @@ def main() -> None:
         work = Path(folder)
         models = {"bundle": given.bundle, "tflite": work / "model.tflite", "onnx": work / "model.onnx"}
         models["tflite"].write_bytes(open_bundle(given.bundle).read(MODEL))
-        command = [python, HERE / "onnx_network.py", models["tflite"], models["onnx"]]
+        command = [python, HERE / "support" / "onnx_network.py", models["tflite"], models["onnx"]]
         subprocess.run([str(part) for part in command], check=True)
         for kind in ("png", "jpeg"):
             (work / kind).mkdir()

@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_agent.preprocess import PreprocessSpec, preprocess
 
-from .figures import tell
+from .support.figures import tell
 
 ROUNDS = 400
 FRAME = (720, 1280)

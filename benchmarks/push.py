@@ -2,10 +2,10 @@
 
     python -m benchmarks.push BUNDLE [--rate-mb-s 1] [--runs 5]
 
-The device is a store of its own behind an SSH server on loopback (see tests/fleet.py); between it and the desktop is a
-link that carries RATE megabytes a second each way. Three parts of a push, told apart at the link: until the first of
-the bundle's bytes (connecting, asking what is there), moving them, and what the device does with them (hashes,
-signature, canary pictures in a process of its own). The bound is the size over the rate.
+The device is a store of its own behind an SSH server on loopback (see tests/support/fleet.py); between it and the
+desktop is a link that carries RATE megabytes a second each way. Three parts of a push, told apart at the link: until
+the first of the bundle's bytes (connecting, asking what is there), moving them, and what the device does with them
+(hashes, signature, canary pictures in a process of its own). The bound is the size over the rate.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.hosts import Host
-from deploy.push import Choices, Package, package, push
-from tests.fleet import fleet
-from tests.test_store import repacked
+from deploy.fleet.inventory import Host
+from deploy.fleet.push import Choices, Package, package, push
+from tests.edge_agent.store.test_store import repacked
+from tests.support.fleet import fleet
 
-from .figures import tell
+from .support.figures import tell
 
 NAME = "pi"
 _SLICE = 8192

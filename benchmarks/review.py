@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.demo.photographs import load_areas
+from deploy.pipelines.demo.photographs import load_areas
 from edge_agent.preprocess import Pixels
-from tests.browser import Browser
-from tests.captured import keep
-from tests.test_review_browser import REVIEW, SHOWN
-from trainer.review.decisions import Decisions
+from tests.support.browser import Browser
+from tests.support.captured import keep
+from tests.trainer.review.test_review_browser import REVIEW, SHOWN
+from trainer.active_learning.annotations import Decisions
 
-from .figures import tell
+from .support.figures import tell
 
 SIDE = 120
 PACE_MS = 100

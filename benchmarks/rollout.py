@@ -23,13 +23,13 @@ import cv2
 import numpy as np
 
 from edge_agent.bundle import open_bundle
-from edge_agent.prove import Limits
-from edge_agent.store import Store
+from edge_agent.store.canary import Limits
+from edge_agent.store.model_store import Store
 from tests.conftest import start_mosquitto
-from tests.fleet import agents, fleet
-from tests.test_store import repacked
+from tests.edge_agent.store.test_store import repacked
+from tests.support.fleet import agents, fleet
 
-from .figures import tell
+from .support.figures import tell
 
 FPS = 3
 """Of each camera: two hundred agents share the cores of one machine."""

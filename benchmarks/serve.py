@@ -24,12 +24,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edge_agent.bundle import MODEL, open_bundle
+from edge_agent.bundle import open_bundle
+from edge_agent.bundle.archive import MODEL
 from edge_agent.cameras.frames import encoded
-from edge_agent.runtime import cores
+from edge_agent.inference.interpreter import cores
 
-from .figures import tell
-from .inputs import photographs
+from .support.figures import tell
+from .support.inputs import photographs
 
 ROUNDS = 5
 

@@ -23,16 +23,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from trainer.review.frames import Frame, pictures_of
-from trainer.review.ranking import propose, uncertainty
-from trainer.review.sight import network_of
-from trainer.review.space import Floats, nearest_known, space_of
-from trainer.shortlist.passes import Part, looking
-from trainer.shortlist.rank import Ranking, rank
-from trainer.shortlist.spread import Spread, here, on_ray
-from trainer.shortlist.store import CHUNK, Looked, chunks_of, read_looked, write_looked
+from trainer.active_learning.captured_frames import Frame, pictures_of
+from trainer.active_learning.embeddings import network_of
+from trainer.active_learning.feature_space import Floats, nearest_known, space_of
+from trainer.active_learning.ranking import propose, uncertainty
+from trainer.shortlist.chunk_tasks import Part, looking
+from trainer.shortlist.chunks import CHUNK, Looked, chunks_of, read_looked, write_looked
+from trainer.shortlist.executor import Spread, here, on_ray
+from trainer.shortlist.ranking import Ranking, rank
 
-from .figures import tell
+from .support.figures import tell
 
 FEATURES, CLASSES, KINDS, THINGS, KNOWN = 1280, 8, 60, 5000, 5000
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .figures import tell
+from .support.figures import tell
 from .train_throughput import write_pictures
 
 

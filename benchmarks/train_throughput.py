@@ -26,9 +26,9 @@ from edge_agent.preprocess import PreprocessSpec
 from trainer.backbones import build_backbone, find_backbone
 from trainer.backend import has_accelerator, start_keras
 from trainer.data import load_dataset
-from trainer.recipe import Recipe, plan, room_for
+from trainer.training.recipe import Recipe, plan, room_for
 
-from .figures import tell
+from .support.figures import tell
 
 SIDE, CLASSES = 224, 8
 
@@ -57,9 +57,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="a round")
     arguments = parser.parse_args()
     start_keras()
-    from trainer.batches import Batches
-    from trainer.fine_tune import compiled_student
-    from trainer.head import new_head
+    from trainer.training.batches import Batches
+    from trainer.training.fine_tune import compiled_student
+    from trainer.training.head import new_head
 
     recipe, batch = Recipe(fine_tune="all", batch_size=arguments.batch_size), arguments.batch_size
     backbone = find_backbone(recipe.backbone)

@@ -13,22 +13,23 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from edge_agent.classifier import Classifier
+from edge_agent.bundle.signature import sign
 from edge_agent.errors import ConfigError, ModelError
-from edge_agent.evaluation import Evaluation, evaluate_together
+from edge_agent.inference.classifier import Classifier
+from edge_agent.inference.evaluation import Evaluation, evaluate_together
 from edge_agent.preprocess import Pixels, preprocess
-from edge_agent.signature import sign
 
-from . import float_model, qat
-from .calibration import ALIKE, MOST, Frame, Representative, calibrate, choose, of_folder, of_run
-from .fast_path import off_the_fast_path, with_fast_operations
 from .gate import Limits, Refusal, Verdict, gate_error, refused, timed_ms
-from .ladder import Rung, rungs
-from .observe import observed_ranges
-from .pack import Packed, pack, parse_name
+from .packaging.pack import Packed, pack, parse_name
 from .progress import Advance, steps
-from .quantize import to_float16
-from .run import Photo, Run, open_run
+from .quantization import qat
+from .quantization.calibration import ALIKE, MOST, Frame, Representative, calibrate, choose, of_folder, of_run
+from .quantization.ladder import Rung, rungs
+from .quantization.observers import observed_ranges
+from .quantization.quantize import to_float16
+from .run_reader import Photo, Run, open_run
+from .tflite import float_model
+from .tflite.xnnpack import off_the_fast_path, with_fast_operations
 
 Method: TypeAlias = Literal["auto", "int8", "float16", "float32"]
 WATCHED = 64

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edge_agent.bundle.manifest import Metrics, Scored
 from edge_agent.errors import GateError
-from edge_agent.evaluation import Evaluation
-from edge_agent.manifest import Metrics, Scored
-from edge_agent.runtime import Model
-from edge_agent.seen import Seen, SeenCount
+from edge_agent.inference.evaluation import Evaluation
+from edge_agent.inference.interpreter import Model
+from edge_agent.monitoring.score_counts import Seen, SeenCount
 
 DEFAULT_MAX_DROP = 1.0
 """Points of accuracy. EfficientNet-Lite0 lost 0.3 and 0.5 in our measurements, 0.7 in Google's; over 1 is broken."""

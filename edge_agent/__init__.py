@@ -14,20 +14,20 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .bundle import Bundle, open_bundle
-    from .classifier import Classifier, Result, Score
     from .errors import EdgeloopError
-    from .pictures import read_picture
+    from .images import read_picture
+    from .inference.classifier import Classifier, Result, Score
     from .preprocess import PreprocessSpec
 
 # Read by OpenCV when it is loaded, so it stands here: a small file that claims gigapixels must not
 # take the device's memory. 64 megapixels (192 MB decoded) is above every camera a Pi can carry.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(64 * 2**20))
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Bundle",
@@ -44,13 +44,13 @@ __all__ = [
 
 _HOME = {
     "Bundle": "bundle",
-    "Classifier": "classifier",
+    "Classifier": "inference.classifier",
     "EdgeloopError": "errors",
     "PreprocessSpec": "preprocess",
-    "Result": "classifier",
-    "Score": "classifier",
+    "Result": "inference.classifier",
+    "Score": "inference.classifier",
     "open_bundle": "bundle",
-    "read_picture": "pictures",
+    "read_picture": "images",
 }
 
 
@@ -69,7 +69,7 @@ def open(  # noqa: A001  reads as edge_agent.open
         ModelError: its model does not load or does not match its manifest.
     """
     from .bundle import open_bundle
-    from .classifier import Classifier
+    from .inference.classifier import Classifier
 
     return Classifier.from_bundle(open_bundle(bundle), threads=threads, delegate=delegate)
 

@@ -8,49 +8,54 @@ from typing import Any
 
 import click
 
-from . import __version__
+from ._version import __version__
 from .errors import EdgeloopError, one_line
 from .extras import load_command
 
 # name: module, command object in it, the extra it needs ("" is the plain install), what it does
 COMMANDS = {
     "demo": (
-        "deploy.cli",
+        "deploy.commands.demo",
         "demo_command",
         "demo",
         "The whole loop on real photographs; needs no camera, broker or network.",
     ),
-    "train": ("trainer.cli", "train_command", "train", "Train a classifier on a folder of photographs."),
+    "train": ("trainer.commands.train", "train_command", "train", "Train a classifier on a folder of photographs."),
     "evaluate": (
-        "trainer.evaluate_cli",
+        "trainer.commands.evaluate",
         "evaluate_command",
         "train",
         "Score a run or a bundle on a folder of photographs.",
     ),
-    "convert": ("converter.cli", "convert_command", "train", "Quantize a run to int8, prove it, pack it as a bundle."),
-    "export": ("converter.export_cli", "export_command", "train", "Write a run for TensorFlow Serving."),
+    "convert": (
+        "converter.commands.convert",
+        "convert_command",
+        "train",
+        "Quantize a run to int8, prove it, pack it as a bundle.",
+    ),
+    "export": ("converter.commands.export", "export_command", "train", "Write a run for TensorFlow Serving."),
     "shortlist": (
-        "trainer.shortlist.cli",
+        "trainer.commands.shortlist",
         "shortlist_command",
         "train",
         "Choose what to label from very many captures.",
     ),
-    "review": ("trainer.review.cli", "review_command", "train", "Label captured frames in the browser."),
+    "review": ("trainer.commands.review", "review_command", "train", "Label captured frames in the browser."),
     "retrain": (
-        "deploy.retrain.cli",
+        "deploy.commands.retrain",
         "retrain_command",
         "train",
         "Learn the labelled frames; promote what is no worse.",
     ),
-    "loop": ("deploy.loop_cli", "loop_command", "train,deploy", "Once round the loop: pull, wait, retrain, push."),
+    "loop": ("deploy.commands.loop", "loop_command", "train,deploy", "Once round the loop: pull, wait, retrain, push."),
     "search": (
-        "deploy.search_cli",
+        "deploy.commands.search",
         "search_command",
         "train",
         "Choose network and input size by measured latency.",
     ),
     "deploy": (
-        "deploy.devices_cli",
+        "deploy.commands.deploy",
         "deploy_command",
         "deploy",
         "Devices over SSH: set up, send models, fetch captures.",

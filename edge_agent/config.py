@@ -39,7 +39,7 @@ TopicPrefix = Annotated[
 
 
 class MotionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Classify only when the picture changed; see `edge_agent.motion`.
+    """Classify only when the picture changed; see `edge_agent.cameras.motion`.
 
     Attributes:
         threshold: levels, of 255, by which some part of the picture must differ from when it was last classified.
@@ -129,7 +129,7 @@ class ClassSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DecisionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How scores become a label; see `edge_agent.decision`.
+    """How scores become a label; see `edge_agent.inference.decision`.
 
     Attributes:
         smoothing_s: time constant of the scores' moving average, seconds; 0 takes each frame as it is.
@@ -157,7 +157,7 @@ class InstallSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RecordSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Frames kept for retraining; see `edge_agent.recorder`.
+    """Frames kept for retraining; see `edge_agent.captures.recorder`.
 
     Attributes:
         per_hour: frames kept in an hour at most, of all cameras together.

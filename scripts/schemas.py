@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.bench.result import Report
-from edge_agent.captures import Capture
+from edge_agent.bench.report import Report
+from edge_agent.captures.folder import Capture
+from edge_agent.messages import Health, Info, Observation, Reply, Tunables
 from edge_agent.mqtt.commands import VERBS
-from edge_agent.mqtt.messages import Health, Info, Observation, Reply, Tunables
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
 MESSAGES: dict[str, type[msgspec.Struct]] = {

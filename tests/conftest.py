@@ -105,7 +105,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "hub": _missing("keras_hub", "hub"),
     "ray": _missing("ray", "scale"),
 }
-LONG = ("test_resume", "test_search", "test_serving", "test_shortlist", "test_trainer")
+LONG = ("test_resume", "test_search", "test_tf_serving", "test_shortlist", "test_trainer")
 _verdicts: dict[str, str] = {}
 
 
@@ -170,7 +170,7 @@ def edgeloop() -> Run:
 @pytest.fixture(scope="session")
 def areas() -> dict[str, dict[str, Pixels]]:
     """The demo's photographs, cut into areas that do not overlap."""
-    from deploy.demo.photographs import load_areas
+    from deploy.pipelines.demo.photographs import load_areas
 
     return load_areas()
 
@@ -196,8 +196,8 @@ def write_crop(path: Path, area: Pixels, random: np.random.Generator, side: int 
 @pytest.fixture(scope="session")
 def run_folder(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small training run."""
-    from trainer.recipe import Recipe
     from trainer.train import train
+    from trainer.training.recipe import Recipe
 
     out = tmp_path_factory.mktemp("runs") / "run"
     train(photo_folder, out, Recipe(image_size=IMAGE_SIZE, fine_tune="none"), console=QUIET)
@@ -207,8 +207,8 @@ def run_folder(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def float32_model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """That run's network as float32 TFLite."""
-    from converter import float_model
-    from converter.run import open_run
+    from converter.run_reader import open_run
+    from converter.tflite import float_model
 
     return float_model.of_run(open_run(run_folder), tmp_path_factory.mktemp("float32"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.errors import MissingExtraError, ResourceError
-from edge_agent.quiet import native_noise_hidden
+from edge_agent.native_stderr import native_noise_hidden
 
 # TensorFlow's, PyTorch's and numpy's names for it; JAX raises one type for everything.
 _OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError", "_ArrayMemoryError")

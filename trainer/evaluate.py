@@ -20,15 +20,15 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
-from edge_agent.bundle import problems_of_labels
+from edge_agent.bundle.archive import problems_of_labels
 from edge_agent.errors import DataError, PictureError
-from edge_agent.evaluation import Evaluation
-from edge_agent.pictures import decode_picture, read_bytes
+from edge_agent.images import decode_picture, read_bytes
+from edge_agent.inference.evaluation import Evaluation
+from edge_agent.native_stderr import native_noise_hidden
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
-from edge_agent.quiet import native_noise_hidden
 
 from .data import Photo, data_root, find_photos
-from .run import read_split
+from .run_writer import read_split
 from .threads import in_order
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from edge_agent.runtime import cores
+from edge_agent.inference.interpreter import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -18,19 +18,19 @@ from rich.console import Console
 from rich.progress import track
 
 import edge_agent
-from edge_agent.evaluation import Evaluation
+from edge_agent.inference.evaluation import Evaluation
+from edge_agent.native_stderr import native_noise_hidden
 from edge_agent.preprocess import PreprocessSpec
-from edge_agent.quiet import native_noise_hidden
 
 from .backbones import Backbone, build_backbone, find_backbone, write_saved_model
 from .backend import check_tensorboard, has_accelerator, memory_explained, start_keras, tensorboard_logs
-from .checkpoint import Checkpoint, check_unfinished, unfinished_training
 from .data import MAX_UNREADABLE, SPLITS, Dataset, data_root, load_dataset, suspicious_labels
-from .distribution import ALONE, Team, agree
-from .recipe import Plan, Recipe, plan, room_for
 from .report import Story, figures, write_report
-from .run import FORMAT, new_run, read_split, refuse_existing, write_history, write_inputs, write_json
-from .temperature import fit_temperature, softmax
+from .run_writer import FORMAT, new_run, read_split, refuse_existing, write_history, write_inputs, write_json
+from .training.checkpoint import Checkpoint, check_unfinished, unfinished_training
+from .training.distribution import ALONE, Team, agree
+from .training.recipe import Plan, Recipe, plan, room_for
+from .training.temperature_scaling import fit_temperature, softmax
 
 if TYPE_CHECKING:
     import keras
@@ -104,9 +104,9 @@ def train(
     dataset, truth, splits = setup.dataset, setup.truth, setup.splits
     base, head, classifier, batch = setup.base, setup.head, setup.classifier, recipe.batch_size
 
-    from .batches import predict
-    from .features import frozen_features
-    from .head import fit_head
+    from .training.batches import predict
+    from .training.features import frozen_features
+    from .training.head import fit_head
 
     choices = {**asdict(recipe), "data": dataset.fingerprint}
     with memory_explained(batch), unfinished_training(out, choices) as unfinished:
@@ -225,7 +225,7 @@ def _set_up(data: Path, recipe: Recipe, reading: Reading, team: Team, console: C
         weights=recipe.weights,
         progress=lambda chunks, count: track(chunks, "Downloading weights", total=count, console=console),
     )
-    from .head import new_head
+    from .training.head import new_head
 
     head = new_head(base.output.shape[-1], len(dataset.labels))
     classifier = keras.Model(base.input, head(base.output), name="classifier")
@@ -242,7 +242,7 @@ def _fine_tune(
     tensorboard: Path | None = None,
 ) -> Checkpoint:
     """The fine-tuning that is left to do after a checkpoint of the leader's."""
-    from .fine_tune import fine_tune
+    from .training.fine_tune import fine_tune
 
     checkpoint = agree(setup.team, checkpoint, setup.dataset.fingerprint)
     setup.classifier.set_weights(checkpoint.best)

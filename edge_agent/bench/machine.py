@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import __version__
-from ..health import meminfo_mb, temperature_c, throttled
-from ..runtime import cores
-from .result import Machine
+from .._version import __version__
+from ..inference.interpreter import cores
+from ..monitoring.system import meminfo_mb, temperature_c, throttled
+from .report import Machine
 
 __all__ = ["Load", "clock_mhz", "describe", "load", "temperature_c", "throttled"]
 

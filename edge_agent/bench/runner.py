@@ -16,13 +16,13 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
-from ..bundle import MODEL, Bundle, open_bundle
+from ..bundle import Bundle, open_bundle
+from ..bundle.archive import MODEL
 from ..errors import EdgeloopError
-from ..mqtt.messages import timestamp
-from ..runtime import cores, default_threads
-from .child import Do, Ended, Round, Task
+from ..inference.interpreter import cores, default_threads
+from ..messages import timestamp
 from .machine import describe
-from .result import (
+from .report import (
     VERSION,
     EndToEnd,
     Failed,
@@ -37,7 +37,8 @@ from .result import (
     Subject,
     Sustained,
 )
-from .steady import disturbances
+from .steady_state import disturbances
+from .worker import Do, Ended, Round, Task
 
 _PATIENCE_S = 120.0
 """Beyond what a child was asked for: loading a large model from a slow card."""
@@ -246,7 +247,7 @@ def _children(task: Task) -> Iterator[Any]:
     task = msgspec.structs.replace(task, spawned_ns=time.monotonic_ns())
     child = subprocess.Popen(
         # -P: a file in the working directory must not pass for one of our modules.
-        [sys.executable, "-P", "-m", "edge_agent.bench.child", msgspec.json.encode(task).decode()],
+        [sys.executable, "-P", "-m", "edge_agent.bench.worker", msgspec.json.encode(task).decode()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

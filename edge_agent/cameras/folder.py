@@ -10,7 +10,7 @@ from typing import Self
 
 from ..config import CameraSettings
 from ..errors import CameraError, PictureError
-from ..pictures import SUFFIXES, read_picture
+from ..images import SUFFIXES, read_picture
 from .frames import ArrayFrame, Frame
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from ..errors import ConfigError, EdgeloopError, one_line
 from ..extras import load_command
 
 if TYPE_CHECKING:
-    from ..bench.result import EndToEnd, Profile, Report, Steady, Sustained
+    from ..bench.report import EndToEnd, Profile, Report, Steady, Sustained
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -32,7 +32,7 @@ class _Bench(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name == "report":
-            return load_command("edgeloop bench report", "deploy.latency.cli", "report_command", "train")
+            return load_command("edgeloop bench report", "deploy.commands.bench_report", "report_command", "train")
         return super().get_command(ctx, name)
 
 
@@ -88,7 +88,7 @@ def measure_command(
     import msgspec
 
     from ..bench.runner import Plan, measure
-    from ..runtime import cores
+    from ..inference.interpreter import cores
 
     printed = json_file == Path("-")
 
@@ -145,7 +145,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
 @click.argument("reports", nargs=-1, required=True, type=_FILE)
 def compare_command(reports: tuple[Path, ...]) -> None:
     """Put REPORTS, as --json writes them, side by side; ratios are to the first row."""
-    from ..bench.result import load
+    from ..bench.report import load
 
     click.echo(_shown([load(path) for path in reports]))
 

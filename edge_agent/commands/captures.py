@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..errors import CommandError
-from .install import find_store, store_options
+from ._store_options import find_store, store_options
 
 
 @click.group("captures")
@@ -25,7 +25,7 @@ def list_command(config: Path | None, root: Path) -> None:
     """A line of JSON for each: name, sha256 and size of the picture."""
     import msgspec
 
-    from ..handover import held
+    from ..captures.transfer import held
 
     out = sys.stdout.buffer
     for capture in held(_folder(config, root)):
@@ -36,7 +36,7 @@ def list_command(config: Path | None, root: Path) -> None:
 @store_options
 def send_command(config: Path | None, root: Path) -> None:
     """Write the captures named on standard input, a line each, to standard output as tar."""
-    from ..handover import send
+    from ..captures.transfer import send
 
     send(_folder(config, root), (line.rstrip("\n") for line in sys.stdin), sys.stdout.buffer)
 
@@ -47,7 +47,7 @@ def remove_command(config: Path | None, root: Path) -> None:
     """Remove the captures that standard input gives, lines as `list` prints; those that changed since stay."""
     import msgspec
 
-    from ..handover import Held, remove
+    from ..captures.transfer import Held, remove
 
     try:
         given = [msgspec.json.decode(line, type=Held) for line in sys.stdin.buffer]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .install import find_store, store_options
+from ._store_options import find_store, store_options
 
 if TYPE_CHECKING:
-    from ..drift import CameraDrift, Compared
+    from ..monitoring.drift import CameraDrift, Compared
 
 
 @click.command("drift")
@@ -25,10 +25,10 @@ def drift_command(config: Path | None, root: Path, *, as_json: bool) -> None:
     import msgspec
 
     from ..bundle import open_bundle
-    from ..drift import DeviceDrift, judge
     from ..errors import StoreError
-    from ..seen import Days
-    from ..store import Store
+    from ..monitoring.drift import DeviceDrift, judge
+    from ..monitoring.score_counts import Days
+    from ..store.model_store import Store
 
     place = find_store(config, root)
     store = Store(place.state)

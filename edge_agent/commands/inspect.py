@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from ..bundle import CARD, Bundle, open_bundle
-from ..manifest import Calibration, TensorEntry
-from ..signature import Signed, verify_bundle
+from ..bundle import Bundle, open_bundle
+from ..bundle.archive import CARD
+from ..bundle.manifest import Calibration, TensorEntry
+from ..bundle.signature import Signed, verify_bundle
 
 
 @click.command("inspect")

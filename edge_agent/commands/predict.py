@@ -26,7 +26,7 @@ def predict_command(
 
     A picture that cannot be read is named on standard error, and the exit code is 1.
     """
-    from ..pictures import read_picture
+    from ..images import read_picture
 
     failed = 0
     with edge_agent.open(bundle, threads=threads, delegate=delegate) as model:

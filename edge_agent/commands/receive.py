@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import EdgeloopError, one_line
-from .install import find_store, store_options
+from ._store_options import find_store, store_options
 
 if TYPE_CHECKING:
-    from ..receive import Event
+    from ..store.receive import Event
 
 _HEX = 64
 
@@ -55,9 +55,9 @@ def receive_command(
     """
     import msgspec
 
-    from ..prove import Limits
-    from ..receive import Event, Wanted, received, watch
-    from ..store import Store
+    from ..store.canary import Limits
+    from ..store.model_store import Store
+    from ..store.receive import Event, Wanted, received, watch
 
     gone = False
 

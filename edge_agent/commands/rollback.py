@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .install import find_store, store_options
+from ._store_options import find_store, store_options
 
 
 @click.command("rollback")
@@ -21,7 +21,7 @@ def rollback_command(config: Path | None, root: Path, *, reason: str, as_json: b
     """
     import msgspec
 
-    from ..store import Store
+    from ..store.model_store import Store
 
     store = Store(find_store(config, root).state)
     before = store.current()

@@ -43,9 +43,9 @@ def serve_command(
         except ImportError as error:
             raise MissingExtraError("the web service", "review", error.name) from error
     from ..bundle import open_bundle
+    from ..http_server import is_loopback, listen, make_server
     from ..serve.api import make_app
     from ..serve.workers import Workers
-    from ..web import is_loopback, listen, make_server
 
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s")
     loopback = is_loopback(host)

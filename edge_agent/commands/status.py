@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .install import find_store, proved, store_options
+from ._store_options import find_store, store_options
+from .install import proved
 
 if TYPE_CHECKING:
-    from ..store import Installed, StoreStatus
+    from ..store.model_store import Installed, StoreStatus
 
 
 @click.command("status")
@@ -20,7 +21,7 @@ def status_command(config: Path | None, root: Path, *, as_json: bool) -> None:
     """Show this device's models: the current one, what a rollback leads to, and what failed here and why."""
     import msgspec
 
-    from ..store import Store
+    from ..store.model_store import Store
 
     place = find_store(config, root)
     status = Store(place.state).status()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .publisher import MqttPublisher, Publisher, RecordingPublisher
+from .client import MqttPublisher
 from .topics import Topics
 
-__all__ = ["MqttPublisher", "Publisher", "RecordingPublisher", "Topics"]
+__all__ = ["MqttPublisher", "Topics"]

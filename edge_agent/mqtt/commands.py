@@ -17,7 +17,7 @@ import msgspec
 
 from ..config import Fraction, Seconds, Slug
 from ..errors import CommandError, EdgeloopError, one_line
-from .messages import VERSION, Reply
+from ..messages import VERSION, Reply
 
 log = logging.getLogger(__name__)
 

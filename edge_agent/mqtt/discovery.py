@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .. import __version__
-from ..decision import UNKNOWN
-from .messages import Info
+from .._version import __version__
+from ..inference.decision import UNKNOWN
+from ..messages import Info
 from .topics import Topics
 
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .. import __version__
+from .._version import __version__
 from ..bundle import Bundle
-from ..classifier import Result
-from ..decision import UNKNOWN
 from ..errors import PictureError, one_line
-from ..mqtt.messages import ModelId, TopScore
-from ..web import Guard, read_body
+from ..http_server import Guard, read_body
+from ..inference.classifier import Result
+from ..inference.decision import UNKNOWN
+from ..messages import ModelId, TopScore
 from .workers import BusyError, Workers
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 MOST_BYTES = 16 * 2**20
-"""Of a picture file. It may have 64 megapixels; see `edge_agent.pictures`."""
+"""Of a picture file. It may have 64 megapixels; see `edge_agent.images`."""
 KINDS = ("image/jpeg", "image/png", "image/webp", "image/bmp")
 _encode = msgspec.json.Encoder().encode
 

@@ -11,10 +11,10 @@ from math import ceil
 from typing import Self
 
 from ..bundle import Bundle
-from ..classifier import Classifier, Result
 from ..errors import EdgeloopError, PictureError
-from ..pictures import decode_picture
-from ..runtime import cores
+from ..images import decode_picture
+from ..inference.classifier import Classifier, Result
+from ..inference.interpreter import cores
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ..test_signature import new_key
-from ..test_store import repacked
+from ..edge_agent.bundle.test_signature import new_key
+from ..edge_agent.store.test_store import repacked
 from .root import Pi, debian_architecture, make_root, remove_root, running
 
 

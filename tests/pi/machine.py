@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..card_image import ENVIRONMENT, offset_of_boot
+from ..support.card_image import ENVIRONMENT, offset_of_boot
 from .root import PACKAGES, free_port, make_root, ssh_config
 
 _SYSTEM = "busybox-static dbus e2fsprogs hostname kmod linux-image-cloud-arm64 systemd systemd-sysv udev"

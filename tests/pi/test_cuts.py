@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.hosts import Host
-from deploy.push import Choices, Outcome, package, push
+from deploy.fleet.inventory import Host
+from deploy.fleet.push import Choices, Outcome, package, push
 from edge_agent.bundle import open_bundle
-from edge_agent.receive import Event
-from edge_agent.store import Store
+from edge_agent.store.model_store import Store
+from edge_agent.store.receive import Event
 
 from ..conftest import Run, wait_until
-from ..test_store import assert_sound, repacked
+from ..edge_agent.store.test_store import assert_sound, repacked
 from .root import Pi, processes
 
 pytestmark = [pytest.mark.needs("root", "index"), pytest.mark.timeout(900)]

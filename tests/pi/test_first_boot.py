@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.card import prepare
-from deploy.card.system import GROUPS, System, Wifi
-from deploy.kit import setup
-from deploy.provision import Wanted
-from edge_agent.store import Store
+from deploy.on_device import setup
+from deploy.provisioning.over_ssh import Wanted
+from deploy.provisioning.sd_card import prepare
+from deploy.provisioning.sd_card.first_boot_config import GROUPS, System, Wifi
+from edge_agent.store.model_store import Store
 
-from ..card_image import BOOKWORM
+from ..support.card_image import BOOKWORM
 from .root import Pi, processes
 
 pytestmark = [pytest.mark.needs("root", "index"), pytest.mark.timeout(300)]

@@ -16,9 +16,9 @@ import yaml
 
 from edge_agent.bundle import open_bundle
 
-from ..card_image import BOOKWORM, TRIXIE, make_image
 from ..conftest import Mosquitto, Run, Subscriber, start_mosquitto
-from ..test_signature import new_key
+from ..edge_agent.bundle.test_signature import new_key
+from ..support.card_image import BOOKWORM, TRIXIE, make_image
 from .machine import CMDLINE, Machine, make_system, on
 
 pytestmark = [

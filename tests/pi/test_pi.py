@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edge_agent.captures import read_capture
+from edge_agent.captures.folder import read_capture
 
 from ..conftest import Mosquitto, Ran, Run, Subscriber, wait_until
-from ..test_signature import new_key
-from ..test_store import repacked
+from ..edge_agent.bundle.test_signature import new_key
+from ..edge_agent.store.test_store import repacked
 from .root import Pi
 
 pytestmark = [pytest.mark.needs("pi", "ssh-keygen", "index", "mosquitto"), pytest.mark.timeout(600)]

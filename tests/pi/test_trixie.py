@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edge_agent.bench.result import load
-from edge_agent.store import Store
+from edge_agent.bench.report import load
+from edge_agent.store.model_store import Store
 
 from ..conftest import Run, wait_until
 from .root import Pi, debian_architecture, make_root, processes, remove_root, running

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
+from .backbone import Application
 from .graph import pooled
-from .networks import Application
 
 _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 """Levels of 255; `keras.applications.imagenet_utils`, mode caffe."""

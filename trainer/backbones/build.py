@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agent.errors import ConfigError, DataError
-from edge_agent.quiet import native_noise_hidden
+from edge_agent.native_stderr import native_noise_hidden
 from trainer.backend import start_keras
 
+from .backbone import Application, KerasHub, Lite, SavedModel
 from .hub import kerashub_network, saved_model_network
-from .networks import Application, KerasHub, Lite, SavedModel
-from .table import find_backbone
+from .registry import find_backbone
 from .weights import Progress, load_by_name, load_h5, no_progress, weights_file
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from .backbone import Lite
 from .graph import pooled
-from .networks import Lite
 from .torch_weights import read_torch_weights
 
 # One row a stage: repeats, kernel side, stride of the first block, expansion, output channels.

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from edge_agent.errors import ConfigError, DataError, MissingExtraError
+from edge_agent.native_stderr import native_noise_hidden
 from edge_agent.preprocess import MAX_SIZE, MIN_SIZE
-from edge_agent.quiet import native_noise_hidden
 
-from .networks import Backbone, KerasHub, Range, SavedModel
+from .backbone import Backbone, KerasHub, Range, SavedModel
 from .weights import reason
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from edge_agent.atomic_files import replacing
 from edge_agent.errors import ConfigError, DataError
-from edge_agent.files import replacing
 
-from .networks import Application, Backbone, Lite
+from .backbone import Application, Backbone, Lite
 
 if TYPE_CHECKING:
     import keras

@@ -1,11 +1,12 @@
 """Photographs on disk to labelled, split and preprocessed pictures."""
 
 from .cache import default_cache
+from .checks import Finding
 from .dataset import MAX_UNREADABLE, Dataset, load_dataset
-from .findings import Finding
-from .labels import suspicious_labels
-from .photos import SPLITS, Photo, data_root, find_photos, pictures_below
+from .label_errors import suspicious_labels
+from .photo import SPLITS, Photo
 from .pixels import PixelRows
+from .sources import data_root, find_photos, pictures_below
 
 __all__ = [
     "MAX_UNREADABLE",

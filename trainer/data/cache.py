@@ -37,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.errors import DataError
-from edge_agent.pictures import decode_picture
+from edge_agent.images import decode_picture
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
 from .pixels import PixelRows, read_row

@@ -15,14 +15,15 @@ from rich.console import Console
 from edge_agent.errors import DataError
 from edge_agent.preprocess import PreprocessSpec
 
-from . import findings as about
+from . import checks as about
 from .cache import PixelCache, default_cache
+from .checks import Finding
 from .duplicates import near_duplicates
-from .findings import Finding
 from .groups import find_groups, group_by_name, same, with_group_names
 from .ingest import Ingested, ingest
-from .photos import SPLITS, Photo, check_classes, data_root, find_photos, in_short
+from .photo import SPLITS, Photo, in_short
 from .pixels import PixelRows
+from .sources import check_classes, data_root, find_photos
 from .split import split_photos
 
 MAX_UNREADABLE = 0.1

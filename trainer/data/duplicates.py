@@ -10,10 +10,10 @@ Three steps. Beyond 1,200 pictures none looks at all pairs: 100,000 take a quart
    of each axis, by least squares (Lucas and Kanade 1981); first in grey, then in red, green and blue. What is left
    over must be small everywhere: another object before the same background leaves a spot.
 
-Measured on 200 photographed objects before 6 backgrounds (those of `benchmarks/stamps.py`), at thumbnails taken from
-224x224: JPEG at quality 20, 25 % size and noise are found in more than 99 % of cases, brightening by 15 % in 97 %,
-crops of 2 and 3 % in 94 and 90 %. Of the pairs of different objects at the same place before one background 0.1 %
-are taken for one picture (by grey alone 3.5 %). A picture turned grey is another one.
+Measured on 200 photographed objects before 6 backgrounds (those of `benchmarks/support/synthetic_images.py`), at
+thumbnails taken from 224x224: JPEG at quality 20, 25 % size and noise are found in more than 99 % of cases, brightening
+by 15 % in 97 %, crops of 2 and 3 % in 94 and 90 %. Of the pairs of different objects at the same place before one
+background 0.1 % are taken for one picture (by grey alone 3.5 %). A picture turned grey is another one.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 from edge_agent.errors import ConfigError, DataError
 
 from .duplicates import Indices, join
-from .photos import Photo, in_short
+from .photo import Photo, in_short
 
 MIN_GROUPS = 3
 """A class: one group each for training, validation and testing."""

@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from edge_agent.errors import DataError, PictureError
-from edge_agent.pictures import decode_picture, read_bytes
+from edge_agent.images import decode_picture, read_bytes
+from edge_agent.inference.interpreter import cores
 from edge_agent.preprocess import Fit, Pixels, preprocess
-from edge_agent.runtime import cores
 from trainer.threads import in_order
 
 from .cache import THUMB, Cached, PixelCache
-from .photos import Photo
+from .photo import Photo
 
 _Result: TypeAlias = tuple[bytes, list[Cached]] | str
 """A picture's hash and its place in each cache, or why it cannot be used."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from edge_agent.errors import DataError
 
 from .duplicates import Indices
-from .photos import SPLITS, Photo
+from .photo import SPLITS, Photo
 
 SHARES = {"test": 0.15, "val": 0.15}
 

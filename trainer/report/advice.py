@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent.evaluation import Evaluation, Reliability, wilson_interval
+from edge_agent.inference.evaluation import Evaluation, Reliability, wilson_interval
 
-from .data_size import MIN_TEST, DataSize
+from .learning_curve import MIN_TEST, DataSize
 
 AT_ONCE = 3
 """Pairs and classes named: more at once is not advice."""
 FEW = 0.5
 """A class has few pictures when it has less than this part of what the middle class has."""
 IMBALANCE = 3
-"""As in `trainer.data.findings`."""
+"""As in `trainer.data.checks`."""
 NAME_LENGTH = 40
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.files import replacing
+from edge_agent.atomic_files import replacing
 from trainer.data import SPLITS
 
 from . import plots
+from .activation_maps import activation_maps
 from .advice import calibration_noise, percent, size_sentence
-from .attention import activation_maps
-from .figures import without_temperature
-from .html import environment
-from .story import Story
+from .metrics import without_temperature
+from .report_data import Story
 from .summary import advice_for, doubtful_findings, doubts
+from .templating import environment
 from .thumbnails import data_uri, lit, matrix_uri
 
 # What a report shows at most: with pictures of `thumbnails.MAX_BYTES`, it stays under 3 MB whatever the data.

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent.evaluation import Reliability, wilson_interval
+from edge_agent.inference.evaluation import Reliability, wilson_interval
 
-from .data_size import DataSize
+from .learning_curve import DataSize
 from .svg import BLUE, MUTED, ORANGE, SQUARE, WIDE, as_svg, new_figure, style
 
 

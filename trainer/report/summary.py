@@ -9,7 +9,7 @@ from trainer.data import Finding
 
 from . import advice
 from .advice import Advice
-from .story import Story
+from .report_data import Story
 
 MAX_ADVICE = 8
 

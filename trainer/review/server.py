@@ -14,12 +14,12 @@ import cv2
 import msgspec
 
 from edge_agent.errors import DataError, PictureError, one_line
-from edge_agent.pictures import read_picture
-from edge_agent.web import Guard, read_body, theme
+from edge_agent.http_server import Guard, read_body, theme
+from edge_agent.images import read_picture
 
 from .export import as_csv
+from .filters import Wanted
 from .session import Session
-from .wanted import Wanted
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -17,14 +17,14 @@ from rich.console import Console
 
 from edge_agent.errors import DataError
 
-from .decisions import Decision, Decisions, now
-from .frames import Frame, find_frames
-from .learned import training_pictures
-from .outlook import Outlook, outlook_on
-from .ranking import GROUP, fit_head, propose, uncertainty
-from .sight import look_at, network_of
-from .space import Floats, Places, nearest_known, space_of, squared_distances
-from .wanted import Wanted, camera_of, mask_of
+from ..active_learning.annotations import Decision, Decisions, now
+from ..active_learning.captured_frames import Frame, find_frames
+from ..active_learning.embeddings import look_at, network_of
+from ..active_learning.feature_space import Floats, Places, nearest_known, space_of, squared_distances
+from ..active_learning.label_forecast import Outlook, outlook_on
+from ..active_learning.ranking import GROUP, fit_head, propose, uncertainty
+from ..active_learning.training_set import training_pictures
+from .filters import Wanted, camera_of, mask_of
 
 log = logging.getLogger(__name__)
 

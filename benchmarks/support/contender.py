@@ -1,0 +1,154 @@
+"""One way from a frame to its label, timed by itself: `contender.py WAY MODEL SOURCE THREADS RUNS`.
+
+Started by benchmarks/peers.py in a process of its own, with the Python that has what the way needs. Prints the median
+of time and the mean CPU time a frame, milliseconds. SOURCE is a folder of pictures: PNG files are decoded beforehand,
+JPEG files are what a camera sends, and decoding them counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+SIDE = 224
+WARM_UP = 50
+Picture = Any  # uint8, height x width x BGR
+Classify = Callable[[Picture], object]
+
+
+def bare(model: Path, threads: int) -> Classify:
+    """Nothing but the network, on whatever is in its input."""
+    interpreter = litert(model, threads)
+    return lambda _frame: interpreter.invoke()
+
+
+def edgeloop(model: Path, threads: int) -> Classify:
+    """What the agent does with a frame: MODEL is a bundle."""
+    from edge_agent.bundle import open_bundle
+    from edge_agent.inference.classifier import Classifier
+
+    classifier = Classifier.from_bundle(open_bundle(model), threads=threads)
+    return classifier.classify
+
+
+def opencv(model: Path, threads: int) -> Classify:
+    """Resized by OpenCV, then LiteRT: what the examples for Raspberry Pi do."""
+    interpreter = litert(model, threads)
+    given, scores = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def classify(frame: Picture) -> int:
+        interpreter.set_tensor(given, resized(frame))
+        interpreter.invoke()
+        return int(np.argmax(interpreter.get_tensor(scores)))
+
+    return classify
+
+
+def onnxruntime(model: Path, threads: int) -> Classify:
+    """The same, with ONNX Runtime: MODEL is the same network by benchmarks/support/onnx_network.py."""
+    session = onnx_session(model, threads)
+    name = session.get_inputs()[0].name
+    return lambda frame: int(np.argmax(session.run(None, {name: resized(frame)})[0]))
+
+
+def onnxruntime_bare(model: Path, threads: int) -> Classify:
+    """The network alone."""
+    session = onnx_session(model, threads)
+    given = {session.get_inputs()[0].name: np.zeros((1, SIDE, SIDE, 3), np.uint8)}
+    return lambda _frame: session.run(None, given)
+
+
+def mediapipe(model: Path, _threads: int) -> Classify:
+    """MediaPipe Tasks; it takes no number of threads."""
+    import mediapipe as mp
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    options = vision.ImageClassifierOptions(base_options=BaseOptions(model_asset_path=str(model)), max_results=1)
+    classifier = vision.ImageClassifier.create_from_options(options)
+
+    def classify(frame: Picture) -> object:
+        image = mp.Image(image_format=mp.ImageFormat.SRGB, data=cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+        return classifier.classify(image)
+
+    return classify
+
+
+def resized(frame: Picture) -> Picture:
+    """Uint8, 1 x 224 x 224 x RGB."""
+    return cv2.cvtColor(cv2.resize(frame, (SIDE, SIDE)), cv2.COLOR_BGR2RGB)[np.newaxis]
+
+
+def litert(model: Path, threads: int) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(model), num_threads=threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def onnx_session(model: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+WAYS: dict[str, Callable[[Path, int], Classify]] = {
+    way.__name__: way for way in (bare, edgeloop, opencv, onnxruntime, onnxruntime_bare, mediapipe)
+}
+
+
+def opened(source: Path, way: str) -> Iterator[Callable[[], Picture]]:
+    """How each frame is come by: at hand from PNG files, to be decoded from a camera's JPEGs. Without end."""
+    pictures = [cv2.imread(str(path)) for path in sorted(source.glob("*.png"))]
+    jpegs = [path.read_bytes() for path in sorted(source.glob("*.jpg"))]
+    spec = None
+    if way == "edgeloop":
+        from edge_agent.preprocess import PreprocessSpec
+
+        spec = PreprocessSpec((SIDE, SIDE), "letterbox")
+    ways = [partial(decoded, data, spec) for data in jpegs]
+    return itertools.cycle([*ways, *(partial(as_it_is, picture) for picture in pictures)])
+
+
+def decoded(data: bytes, spec: Any) -> Picture:
+    """As the agent does it, no larger than the network needs; or, without ``spec``, whole."""
+    if spec is None:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    from edge_agent.cameras.jpeg import JpegFrame
+    from edge_agent.cameras.region import view
+
+    return view(JpegFrame(data=data, seq=0), spec)
+
+
+def as_it_is(picture: Picture) -> Picture:
+    return picture
+
+
+def main() -> None:
+    way, model, source, threads, runs = sys.argv[1:]
+    cv2.setNumThreads(int(threads))
+    classify, camera = WAYS[way](Path(model), int(threads)), opened(Path(source), way)
+    for _ in range(WARM_UP):
+        classify(next(camera)())
+    times, cpu = [], time.process_time()
+    for _ in range(int(runs)):
+        start = time.perf_counter()
+        classify(next(camera)())
+        times.append(time.perf_counter() - start)
+    cpu = time.process_time() - cpu
+    print(1000 * statistics.median(times), 1000 * cpu / len(times))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Camera-like pictures of real objects, in any number: cut-out photographs pasted on photographed backgrounds.
+
+The objects are those of the Debian package `tuxpaint-stamps-default`, which come with transparency:
+
+    apt-get download tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default_*.deb stamps
+
+Whole objects are held out for validation and for the test, and the test's backgrounds are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage
+
+from edge_agent.images import read_picture
+from edge_agent.preprocess import Pixels
+
+CLASSES = {
+    "birds": "animals/birds",
+    "insects": "animals/insects",
+    "fish": "animals/fish",
+    "mammals": "animals/mammals",
+    "fruit": "food/fruit",
+    "vegetables": "food/vegetables",
+    "flowers": "plants/flowers",
+    "tools": "household/tools",
+}
+CAMERA, PHONE = (360, 640), (640, 480)
+BACKGROUNDS = {
+    "train": ("brick.png", "gravel.png", "coffee.png"),
+    "test": ("grass.png", "rocket.jpg", "motorcycle_left.png"),
+}
+
+
+def cut_outs(stamps: Path, label: str) -> list[Path]:
+    """Photographs of one class; drawings lie in folders of their own."""
+    root = stamps / "usr/share/tuxpaint/stamps" / CLASSES[label]
+    found = sorted(path for path in root.rglob("*.png") if "cartoon" not in path.parts and "_mirror" not in path.stem)
+    if not found:
+        raise SystemExit(f"{root}: no stamps there; see the top of benchmarks/support/synthetic_images.py")
+    return found
+
+
+def backgrounds(split: str) -> list[Pixels]:
+    """The photographs behind the objects of a split."""
+    folder = Path(skimage.__file__).parent / "data"
+    return [read_picture(folder / name) for name in BACKGROUNDS["test" if split == "test" else "train"]]
+
+
+def hold_out(
+    objects: Sequence[Path], shares: Mapping[str, float], random: np.random.Generator
+) -> dict[str, list[Path]]:
+    """Whole objects for each split: ``shares`` of them, at least one each, and the rest to train on."""
+    order = [objects[i] for i in random.permutation(len(objects))]
+    split: dict[str, list[Path]] = {}
+    for name, share in shares.items():
+        count = max(1, round(share * len(objects)))
+        split[name], order = sorted(order[:count]), order[count:]
+    return split | {"train": sorted(order)}
+
+
+def compose(
+    stamp: Path, background: Pixels, size: tuple[int, int], across: tuple[float, float], random: np.random.Generator
+) -> Pixels:
+    """One frame with the object at 35 to 80 % of the frame's shorter side."""
+    rows, columns = size
+    frame = cv2.resize(background, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32)
+    picture = cv2.imread(str(stamp), cv2.IMREAD_UNCHANGED)
+    assert picture is not None
+    scale = random.uniform(0.35, 0.8) * min(size) / max(picture.shape[:2])
+    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.float32)
+    height, width = picture.shape[:2]
+    place = random.uniform(*across)
+    left = round((columns - width) * (place if random.random() < 0.5 else 1 - place))
+    top = round((rows - height) * random.random())
+    alpha = picture[..., 3:] / 255
+    area = frame[top : top + height, left : left + width]
+    area[...] = alpha * picture[..., :3] + (1 - alpha) * area
+    lit: Pixels = np.clip(frame * random.uniform(0.7, 1.2), 0, 255).astype(np.uint8)
+    return lit
+
+
+def write_frames(
+    folder: Path,
+    stamps: Path,
+    counts: Mapping[str, int],
+    *,
+    seed: int,
+    shares: Mapping[str, float],
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+    across: tuple[float, float] = (0.0, 0.5),
+) -> None:
+    """Folders of classes, within folders of splits.
+
+    Args:
+        folder: where they go.
+        stamps: the unpacked package.
+        counts: frames a class, for each split.
+        seed: of objects, places and lights.
+        shares: of the objects, held out for a split.
+        sizes: height and width of a split's frames in pixels; as a camera's where left out.
+        across: where objects are across the frame, 0 left to 1 right, mirrored at random.
+    """
+    random = np.random.default_rng(seed)
+    behind = {split: backgrounds(split) for split in counts}
+    for label in CLASSES:
+        objects = hold_out(cut_outs(stamps, label), shares, random)
+        for split, count in counts.items():
+            target = folder / split / label
+            target.mkdir(parents=True)
+            choice = objects.get(split, objects["train"])
+            size = (sizes or {}).get(split, CAMERA)
+            for number in range(count):
+                background = behind[split][int(random.integers(len(behind[split])))]
+                frame = compose(choice[int(random.integers(len(choice)))], background, size, across, random)
+                cv2.imwrite(str(target / f"{number:04d}.jpg"), frame)

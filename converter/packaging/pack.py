@@ -1,0 +1,117 @@
+"""Model, labels, figures and canary pictures put together as a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+import edge_agent
+from edge_agent.bundle import manifest as described
+from edge_agent.bundle import write_bundle
+from edge_agent.bundle.archive import CARD, EXPECTED, LABELS, MODEL
+from edge_agent.bundle.manifest import FORMAT, Calibration, Manifest, Name, Provenance, Thresholds, Version
+from edge_agent.bundle.signature import sign
+from edge_agent.errors import ConfigError
+from edge_agent.inference.classifier import Classifier
+
+from ..gate import Verdict
+from ..quantization.ladder import Rung
+from ..run_reader import Run
+from ..tflite.metadata import with_metadata
+from . import canary
+from .model_card import card
+
+MIN_AGENT = "0.1"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What goes into a bundle.
+
+    Attributes:
+        model: the ``.tflite``.
+        verdict: what the gate measured of it.
+        rungs: every rung climbed, with its verdict and whether it passed.
+        calibration: what the ranges were measured on; None for a float model.
+        overridden: names of the checks that refused it and were allowed.
+    """
+
+    model: bytes
+    verdict: Verdict
+    rungs: Sequence[tuple[Rung, Verdict, bool]]
+    calibration: Calibration | None
+    overridden: tuple[str, ...] = ()
+
+
+def parse_name(path: Path) -> tuple[str, str]:
+    """Name and version out of ``NAME-VERSION.edgeloop``.
+
+    Raises:
+        ConfigError: the file is not called so.
+    """
+    name, _, number = path.stem.rpartition("-")
+    try:
+        parsed = msgspec.convert((name, number), tuple[Name, Version])
+    except msgspec.ValidationError:
+        parsed = None
+    if parsed is None or path.suffix != ".edgeloop":
+        raise ConfigError(
+            f"{path.name}: a bundle is called NAME-VERSION.edgeloop, such as birds-3.edgeloop or door-1.2.edgeloop "
+            "(name: small letters, digits, - and _; version: numbers and dots)"
+        )
+    return parsed
+
+
+def pack(out: Path, run: Run, packed: Packed, *, key: Path | None = None) -> str:
+    """Write the bundle of a run's converted model; returns its digest.
+
+    Args:
+        out: the file, called NAME-VERSION.edgeloop.
+        run: the run it comes from.
+        packed: what was made of it.
+        key: SSH key to sign it with.
+    """
+    name, number = parse_name(out)
+    labels = "".join(f"{label}\n" for label in run.labels).encode()
+    model = with_metadata(packed.model, run, name=name, version=number, labels=labels)
+    with Classifier(model, labels=run.labels, spec=run.spec) as classifier:
+        tensors = classifier.tensors
+        canaries, expected = canary.canaries(run, canary.choose(packed.verdict.model), classifier)
+    manifest = Manifest(
+        format=FORMAT,
+        name=name,
+        version=number,
+        # The training's time, so that packing the same run twice gives the same bytes.
+        created=run.created,
+        min_agent=MIN_AGENT,
+        labels_sha256=hashlib.sha256(labels).hexdigest(),
+        preprocess=run.spec,
+        precision=packed.rungs[-1][0].precision,
+        tensors=tensors,
+        outputs="softmax",
+        thresholds=Thresholds(),
+        metrics=packed.verdict.metrics(),
+        provenance=Provenance(
+            run=run.id,
+            backbone=run.backbone,
+            data_fingerprint=run.fingerprint,
+            edgeloop=edge_agent.__version__,
+            converter=f"tensorflow {version('tensorflow')}, litert-quantizer {version('litert-quantizer')}",
+            calibration=packed.calibration,
+            rungs=tuple(
+                described.Rung(rung.name, rung.did, len(rung.model), verdict.model.accuracy, verdict.agreement, passed)
+                for rung, verdict, passed in packed.rungs
+            ),
+            overridden=packed.overridden,
+        ),
+        files={},
+    )
+    written = card(manifest, run, packed.verdict.model.confused_pairs()).encode()
+    expected_json = msgspec.json.format(msgspec.json.encode(expected), indent=2) + b"\n"
+    files = {MODEL: model, LABELS: labels, CARD: written, EXPECTED: expected_json, **canaries}
+    return write_bundle(out, manifest, files, sign=None if key is None else lambda raw: sign(raw, key))

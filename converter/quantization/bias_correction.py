@@ -1,0 +1,85 @@
+"""Bias correction: what rounding the weights adds to a layer's output on average is taken off its bias.
+
+After Nagel et al. 2019 (arXiv:1906.04721), section 4.2, with the mean inputs measured on pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.preprocess import Pixels
+
+from ..tflite.graph import LAYERS, Graph, Operation
+from .observers import activations
+
+SAME = 0
+"""`Padding` of the TFLite schema: zeros around, so that a stride of 1 keeps the size."""
+
+
+def corrected(model: bytes, quantized: bytes, pixels: Pixels, *, advance: Callable[[], object] = lambda: None) -> bytes:
+    """The float model with biases that make up for the rounding of its weights, to be quantized anew.
+
+    Args:
+        model: the float32 ``.tflite``.
+        quantized: the int8 model made of it.
+        pixels: (pictures, height, width, 3) uint8, to measure mean inputs on.
+        advance: called after each.
+    """
+    graph, rounded = Graph(model), Graph(quantized)
+    layers = [one for one in graph.operations if one.kind in LAYERS and not graph.is_constant(one.inputs[0])]
+    names = [one.inputs[0] for one in layers]
+    sums = [np.zeros(graph.shape(name), np.float64) for name in names]
+    for values in activations(model, names, pixels):
+        for total, value in zip(sums, values, strict=True):
+            total += value  # noqa: PLW2901  in place, as meant
+        advance()
+    twins = rounded.makers()
+    for layer, total in zip(layers, sums, strict=True):
+        error = rounded.constant(twins[layer.output].inputs[1]) - graph.constant(layer.inputs[1])
+        shift = _mean_output(layer, error, total / len(pixels))
+        bias = graph.bias(layer)
+        graph.set_constant(layer.output, 2, (0 if bias is None else bias) - shift)
+    return graph.content()
+
+
+def _mean_output(
+    layer: Operation, weights: npt.NDArray[np.float32], mean: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The mean over all places of what a layer with these weights and no bias makes of an input: (channels,).
+
+    A layer is linear, so the mean output over pictures is its output for the mean input.
+    """
+    if layer.kind == "FULLY_CONNECTED":
+        flat: npt.NDArray[np.float64] = (mean.reshape(-1, weights.shape[1]) @ weights.T.astype(np.float64)).mean(axis=0)
+        return flat
+    taps = _mean_taps(layer, weights.shape[1:3], mean[0])
+    spec = "ijc,ijc->c" if layer.kind == "DEPTHWISE_CONV_2D" else "oijc,ijc->o"
+    folded = weights[0] if layer.kind == "DEPTHWISE_CONV_2D" else weights
+    found: npt.NDArray[np.float64] = np.einsum(spec, folded.astype(np.float64), taps)
+    return found
+
+
+def _mean_taps(layer: Operation, kernel: tuple[int, ...], image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """What each place of the kernel sees on average over the places it is laid on: (kernel h, kernel w, channels)."""
+    options = layer.raw.builtinOptions
+    strides = (options.strideH, options.strideW)
+    spread = (options.dilationHFactor or 1, options.dilationWFactor or 1)
+    reach = [(side - 1) * step + 1 for side, step in zip(kernel, spread, strict=True)]
+    if options.padding == SAME:
+        around = []
+        for length, stride, size in zip(image.shape[:2], strides, reach, strict=True):
+            short = max(0, (-(-length // stride) - 1) * stride + size - length)
+            around.append((short // 2, short - short // 2))
+        image = np.pad(image, (*around, (0, 0)))
+    counts = [
+        (length - size) // stride + 1 for length, size, stride in zip(image.shape[:2], reach, strides, strict=True)
+    ]
+    taps = np.empty((*kernel, image.shape[2]))
+    for row, column in np.ndindex(*kernel):
+        top, left = row * spread[0], column * spread[1]
+        seen = image[top : top + counts[0] * strides[0] : strides[0], left : left + counts[1] * strides[1] : strides[1]]
+        taps[row, column] = seen[: counts[0], : counts[1]].mean(axis=(0, 1))
+    return taps

@@ -1,0 +1,110 @@
+"""Cross-layer equalisation: channels brought to like ranges, so that one scale fits all of them.
+
+After Nagel et al. 2019 (arXiv:1906.04721), section 4.1. Where everything between some layers only adds, averages or
+cuts at zero, a channel may be divided by any positive number in front and multiplied by it behind, and the network
+computes the same. In networks with linear bottlenecks, such as EfficientNet and MobileNet, that is the whole residual
+stream of a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.preprocess import Pixels
+
+from ..tflite.graph import LAYERS, Graph, Operation
+from .observers import activations
+
+LIMIT = 16.0
+"""Largest factor either way: beyond it a channel that is all but dead would be blown up."""
+
+_HOMOGENEOUS = {"NONE", "RELU"}
+_PASSING = {"ADD", "RELU", "MAX_POOL_2D", "AVERAGE_POOL_2D", "MEAN", "PAD"}
+
+
+def equalised(model: bytes, pixels: Pixels, *, advance: Callable[[], object] = lambda: None) -> bytes | None:
+    """The same float model with its channels brought to like ranges; None where no channels are free to be scaled.
+
+    Args:
+        model: the float32 ``.tflite``.
+        pixels: (pictures, height, width, 3) uint8, to measure channels on.
+        advance: called after each.
+    """
+    graph = Graph(model)
+    streams = _streams(graph)
+    if not streams:
+        return None
+    names = sorted({name for stream in streams for name in stream})
+    peaks: dict[str, npt.NDArray[np.float32]] = {name: np.zeros(graph.shape(name)[-1], np.float32) for name in names}
+    for values in activations(model, names, pixels):
+        for name, value in zip(names, values, strict=True):
+            peaks[name] = np.maximum(peaks[name], np.abs(value).reshape(-1, value.shape[-1]).max(axis=0))
+        advance()
+    for stream in streams:
+        _scale(graph, stream, np.max([peaks[name] for name in stream], axis=0))
+    return graph.content()
+
+
+def _streams(graph: Graph) -> list[frozenset[str]]:
+    """Sets of tensors whose channels can be scaled together: made by layers, read by layers, and passed on between."""
+    group: dict[str, frozenset[str]] = {name: frozenset([name]) for name in graph.activations}
+    for operation in graph.operations:
+        if _passes(graph, operation):
+            joined = frozenset.union(*(group[name] for name in (*operation.inputs, operation.output) if name in group))
+            group |= dict.fromkeys(joined, joined)
+    makers, readers = graph.makers(), graph.readers()
+    ends = {*graph.inputs, *graph.outputs}
+
+    def free(name: str) -> bool:
+        maker = makers.get(name)
+        return (
+            name not in ends
+            and maker is not None
+            and (_passes(graph, maker) or (maker.kind in LAYERS and maker.activation in _HOMOGENEOUS))
+            and all(_passes(graph, reader) or _reads_channels(graph, reader) for reader in readers.get(name, []))
+        )
+
+    found = sorted(set(group.values()), key=sorted)
+    return [stream for stream in found if all(free(name) for name in stream)]
+
+
+def _passes(graph: Graph, operation: Operation) -> bool:
+    """True where scaling the channels of all its inputs scales those of its output alike."""
+    if operation.kind not in _PASSING or operation.activation not in _HOMOGENEOUS:
+        return False
+    given = [name for name in operation.inputs if not graph.is_constant(name)]
+    channels = {graph.shape(name)[-1] for name in (*given, operation.output)}
+    # An added constant would have to be scaled, too; a mean over channels would mix them.
+    return len(channels) == 1 and (operation.kind != "ADD" or len(given) == 2)
+
+
+def _reads_channels(graph: Graph, operation: Operation) -> bool:
+    return operation.kind in LAYERS and graph.shape(operation.inputs[1])[-1] == graph.shape(operation.inputs[0])[-1]
+
+
+def _scale(graph: Graph, stream: frozenset[str], peaks: npt.NDArray[np.float32]) -> None:
+    """Divide each channel by a factor where it is made, multiply by it where it is read."""
+    reading = [one for one in graph.operations if one.kind in LAYERS and one.inputs[0] in stream]
+    making = [one for one in graph.operations if one.kind in LAYERS and one.output in stream]
+    used = np.max(
+        [np.abs(graph.constant(one.inputs[1])).reshape(-1, len(peaks)).max(axis=0) for one in reading], axis=0
+    )
+    alive = (peaks > 0) & (used > 0)
+    # Half of the way: what the activations gain in evenness, the weights that read them lose.
+    factors = np.where(alive, np.sqrt(np.where(alive, peaks, 1) / np.where(alive, used, 1)), 1)
+    factors = np.where(alive, factors / np.exp(np.log(factors[alive]).mean()), 1) if alive.any() else factors
+    factors = np.clip(factors, 1 / LIMIT, LIMIT).astype(np.float32)
+    for one in making:
+        weights, bias = graph.constant(one.inputs[1]), graph.bias(one)
+        shape = [1] * weights.ndim
+        shape[-1 if one.kind == "DEPTHWISE_CONV_2D" else 0] = -1
+        graph.set_constant(one.output, 1, weights / factors.reshape(shape))
+        if bias is not None:
+            graph.set_constant(one.output, 2, bias / factors)
+    for one in graph.operations:
+        # Looked up anew: a layer between two streams was just changed where it makes the first.
+        if one.kind in LAYERS and one.inputs[0] in stream:
+            graph.set_constant(one.output, 1, graph.constant(one.inputs[1]) * factors)

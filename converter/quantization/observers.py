@@ -1,0 +1,71 @@
+"""What a float model's tensors hold on real pictures: the measurements that integer ranges are chosen by."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_agent.inference.interpreter import default_threads
+from edge_agent.native_stderr import native_noise_hidden
+from edge_agent.preprocess import Pixels
+
+from ..tflite.graph import Graph
+
+Values: TypeAlias = npt.NDArray[np.float32]
+Ranges: TypeAlias = dict[str, tuple[float, float]]
+"""Lowest and highest real value that a tensor's integers stand for, by the tensor's name."""
+
+
+def activations(model: bytes, names: Sequence[str], pixels: Iterable[Pixels]) -> Iterator[list[Values]]:
+    """The values of a model's inner tensors, picture by picture.
+
+    Args:
+        model: a ``.tflite`` file with a float32 input of pixel levels.
+        names: of its tensors.
+        pixels: (height, width, 3) uint8 each, in the model's channel order.
+
+    Yields:
+        One float32 array a name.
+    """
+    graph, interpreter = Graph(model), _interpreter(model)
+    (given,) = interpreter.get_input_details()
+    places = [graph.place(name) for name in names]
+    for picture in pixels:
+        interpreter.set_tensor(given["index"], picture[np.newaxis].astype(np.float32))
+        interpreter.invoke()
+        yield [interpreter.get_tensor(place) for place in places]
+
+
+def observed_ranges(model: bytes, pixels: Iterable[Pixels]) -> Ranges:
+    """Lowest and highest value of each activation over some pictures."""
+    names = Graph(model).activations
+    return widest(names, [extremes(values) for values in activations(model, names, pixels)])
+
+
+def extremes(values: Iterable[Values]) -> list[tuple[float, float]]:
+    """Lowest and highest value of each array."""
+    return [(float(value.min()), float(value.max())) for value in values]
+
+
+def widest(names: Iterable[str], seen: Sequence[Sequence[tuple[float, float]]]) -> Ranges:
+    """The range of each name that spans all the `extremes` seen of it, time after time."""
+    ends = np.array(seen)
+    lows, highs = ends[..., 0].min(axis=0).tolist(), ends[..., 1].max(axis=0).tolist()
+    return dict(zip(names, zip(lows, highs, strict=True), strict=True))
+
+
+def _interpreter(model: bytes) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    with warnings.catch_warnings(), native_noise_hidden():
+        # That keeping every tensor costs memory is known, and meant.
+        warnings.simplefilter("ignore", UserWarning)
+        interpreter = Interpreter(
+            model_content=model, num_threads=default_threads(), experimental_preserve_all_tensors=True
+        )
+        interpreter.allocate_tensors()
+    return interpreter

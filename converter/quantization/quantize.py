@@ -1,0 +1,111 @@
+"""Float32 TFLite to int8 or float16, by the LiteRT quantizer. The only module that talks to it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from edge_agent.errors import ModelError
+from edge_agent.native_stderr import native_noise_hidden
+
+from ..tflite.graph import Graph
+from .observers import Ranges
+
+LEVELS = (0.0, 255.0)
+"""The range of the input whatever the pictures held: a stored value is then a pixel's level, scale 1."""
+
+
+def to_int8(model: bytes, ranges: Ranges, *, floats: Collection[str] = ()) -> bytes:
+    """Static int8: weights per output channel, activations per tensor, uint8 pixels in, float32 scores out.
+
+    The last layer takes int8 weights and gives float32 logits, and the softmax is float32: an int8 softmax has steps of
+    1/256 and no score above 0.996, so classes tie and calibrated scores are lost (docs/conversion.md has the figures).
+
+    Args:
+        model: the float32 model.
+        ranges: of each of its activations.
+        floats: names of activations whose operations stay in float32.
+    """
+    from litert_quantizer import qtyping, quantizer
+    from litert_quantizer.algorithm_manager import AlgorithmName
+
+    graph, names = Graph(model), qtyping.TFLOperationName
+    given = graph.inputs[0]
+    engine = quantizer.Quantizer(model)
+    engine.add_static_config(".*", names.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+    engine.update_quantization_recipe(".*", names.INPUT, uint8_config())
+    engine.update_quantization_recipe(".*", names.OUTPUT, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    engine.update_quantization_recipe(".*", names.SOFTMAX, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    last = graph.makers()[graph.operations[-1].inputs[0]]
+    if last.kind == "FULLY_CONNECTED":
+        engine.add_dynamic_config(_scope([last.output]), names.FULLY_CONNECTED, num_bits=8)
+    if floats:
+        engine.update_quantization_recipe(_scope(floats), names.ALL_SUPPORTED, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    found = {name: {"min": np.full((1,), low), "max": np.full((1,), high)} for name, (low, high) in ranges.items()}
+    found[given] = {"min": np.full((1,), LEVELS[0]), "max": np.full((1,), LEVELS[1])}
+    return run_quietly(engine, found)
+
+
+def to_float16(model: bytes) -> bytes:
+    """Weights in 16 bits, all arithmetic in float32: half the size, the same answers to three digits."""
+    from litert_quantizer import qtyping, quantizer
+    from litert_quantizer.algorithm_manager import AlgorithmName
+
+    engine = quantizer.Quantizer(model)
+    half = qtyping.OpQuantizationConfig(
+        weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
+    )
+    engine.update_quantization_recipe(
+        ".*", qtyping.TFLOperationName.ALL_SUPPORTED, half, algorithm_key=AlgorithmName.FLOAT_CASTING
+    )
+    return run_quietly(engine, None)
+
+
+def uint8_config() -> Any:
+    """The input as cameras give it; int8 would also do for us, but MediaPipe takes uint8 or float32."""
+    from litert_quantizer import qtyping
+
+    return qtyping.OpQuantizationConfig(
+        activation_tensor_config=qtyping.TensorQuantizationConfig(
+            num_bits=8, symmetric=False, dtype=qtyping.TensorDataType.UINT
+        ),
+        weight_tensor_config=qtyping.TensorQuantizationConfig(
+            num_bits=8, symmetric=True, granularity=qtyping.QuantGranularity.CHANNELWISE
+        ),
+        compute_precision=qtyping.ComputePrecision.INTEGER,
+    )
+
+
+def _scope(names: Collection[str]) -> str:
+    """The quantizer's pattern for the operations that make these tensors: it puts a semicolon after each name."""
+    return "|".join(f"^{re.escape(name)};$" for name in sorted(names))
+
+
+def run_quietly(engine: Any, ranges: Any) -> bytes:
+    """What a `Quantizer` makes of its model.
+
+    Raises:
+        ModelError: it does not take the model.
+    """
+    # It shows a bar and prints a report that no argument turns off, and warns of how it keeps all tensors.
+    silence = io.StringIO()
+    with (
+        native_noise_hidden(),
+        contextlib.redirect_stdout(silence),
+        contextlib.redirect_stderr(silence),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+        except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+            raise ModelError(f"the quantizer does not take the model: {str(error).splitlines()[0]}") from error
+    return bytes(result.quantized_model)

@@ -1,0 +1,142 @@
+"""Reading a run directory, written by the trainer; docs/run.md describes it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edge_agent.bundle.archive import problems_of_labels
+from edge_agent.errors import DataError, PictureError
+from edge_agent.images import decode_picture, read_bytes
+from edge_agent.preprocess import Pixels, PreprocessSpec
+
+FORMAT = 1
+_FILES = ("labels.txt", "preprocess.json", "split.csv", "run.json")
+SAVED_MODEL = "saved_model"
+"""In place of `model.keras` where the backbone was a SavedModel, which a `.keras` file could only point at."""
+_COLUMNS = {"sha256", "path", "label", "group", "split"}
+
+
+class _Data(msgspec.Struct):
+    root: str
+    fingerprint: str
+
+
+class _Record(msgspec.Struct):
+    """What conversion needs of `run.json`."""
+
+    format: int
+    id: str
+    created: str
+    backbone: str
+    data: _Data
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """One row of `split.csv`."""
+
+    path: str
+    label: str
+    split: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, and where its pictures lie now."""
+
+    path: Path
+    data: Path
+    id: str
+    created: str
+    backbone: str
+    fingerprint: str
+    labels: tuple[str, ...]
+    spec: PreprocessSpec
+    photos: tuple[Photo, ...]
+
+    def split(self, name: str) -> list[Photo]:
+        """The pictures of one split."""
+        return [photo for photo in self.photos if photo.split == name]
+
+    def read(self, photos: Iterable[Photo]) -> Iterator[tuple[Pixels, Photo]]:
+        """Decode pictures, each only if it is still the one the run was made with.
+
+        Yields:
+            (H, W, 3) uint8 BGR, and the row of split.csv it belongs to.
+
+        Raises:
+            DataError: a picture is missing, unreadable or changed since.
+        """
+        for photo in photos:
+            try:
+                data = read_bytes(self.data / photo.path)
+            except PictureError as error:
+                raise DataError(f"{error}. If the pictures moved, name their folder with --data") from error
+            if hashlib.sha256(data).hexdigest() != photo.sha256:
+                raise DataError(
+                    f"{self.data / photo.path}: changed since {self.path} was trained; bring it back or train again"
+                )
+            yield decode_picture(data, self.data / photo.path), photo
+
+
+def open_run(path: Path, *, data: Path | None = None) -> Run:
+    """Read and check a run directory.
+
+    Args:
+        path: the directory.
+        data: the folder its pictures lie in now, where they moved since the training.
+
+    Raises:
+        DataError: not a run, or one whose files contradict each other. All problems at once.
+    """
+    missing = [name for name in _FILES if not (path / name).is_file()]
+    if not (path / "model.keras").is_file() and not (path / SAVED_MODEL).is_dir():
+        missing.insert(0, "model.keras")
+    if missing:
+        raise DataError(
+            f"{path}: not a run directory: {', '.join(missing)} missing; name one that `edgeloop train` made"
+        )
+    try:
+        record = msgspec.json.decode((path / "run.json").read_bytes(), type=_Record)
+        spec = msgspec.json.decode((path / "preprocess.json").read_bytes(), type=PreprocessSpec)
+        labels = tuple((path / "labels.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+        photos = _read_split(path / "split.csv")
+    except (msgspec.DecodeError, UnicodeDecodeError, csv.Error, OSError) as error:
+        raise DataError(f"{path}: a damaged run: {error}; train again") from error
+    problems = [f"labels.txt: {problem}" for problem in problems_of_labels(labels)]
+    if record.format != FORMAT:
+        problems.append(f"run.json: format {record.format}, this edgeloop reads {FORMAT}")
+    unknown = sorted({photo.label for photo in photos} - set(labels))
+    if unknown:
+        problems.append(f"split.csv: classes that labels.txt lacks: {', '.join(unknown)}")
+    problems += [
+        f"split.csv: no {split} pictures" for split in ("train", "test") if not any(p.split == split for p in photos)
+    ]
+    if problems:
+        raise DataError(f"{path}: {'; '.join(problems)}")
+    return Run(
+        path,
+        data or Path(record.data.root),
+        record.id,
+        record.created,
+        record.backbone,
+        record.data.fingerprint,
+        labels,
+        spec,
+        photos,
+    )
+
+
+def _read_split(path: Path) -> tuple[Photo, ...]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if not set(rows.fieldnames or ()) >= _COLUMNS:
+            raise csv.Error(f"split.csv has the columns {rows.fieldnames}; {', '.join(sorted(_COLUMNS))} are needed")
+        return tuple(Photo(row["path"], row["label"], row["split"], row["sha256"]) for row in rows)

@@ -1,0 +1,218 @@
+"""A run to a SavedModel for TensorFlow Serving, read top to bottom: network, signatures, warm-up, proof."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from rich.console import Console
+
+from edge_agent.errors import ConfigError, GateError, MissingExtraError
+from edge_agent.images import decode_picture
+from edge_agent.inference.classifier import Classifier
+from edge_agent.native_stderr import native_noise_hidden
+
+from ..progress import steps
+from ..quantization.calibration import choose
+from ..run_reader import SAVED_MODEL, Run, open_run
+from ..tflite import float_model
+
+if TYPE_CHECKING:
+    import keras
+
+PROVED_ON = 16
+"""Test pictures on which the SavedModel must answer as the run does."""
+TOLERANCE = 1e-3
+"""Of a score. The pixels are equal; the network is computed by other kernels, in another order."""
+WARM_UP = 2
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the folder of the version, and how far its scores are from the run's on test pictures."""
+
+    path: Path
+    pictures: int
+    furthest: float
+
+
+def export_saved_model(
+    run_path: Path, out: Path, *, console: Console, name: str | None = None, data: Path | None = None
+) -> Exported:
+    """Write a run as ``OUT/NAME/VERSION/``, the layout TensorFlow Serving watches; VERSION is the first free number.
+
+    Signatures: ``serving_default`` takes ``image_bytes`` (n,) string, JPEG files of any size, and gives ``labels`` (n,
+    classes) string and ``scores`` (n, classes) float32, best first. ``tensors`` takes ``pixels`` (n, height, width, 3)
+    float32, RGB levels 0 to 255, prepared already, and gives ``scores`` (n, classes) in the order of `labels.txt`.
+
+    Args:
+        run_path: a run directory.
+        out: the server's model directory; made if missing.
+        console: where progress goes.
+        name: of the model; the run directory's when left out.
+        data: where the run's pictures lie now, if they moved.
+
+    Raises:
+        DataError: the run or its pictures are not what they were.
+        GateError: the SavedModel, in a fresh process, answers otherwise than the run. Nothing is written then.
+        MissingExtraError: TensorFlow Serving's API is not installed.
+    """
+    try:
+        with native_noise_hidden():
+            import tensorflow_serving.apis.predict_pb2  # noqa: F401
+
+            from .warmup import BYTES, TENSORS, predict_request, write_warmup
+    except ImportError as error:
+        raise MissingExtraError("edgeloop export", "serving", error.name) from error
+    run = open_run(run_path, data=data)
+    name = name or run.path.resolve().name
+    if not _NAME.match(name):
+        raise ConfigError(f"{name}: a model's name is of letters, digits, `.`, `_` and `-`; give one with --name")
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as scratch,
+        steps(console, "Exporting", 4) as advance,
+    ):
+        made = Path(scratch) / "model"
+        with native_noise_hidden():
+            _write(run, made)
+        advance()
+        pictures = _jpegs(run, Path(scratch))
+        files = [picture.read_bytes() for picture in pictures]
+        first = np.array(files[:WARM_UP], object)
+        blank = np.zeros((1, *run.spec.shape), np.float32)
+        requests = [
+            predict_request(name, BYTES, {"image_bytes": first}),
+            predict_request(name, TENSORS, {"pixels": blank}),
+        ]
+        write_warmup(made, requests)
+        advance()
+        furthest = _prove(run, made, pictures, Path(scratch))
+        advance()
+        version = _first_free(folder)
+        _sync(made)
+        made.rename(folder / str(version))
+        advance()
+    return Exported(folder / str(version), len(pictures), furthest)
+
+
+def _write(run: Run, folder: Path) -> None:
+    import keras
+    import tensorflow as tf
+
+    from .exif import upright
+    from .preprocess import preprocess
+    from .warmup import BYTES, TENSORS
+
+    network, scores_of = _network(run)
+    labels = tf.constant(run.labels)
+
+    def prepared(jpeg: Any) -> Any:
+        # Decoded as OpenCV does: with the accurate transform and smoothed colours.
+        picture = tf.io.decode_jpeg(jpeg, channels=3, fancy_upscaling=True, dct_method="INTEGER_ACCURATE")
+        return preprocess(upright(picture, jpeg), run.spec)
+
+    def from_bytes(image_bytes: Any) -> dict[str, Any]:
+        pixels = tf.map_fn(prepared, image_bytes, fn_output_signature=tf.TensorSpec(run.spec.shape, tf.uint8))
+        scores = scores_of(tf.cast(pixels, tf.float32))
+        order = tf.argsort(scores, direction="DESCENDING", stable=True)
+        return {"labels": tf.gather(labels, order), "scores": tf.gather(scores, order, batch_dims=1)}
+
+    archive = keras.export.ExportArchive()
+    archive.track(network)
+    archive.add_endpoint(BYTES, from_bytes, [tf.TensorSpec((None,), tf.string, "image_bytes")])
+    archive.add_endpoint(
+        TENSORS,
+        lambda pixels: {"scores": scores_of(pixels)},
+        [tf.TensorSpec((None, *run.spec.shape), tf.float32, "pixels")],
+    )
+    archive.write_out(str(folder), verbose=False)
+
+
+def _network(run: Run) -> tuple[Any, Any]:
+    """What holds the weights, and the function from (n, height, width, 3) float32 to (n, classes) float32."""
+    import tensorflow as tf
+
+    if (run.path / SAVED_MODEL).is_dir():
+        float_model.check_signature(run.path / SAVED_MODEL, run.spec, len(run.labels))
+        loaded = tf.saved_model.load(str(run.path / SAVED_MODEL))
+        signature = loaded.signatures["serving_default"]
+
+        def one(pixels: Any) -> Any:
+            (scores,) = signature(pixels=pixels[tf.newaxis]).values()
+            return scores[0]
+
+        made = tf.TensorSpec((len(run.labels),), tf.float32)
+        return loaded, lambda pixels: tf.map_fn(one, pixels, fn_output_signature=made)
+    model: keras.Model = float_model.load_model(run.path / "model.keras", run.spec, len(run.labels))
+    return model, lambda pixels: model(pixels, training=False)
+
+
+def _jpegs(run: Run, scratch: Path) -> list[Path]:
+    """Test pictures of all classes as JPEG files: those of the run where they are JPEG, else encoded."""
+    paths = []
+    chosen = choose(run.split("test"), PROVED_ON, seed=0)
+    for number, (frame, photo) in enumerate(run.read(chosen)):
+        original = run.data / photo.path
+        if original.suffix.lower() in {".jpg", ".jpeg"}:
+            paths.append(original)
+        else:
+            paths.append(scratch / f"{number}.jpg")
+            cv2.imwrite(str(paths[-1]), frame, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    return paths
+
+
+def _prove(run: Run, folder: Path, pictures: Sequence[Path], scratch: Path) -> float:
+    """The largest difference of a score between the SavedModel in a fresh process and the run in the device's code.
+
+    Raises:
+        GateError: it is too large.
+    """
+    # As a script on its own: what it needs besides TensorFlow, a server would lack.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("answer.py")), str(folder), *map(str, pictures)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
+        raise GateError(f"refused: the SavedModel does not answer in a fresh process: {reason[0]}; nothing was written")
+    furthest = 0.0
+    model = float_model.of_run(run, scratch / "float")
+    with Classifier(model, labels=run.labels, spec=run.spec) as classifier:
+        for picture, line in zip(pictures, done.stdout.splitlines(), strict=True):
+            answer = json.loads(line)
+            found = dict(zip(answer["labels"], answer["scores"], strict=True))
+            result = classifier.classify(decode_picture(picture.read_bytes(), picture))
+            wanted = dict(zip(result.labels, result.scores.tolist(), strict=True))
+            furthest = max(furthest, *(abs(found[label] - wanted[label]) for label in run.labels))
+    if not furthest <= TOLERANCE:
+        raise GateError(
+            f"refused: the SavedModel's scores are up to {furthest:.3g} from the run's, {TOLERANCE:g} allowed; "
+            "nothing was written"
+        )
+    return furthest
+
+
+def _first_free(folder: Path) -> int:
+    taken = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()]
+    return max(taken, default=0) + 1
+
+
+def _sync(folder: Path) -> None:
+    """Bring everything to the disk, so that the version's name never stands for half of it."""
+    for path in [*(entry for entry in folder.rglob("*") if entry.is_file()), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

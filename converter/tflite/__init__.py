@@ -1,0 +1,1 @@
+"""TFLite files: their graph, their metadata, and which operations XNNPACK accelerates."""

@@ -1,0 +1,129 @@
+"""What `edgeloop deploy` shows while it works: a line for each device, or one for all where there are many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from edge_agent.store.receive import Event
+
+from ..fleet.inventory import Host
+from ..fleet.push import Package, Tell
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+MOST_LINES = 20
+"""Devices that get a line of their own."""
+
+
+def printable(text: object) -> str:
+    """Text from a device, which must not steer the terminal."""
+    return "".join(char if char.isprintable() or char == "\t" else "?" for char in str(text))
+
+
+def plain(text: object) -> str:
+    """The same where Rich reads markup."""
+    return escape(printable(text))
+
+
+@contextmanager
+def pushing(what: Package, *, quiet: bool) -> Iterator[tuple[Tell, Callable[[int, list[Host]], Any]]]:
+    """Bars of a roll-out: what is told of each device's events, and what of each wave."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TransferSpeedColumn())
+    with Progress(*columns, TextColumn("{task.fields[at]}"), console=err, disable=quiet or not err.is_terminal) as bars:
+        lines: dict[str, TaskID] = {}
+
+        def wave(number: int, hosts: list[Host]) -> None:
+            for line in lines.values():
+                bars.update(line, visible=False)
+            lines.clear()
+            shown = [host.name for host in hosts] if len(hosts) <= MOST_LINES else []
+            for name in shown:
+                lines[name] = bars.add_task(plain(name), total=what.size, at="connecting")
+            if not shown:
+                lines[""] = bars.add_task(f"wave {number}", total=len(hosts) * what.size, at=f"{len(hosts)} devices")
+            have.clear()
+
+        have: dict[str, int] = {}
+
+        def tell(name: str, event: Event) -> None:
+            if event.event == "have":
+                have[name] = event.done
+            if "" in lines:
+                bars.update(lines[""], completed=sum(have.values()))
+            elif name in lines:
+                bars.update(lines[name], completed=have.get(name, 0), at=_at(event))
+
+        yield tell, wave
+
+
+def _at(event: Event) -> str:
+    if event.event == "have":
+        return "sending" if event.done < event.of else "unpacking"
+    if event.event == "proving":
+        return f"proving {event.done}/{event.of}"
+    return {"installed": "installed", "probation": "on probation, its first 500 frames"}.get(event.event, event.event)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[str, int, int], Any]]:
+    """A bar for each device that counts things."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(30),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+        lines: dict[str, TaskID] = {}
+
+        def tell(name: str, done: int, of: int) -> None:
+            if name not in lines:
+                lines[name] = bars.add_task(f"{plain(name)}: {what}")
+            bars.update(lines[name], completed=done, total=of)
+
+        yield tell
+
+
+@contextmanager
+def working() -> Iterator[Callable[[str, str, int, int], Any]]:
+    """A line for each device with what is being done there."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[at]}"))
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+        lines: dict[str, TaskID] = {}
+
+        def tell(name: str, at: str, done: int, of: int) -> None:
+            if name not in lines:
+                lines[name] = bars.add_task(plain(name), total=None, at="")
+            size = f" {done / 1e6:.0f} of {of / 1e6:.0f} MB" if of else ""
+            bars.update(lines[name], completed=done, total=of or None, at=f"{plain(at)}{size}")
+
+        yield tell
+
+
+@contextmanager
+def preparing() -> Iterator[Callable[[str, int, int], Any]]:
+    """A bar for each thing that is done to a card."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(*columns, TimeRemainingColumn(), console=err, disable=not err.is_terminal) as bars:
+        lines: dict[str, TaskID] = {}
+
+        def tell(doing: str, done: int, of: int) -> None:
+            if doing not in lines:
+                lines[doing] = bars.add_task(doing, total=None)
+            bars.update(lines[doing], completed=done, total=of or None)
+
+        yield tell

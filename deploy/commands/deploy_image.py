@@ -1,0 +1,116 @@
+"""`edgeloop deploy image`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from edge_agent.errors import ConfigError
+
+from ..provisioning.over_ssh import Wanted
+from ..provisioning.payload import public_key
+from ..provisioning.sd_card.disks import Disk, choose, disks, listed
+from ..provisioning.sd_card.first_boot_config import PYTHONS, System, Wifi, psk
+from ..provisioning.sd_card.prepare import Prepared, prepare_image, prepare_mounted
+from . import _console
+
+_PASSWORD = "EDGELOOP_WIFI_PASSWORD"  # noqa: S105  the name of a variable
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command("image")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", type=_FILE, help="Write a prepared image to this file.")
+@click.option("--write", "device", metavar="DEVICE", help="Write it to this card, such as /dev/sdb.")
+@click.option("--config", required=True, type=_FILE, help="agent.yaml for the device; the files it names go with it.")
+@click.option("--bundle", type=_FILE, help="Model to begin with.")
+@click.option(
+    "--trust", multiple=True, type=_FILE, help="Public key whose signed bundles the device takes, and no others."
+)
+@click.option("--page", is_flag=True, help="Also what the live page needs.")
+@click.option("--hostname", help="Its name in the network.")
+@click.option("--user", default="pi", show_default=True, help="Who may log in with --ssh-key.")
+@click.option("--ssh-key", multiple=True, type=_FILE, help="Public key that may log in. Several may be given.")
+@click.option("--wifi", "ssid", metavar="SSID", help=f"Network to join; asks for its password, or takes {_PASSWORD}.")
+@click.option("--wifi-country", metavar="CC", help="Country the radio is used in, such as GB.")
+@click.option("--wifi-open", is_flag=True, help="The network has no password.")
+@click.option("--timezone", help="Such as Europe/London.")
+@click.option("--os", "codename", type=click.Choice(list(PYTHONS)), help="Which system it is; found out otherwise.")
+@click.option("--yes", is_flag=True, help="Do not ask before a card is overwritten.")
+def image_command(
+    source: Path,
+    out: Path | None,
+    device: str | None,
+    config: Path,
+    bundle: Path | None,
+    trust: tuple[Path, ...],
+    hostname: str | None,
+    user: str,
+    ssh_key: tuple[Path, ...],
+    ssid: str | None,
+    wifi_country: str | None,
+    timezone: str | None,
+    codename: str | None,
+    *,
+    page: bool,
+    wifi_open: bool,
+    yes: bool,
+) -> None:
+    """Prepare a card that comes up as a device at its first boot, without any network.
+
+    SOURCE is an image of Raspberry Pi OS (64-bit, Bookworm or Trixie; .img or .img.xz), or the folder where the boot
+    partition of a flashed card is mounted. Packages, settings, keys and the model lie on the boot partition until that
+    boot; what it did then stands there in edgeloop-setup.txt.
+    """
+    mounted = source.is_dir()
+    found: list[Disk] = [] if mounted or device is None else disks()
+    if mounted and (out or device):
+        raise ConfigError(f"{source} is prepared where it is; leave out --out and --write")
+    if not mounted and (out is None) == (device is None):
+        raise ConfigError(f"give --out FILE or --write DEVICE; {listed(disks())}")
+    if not source.exists():
+        raise ConfigError(f"{source}: no such file; expected an image of Raspberry Pi OS")
+    keys = tuple(" ".join(part for part in public_key(path) if part) for path in ssh_key)
+    system = System(hostname, user, keys, _wifi(ssid, wifi_country, is_open=wifi_open), timezone)
+    system.check()
+    wanted = Wanted(config, trust, bundle, page)
+    if device is not None:
+        disk = choose(device, found)
+        if not yes:
+            click.confirm(f"Overwrite everything on {_console.printable(disk)}?", abort=True)
+        out = Path(disk.path)
+    with _console.preparing() as tell:
+        if out is None:
+            prepared = prepare_mounted(source, wanted, system, codename, tell)  # type: ignore[arg-type]
+        else:
+            prepared = prepare_image(source, out, wanted, system, codename, tell)  # type: ignore[arg-type]
+    _show(prepared, out or source, has_bundle=bundle is not None, has_keys=bool(keys), trusts=bool(trust))
+
+
+def _wifi(ssid: str | None, country: str | None, *, is_open: bool) -> Wifi | None:
+    if ssid is None:
+        if country or is_open:
+            raise ConfigError("--wifi-country and --wifi-open belong to --wifi SSID")
+        return None
+    if country is None:
+        raise ConfigError("--wifi also needs --wifi-country, such as GB, without which the radio stays off")
+    if is_open:
+        return Wifi(ssid, None, country.upper())
+    password = os.environ.get(_PASSWORD) or click.prompt(f"Password of {_console.printable(ssid)}", hide_input=True)
+    return Wifi(ssid, psk(ssid, password), country.upper())
+
+
+def _show(prepared: Prepared, place: Path, *, has_bundle: bool, has_keys: bool, trusts: bool) -> None:
+    what = f"{prepared.written / 1e9:.2f} GB written and read again" if prepared.written is not None else "prepared"
+    _console.out.print(
+        f"{_console.plain(place)}: {what}; {prepared.codename.capitalize()}, {prepared.kit_bytes / 1e6:.0f} MB of it "
+        "on the boot partition until the first boot, which takes some minutes"
+    )
+    if not has_bundle:
+        _console.err.print("no --bundle: it waits for its first model; edgeloop deploy push sends one", style="yellow")
+    if not has_keys:
+        _console.err.print("no --ssh-key: only who can log in already will reach it over SSH", style="yellow")
+    if not trusts:
+        _console.err.print("no --trust KEY.pub: the device takes bundles nobody signed", style="yellow")

@@ -1,0 +1,1 @@
+"""Devices over SSH: the inventory, one device, and roll-outs to many."""

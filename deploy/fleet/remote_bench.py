@@ -1,0 +1,122 @@
+"""A benchmark on a device: its agent stands still meanwhile, and the report comes back as it grows."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_agent.bench.report import MOST_BYTES, Failed, Report
+from edge_agent.errors import DeviceError
+
+from ..on_device.setup import COMMAND, STATE, USER
+from .inventory import Host
+from .ssh import LostError, as_root, connected
+
+_SILENCE_S = 600.0
+"""A line comes with each piece that is done; sustained work is one."""
+# One shell, which starts the agent again whatever becomes of the connection.
+_SCRIPT = """\
+trap "exit 1" HUP INT TERM PIPE
+if systemctl -q is-active edgeloop 2>/dev/null; then trap "systemctl start edgeloop" EXIT; systemctl stop edgeloop; fi
+runuser -u {user} -- {command}
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came back, and where it is saved."""
+
+    report: Report
+    path: Path
+
+
+async def bench(
+    host: Host,
+    options: Sequence[str],
+    out: Path,
+    *,
+    seconds: float,
+    ssh_config: Path | None,
+    tell: Callable[[str, int, int], Any],
+    digest: str | None = None,
+) -> Measured:
+    """Measure a model on a device, and save its report as ``OUT/<host>.json``, whole or not.
+
+    Args:
+        host: which.
+        options: of `edgeloop bench`.
+        out: folder for the report.
+        seconds: the longest a piece of it takes.
+        ssh_config: instead of the user's.
+        tell: told how many configurations were measured so far.
+        digest: of the bundle in its store; the one that runs there when left out.
+
+    Raises:
+        DeviceError: it cannot be reached, has no model, or said nothing of use.
+    """
+    # Left to the shell there: the folder's name ends in the digest's beginning, which is hexadecimal digits.
+    model = f"{STATE}/current" if digest is None else f"$(ls -d {STATE}/bundles/*-{digest[:12]})"
+    command = f"{COMMAND} bench measure {model} {shlex.join([*options, '--json', '-'])}"
+    report: Report | None = None
+    try:
+        async with connected(host, ssh_config=ssh_config) as device:
+            script = _SCRIPT.format(user=USER, command=command)
+            async with device.process(as_root(["sh", "-c", script])) as process:
+                process.stdin.write_eof()
+                while line := await _line(process.stdout, host, _SILENCE_S + seconds):
+                    report = _report(host, line)
+                    tell(host.name, len(report.steady), 0)
+                said = (await process.stderr.read(4096)).decode(errors="replace")
+                await process.wait_closed()
+                code = -1 if process.exit_status is None else process.exit_status
+            if report is None:
+                raise device.failure(code, said)
+    except LostError as error:
+        if report is None:
+            raise
+        failed = (*report.failed, Failed("the rest", str(error)))
+        report = msgspec.structs.replace(report, failed=failed, complete=False)
+    safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in host.name)
+    path = out / f"{safe}.json"
+    await asyncio.to_thread(_save, report, path)
+    return Measured(report, path)
+
+
+def _save(report: Report, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report.save(path)
+
+
+async def _line(stream: Any, host: Host, silence_s: float) -> bytes:
+    """The next line, however long; empty at the end."""
+    parts: list[bytes] = []
+    while True:
+        try:
+            block = await asyncio.wait_for(stream.readuntil(b"\n"), silence_s)
+        except asyncio.LimitOverrunError as error:
+            block = await stream.readexactly(error.consumed)
+        except asyncio.IncompleteReadError as error:
+            return b"".join([*parts, error.partial])
+        except TimeoutError:
+            raise LostError(f"{host.name}: silent for {silence_s:g} s") from None
+        parts.append(block)
+        if block.endswith(b"\n"):
+            return b"".join(parts)
+        if sum(map(len, parts)) > MOST_BYTES:
+            raise DeviceError(f"{host.name}: its report is larger than any sound one")
+
+
+def _report(host: Host, line: bytes) -> Report:
+    try:
+        return msgspec.json.decode(line, type=Report)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise DeviceError(
+            f"{host.name}: answered what edgeloop bench does not: {line[:100]!r}; is its edgeloop as new as this one? "
+            f"edgeloop deploy provision {host.name} renews it"
+        ) from None

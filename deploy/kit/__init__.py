@@ -1,1 +1,0 @@
-"""What goes onto a device: `setup.py`, which runs there, the unit, and (in `gather`) the wheels around them."""

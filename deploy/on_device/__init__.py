@@ -1,0 +1,1 @@
+"""What runs on the device itself, with its own Python and nothing else installed."""

@@ -1,0 +1,134 @@
+"""The demo's pictures: real photographs that scikit-image carries, cut into areas that never overlap.
+
+Each photograph shows one thing all over, so any part of it is a picture of its class. One area of it
+is for training, one for validation, one for testing and one for the video; crops of one area
+overlap, crops of two never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edge_agent.errors import MissingExtraError
+from edge_agent.images import read_picture
+from edge_agent.preprocess import Pixels
+
+FRAME = (240, 320)
+"""Height and width of every photo and video frame, pixels: what a small camera gives."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One photograph: its class, its file in scikit-image, who made it and under which licence."""
+
+    label: str
+    file: str
+    credit: str
+
+
+SOURCES = (
+    Source("brick", "brick.png", "CC0Textures, CC0"),
+    Source("coins", "coins.png", "Brooklyn Museum, no known copyright restrictions"),
+    Source("grass", "grass.png", "Linolafett, CC0"),
+    Source("gravel", "gravel.png", "CC0Textures, CC0"),
+    Source("stars", "hubble_deep_field.jpg", "NASA, public domain"),
+    Source("tissue", "ihc.png", "Center for Microscopy and Molecular Imaging, no known copyright restrictions"),
+)
+# Crop height as a share of the photograph's: a few bricks or coins, never most of the picture.
+SCALES = (0.16, 0.24)
+PHOTOS = {"train": 40, "val": 10, "test": 30}
+
+
+def load_areas() -> dict[str, dict[str, Pixels]]:
+    """Cut every photograph: class -> area (train, val, test, video) -> (H, W, 3) uint8 BGR.
+
+    The left half is for training, the lower right quarter for the video; what is above that is
+    shared by validation and test.
+
+    Raises:
+        MissingExtraError: scikit-image is not installed.
+    """
+    try:
+        import skimage
+    except ImportError as error:
+        raise MissingExtraError("the demo", "demo", error.name) from error
+    folder = Path(skimage.__file__).parent / "data"
+    areas = {}
+    for source in SOURCES:
+        picture = read_picture(folder / source.file)
+        height, width = picture.shape[:2]
+        middle, quarter, half = width // 2, height // 4, height // 2
+        areas[source.label] = {
+            "train": picture[:, :middle],
+            "val": picture[:quarter, middle:],
+            "test": picture[quarter:half, middle:],
+            "video": picture[half:, middle:],
+        }
+    return areas
+
+
+def view(area: Pixels, *, centre: tuple[float, float], height: float, angle: float) -> Pixels:
+    """What a camera of 4:3 would see of an area.
+
+    Args:
+        area: (H, W, 3) uint8.
+        centre: of the view, as shares of the area's height and width, 0 to 1; moved inwards so far
+            that the view stays inside.
+        height: of the view, in pixels of the area.
+        angle: of rotation, degrees.
+
+    Returns:
+        `FRAME` in size, uint8. What rotation turns in from beyond the area is its own mirror image.
+    """
+    rows, columns = FRAME
+    scale = height / rows
+    limit_y, limit_x = height / 2, height * columns / rows / 2
+    y = float(np.clip(centre[0] * area.shape[0], limit_y, max(limit_y, area.shape[0] - limit_y)))
+    x = float(np.clip(centre[1] * area.shape[1], limit_x, max(limit_x, area.shape[1] - limit_x)))
+    turn = np.deg2rad(angle)
+    linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    offset = np.array([x, y]) - linear @ np.array([columns / 2, rows / 2])
+    matrix = np.column_stack([linear, offset])
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    seen: Pixels = np.asarray(
+        cv2.warpAffine(area, matrix, (columns, rows), flags=flags, borderMode=cv2.BORDER_REFLECT_101), np.uint8
+    )
+    return seen
+
+
+def light(picture: Pixels, *, gain: float, noise: float, random: np.random.Generator) -> Pixels:
+    """The picture in other light: levels times ``gain``, plus sensor noise of that standard deviation (levels)."""
+    lit = picture.astype(np.float32) * gain + random.normal(0, noise, picture.shape).astype(np.float32)
+    levels: Pixels = np.clip(lit, 0, 255).astype(np.uint8)
+    return levels
+
+
+def write_photos(
+    folder: Path,
+    areas: dict[str, dict[str, Pixels]],
+    *,
+    seed: int,
+    progress: Callable[[list[tuple[str, str]]], Iterable[tuple[str, str]]],
+) -> int:
+    """Photograph every area: ``folder/<split>/<class>/<number>.jpg``. Returns how many pictures were written."""
+    written = 0
+    for split, label in progress([(split, label) for split in PHOTOS for label in areas]):
+        area = areas[label][split]
+        target = folder / split / label
+        target.mkdir(parents=True)
+        # Its own stream of random numbers per folder, so that adding a class changes no other.
+        random = np.random.default_rng([seed, sorted(PHOTOS).index(split), *label.encode()])
+        whole = next(iter(areas[label].values())).shape[0]
+        for number in range(PHOTOS[split]):
+            centre, share = (random.random(), random.random()), random.uniform(*SCALES)
+            picture = view(area, centre=centre, height=share * whole, angle=random.uniform(-15, 15))
+            picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), random.uniform(0.1, 1.5)), np.uint8)
+            picture = light(picture, gain=random.uniform(0.6, 1.3), noise=3, random=random)
+            cv2.imwrite(str(target / f"{number:03d}.jpg"), picture)
+            written += 1
+    return written

@@ -1,0 +1,247 @@
+"""`edgeloop demo`, read top to bottom: photographs, train, convert, video, agent, figures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.live import Live
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from edge_agent.atomic_files import replacing
+from edge_agent.errors import ConfigError, EdgeloopError
+from edge_agent.mqtt import Topics
+
+from .broker import embedded_broker
+from .photographs import SOURCES, load_areas, write_photos
+from .subscriber import Seen, Watcher
+from .video import FRAMES_PER_S, write_video
+
+DEVICE, CAMERA = "demo", "bench"
+BUNDLE = "surfaces-1.edgeloop"
+_MARKER = ".edgeloop-demo"
+
+
+class DemoError(EdgeloopError):
+    """The agent did not do what the demo is there to show."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The demo's figures, as the closing table shows them."""
+
+    float_accuracy: float
+    int8_accuracy: float
+    video_accuracy: float
+    test_pictures: int
+    frames_classified: int
+    frames: int
+    float_bytes: int
+    int8_bytes: int
+    latencies_ms: tuple[float, float, float]
+    took_s: float
+    bundle: Path
+
+
+def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int = 0) -> Summary:
+    """Run the whole loop and print what happens.
+
+    Args:
+        keep: directory to keep everything in; made if needed, and emptied if an earlier demo filled it.
+        broker: ``host`` or ``host:port`` of an MQTT 5 broker; an embedded one when None.
+        seed: of photographs, training and video.
+
+    Raises:
+        EdgeloopError: a stage failed; the message says which and why.
+    """
+    # Their heavy imports are the demo's business only once it runs.
+    from converter.convert import convert
+    from trainer.train import Reading, train
+    from trainer.training.recipe import Recipe
+
+    started = time.monotonic()
+    console = Console()
+    host, port = _parse_broker(broker)
+    if keep is None and not os.access(Path.cwd(), os.W_OK):
+        raise ConfigError(f"{Path.cwd()}: cannot be written to, and the bundle is to be left there; or name a --keep")
+    if host is not None:
+        with console.status("Asking the broker"), Watcher(host, port, Topics("edgeloop", DEVICE), CAMERA):
+            pass  # better now than after two minutes of work
+    with ExitStack() as cleanup:
+        folder = cleanup.enter_context(_workplace(keep))
+
+        _headline(
+            console,
+            1,
+            "Photographs",
+            f"{len(SOURCES)} real ones, from scikit-image: {', '.join(f'{s.label} ({s.credit})' for s in SOURCES)}",
+        )
+        areas = load_areas()
+        write_photos(
+            folder / "photos", areas, seed=seed, progress=lambda jobs: track(jobs, "Photographing", console=console)
+        )
+
+        _headline(console, 2, "Train", "a head on EfficientNet-Lite0, pretrained on ImageNet")
+        recipe, reading = Recipe(fine_tune="none", seed=seed), Reading(cache=folder / "cache")
+        run = train(folder / "photos", folder / "run", recipe, console=console, reading=reading)
+
+        _headline(console, 3, "Convert", "to int8, measured on the test photographs, packed only if nothing was lost")
+        converted = convert(run.path, folder / BUNDLE, console=console)
+        bundle = folder / BUNDLE if keep else _copy_here(folder / BUNDLE)
+        console.print(f"{bundle.name}: {bundle.stat().st_size / 1e6:.2f} MB, digest {converted.digest[:12]}")
+
+        _headline(console, 4, "Film", "parts of the photographs no training saw; movement, blur, changing light")
+        truth = write_video(
+            folder / "video.avi",
+            areas,
+            seed=seed,
+            progress=lambda n, total: track(n, "Filming", total=total, console=console),
+        )
+
+        _headline(
+            console,
+            5,
+            "Run the agent",
+            f"on the video, {len(truth) / FRAMES_PER_S:.0f} s in real time, labels over MQTT",
+        )
+        if host is None:
+            with console.status("Starting the broker"):
+                host, port = "127.0.0.1", cleanup.enter_context(embedded_broker(folder))
+        seen = _run_agent(folder, bundle, host, port, truth, console)
+
+    summary = Summary(
+        float_accuracy=converted.verdict.float32.accuracy,
+        int8_accuracy=converted.verdict.model.accuracy,
+        video_accuracy=seen.accuracy(truth),
+        test_pictures=len(converted.verdict.model.truth),
+        frames_classified=len(seen.results),
+        frames=len(truth),
+        float_bytes=converted.float_bytes,
+        int8_bytes=converted.model_bytes,
+        latencies_ms=seen.latencies_ms(),
+        took_s=time.monotonic() - started,
+        bundle=bundle,
+    )
+    console.print()
+    console.print(_table(summary))
+    console.print(f"Try it: edgeloop inspect {bundle}", highlight=False, soft_wrap=True)
+    return summary
+
+
+def _run_agent(folder: Path, bundle: Path, host: str, port: int, truth: list[str], console: Console) -> Seen:
+    """Start `edgeloop run` as a process of its own and follow it over MQTT until its video ends."""
+    settings = {
+        "device": DEVICE,
+        "bundle": str(bundle.resolve()),
+        "cameras": {CAMERA: {"source": "video.avi"}},
+        "mqtt": {"host": host, "port": port, "results": True},
+        "state": "state",
+    }
+    (folder / "agent.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    command = [sys.executable, "-m", "edge_agent.cli", "run", "--config", str(folder / "agent.yaml")]
+    with Watcher(host, port, Topics("edgeloop", DEVICE), CAMERA) as watcher, (folder / "agent.log").open("w+b") as log:
+        agent = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            with Live(console=console, refresh_per_second=10, transient=not console.is_terminal) as live:
+                while agent.poll() is None:
+                    live.update(_live_line(watcher.seen, truth))
+                    time.sleep(0.1)
+                # The last messages and the goodbye are on their way through the broker.
+                deadline = time.monotonic() + 3
+                while watcher.seen.status != "offline" and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                live.update(_live_line(watcher.seen, truth))
+        finally:
+            if agent.poll() is None:
+                agent.send_signal(signal.SIGTERM)
+                agent.wait(10)
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip().splitlines()
+    if agent.returncode != 0 or not watcher.seen.results:
+        last = said[-1] if said else "it said nothing"
+        raise DemoError(f"the agent ended with {agent.returncode} after {len(watcher.seen.results)} results: {last}")
+    if not console.is_terminal:
+        for label in watcher.seen.labels:
+            console.print(f"{CAMERA}: frame {label.seq}, {label.label} {label.score:.2f}", highlight=False)
+    return watcher.seen
+
+
+def _live_line(seen: Seen, truth: list[str]) -> Text:
+    """One line for the camera: what is decided, what this frame alone says, and how it goes."""
+    if not seen.results:
+        return Text(f"{CAMERA}: waiting for the first label")
+    result = seen.results[-1]
+    decided = seen.labels[-1].label if seen.labels else "unknown"
+    line = Text(f"{CAMERA}: ")
+    line.append(f"{decided:<8}", style="bold green" if decided == truth[result.seq] else "bold yellow")
+    line.append(
+        f" frame {result.seq + 1:>3}/{len(truth)}: {result.label} {result.score:.2f}, "
+        f"age {result.timing_ms.capture_to_publish:.1f} ms, {100 * seen.accuracy(truth):.1f} % right"
+    )
+    return line
+
+
+def _table(summary: Summary) -> Table:
+    table = Table(title="The whole loop", title_justify="left", show_header=False)
+    p50, p95, p99 = summary.latencies_ms
+    percent = f"{100 * summary.video_accuracy:.1f} %"
+    for name, value in (
+        ("accuracy, float", f"{100 * summary.float_accuracy:.1f} % of {summary.test_pictures} test photographs"),
+        ("accuracy, int8", f"{100 * summary.int8_accuracy:.1f} % of the same"),
+        ("accuracy, video", f"{percent} of {summary.frames_classified} frames classified, {summary.frames} filmed"),
+        ("size", f"{summary.int8_bytes / 1e6:.2f} MB int8, {summary.float_bytes / 1e6:.2f} MB float"),
+        ("latency", f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms (preprocess and inference)"),
+        ("took", f"{summary.took_s:.0f} s"),
+        ("bundle", str(summary.bundle)),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _headline(console: Console, number: int, verb: str, what: str) -> None:
+    console.print(f"\n[bold]{number}. {verb}[/bold] {what}", highlight=False)
+
+
+def _parse_broker(broker: str | None) -> tuple[str | None, int]:
+    if broker is None:
+        return None, 0
+    host, _, port = broker.partition(":")
+    if not host or not (port or "1883").isdecimal() or not 1 <= int(port or 1883) <= 65535:
+        raise ConfigError(f"--broker {broker!r}: expected HOST or HOST:PORT, such as localhost:1883")
+    return host, int(port or 1883)
+
+
+@contextmanager
+def _workplace(keep: Path | None) -> Iterator[Path]:
+    """The directory to work in: a temporary one, or an empty or earlier demo's one that stays."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="edgeloop-demo-") as scratch:
+            yield Path(scratch)
+        return
+    if keep.exists() and any(keep.iterdir()):
+        if not (keep / _MARKER).exists():
+            raise ConfigError(f"{keep}: holds files that no demo made; name an empty or new directory")
+        shutil.rmtree(keep)
+    keep.mkdir(parents=True, exist_ok=True)
+    (keep / _MARKER).touch()
+    yield keep
+
+
+def _copy_here(bundle: Path) -> Path:
+    target = Path.cwd() / bundle.name
+    with replacing(target) as file, bundle.open("rb") as source:
+        shutil.copyfileobj(source, file)
+    return target

@@ -1,0 +1,96 @@
+"""The demo's own subscriber: it sees what anyone at the broker sees, and nothing else."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edge_agent.errors import BrokerError
+from edge_agent.messages import Observation
+from edge_agent.mqtt import Topics
+
+
+@dataclass
+class Seen:
+    """What came in so far.
+
+    Attributes:
+        results: every single inference.
+        labels: every decided label of the camera.
+        status: the device's last word on itself, ``online`` or ``offline``.
+    """
+
+    results: list[Observation] = field(default_factory=list)
+    labels: list[Observation] = field(default_factory=list)
+    status: str = ""
+
+    def accuracy(self, truth: list[str]) -> float:
+        """Share of classified frames whose label was right, 0 to 1; ``truth[seq]`` is a frame's class."""
+        return float(np.mean([result.label == truth[result.seq] for result in self.results]))
+
+    def latencies_ms(self) -> tuple[float, float, float]:
+        """p50, p95 and p99 of preprocess + inference, milliseconds."""
+        times = [result.timing_ms.preprocess + result.timing_ms.inference for result in self.results]
+        p50, p95, p99 = np.percentile(times, (50, 95, 99))
+        return float(p50), float(p95), float(p99)
+
+
+class Watcher:
+    """Subscribes to one device; a context manager.
+
+    Args:
+        host, port: the broker.
+        topics: the device's.
+        camera: whose labels and results to collect.
+    """
+
+    def __init__(self, host: str, port: int, topics: Topics, camera: str) -> None:
+        self.seen = Seen()
+        self._where = f"{host}:{port}"
+        self._topics, self._camera = topics, camera
+        self._subscribed = threading.Event()
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+        self._client.on_connect = self._on_connect
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.on_message = self._on_message
+        self._address = (host, port)
+
+    def __enter__(self) -> Self:
+        try:
+            self._client.connect(*self._address)
+        except OSError as error:
+            raise BrokerError(
+                f"the broker at {self._where} cannot be reached: {error}; start one, or leave out --broker"
+            ) from error
+        self._client.loop_start()
+        if not self._subscribed.wait(10):
+            self._client.loop_stop()
+            raise BrokerError(
+                f"the broker at {self._where} takes no subscription; does it allow anonymous MQTT 5 clients?"
+            )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if not reason.is_failure:
+            topics = self._topics
+            client.subscribe(
+                [(topic, 1) for topic in (topics.status, topics.label(self._camera), topics.result(self._camera))]
+            )
+
+    def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        if message.topic == self._topics.status:
+            self.seen.status = message.payload.decode()
+        elif message.topic == self._topics.label(self._camera):
+            self.seen.labels.append(msgspec.json.decode(message.payload, type=Observation))
+        else:
+            self.seen.results.append(msgspec.json.decode(message.payload, type=Observation))

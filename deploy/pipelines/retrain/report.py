@@ -1,0 +1,76 @@
+"""Champion and challenger side by side, as one HTML page with the pictures that decide between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_agent.errors import PictureError
+from edge_agent.images import read_picture
+from trainer.report.templating import environment
+from trainer.report.thumbnails import data_uri
+
+from .comparison import Duel, Match
+from .dataset_version import Version
+
+PICTURES = 36
+"""Of each kind; more are not looked at."""
+
+
+def render(name: str, version: Version, fought: Duel | None, refusals: Sequence[str]) -> str:
+    """The page: it needs no other file and no network."""
+    matches = []
+    if fought is not None:
+        matches = [("The frozen test split", fought.frozen)]
+        if fought.new is not None:
+            matches.append(("New frames nobody learned from", fought.new))
+    return (
+        environment("deploy.pipelines.retrain", "trainer.report")
+        .get_template("promotion.html.j2")
+        .render(
+            name=name,
+            version=version,
+            refusals=refusals,
+            matches=[_shown(title, match, version.folder) for title, match in matches],
+        )
+    )
+
+
+def _shown(title: str, match: Match, folder: Path) -> dict[str, Any]:
+    before, after, support = match.champion.recall(), match.challenger.recall(), match.champion.support()
+    return {
+        "title": title,
+        "pictures": len(match.photos),
+        "champion": match.champion.accuracy,
+        "challenger": match.challenger.accuracy,
+        "intervals": (match.champion.interval_95, match.challenger.interval_95),
+        "classes": [
+            {"label": label, "pictures": support[label], "champion": before[label], "challenger": after[label]}
+            for label in before
+        ],
+        "kinds": [
+            ("lost", "Now wrong, and right before", _cards(match, match.lost, folder), len(match.lost)),
+            ("gained", "Now right, and wrong before", _cards(match, match.gained, folder), len(match.gained)),
+        ],
+    }
+
+
+def _cards(match: Match, places: Sequence[int], folder: Path) -> list[dict[str, str]]:
+    cards = []
+    for place in places[:PICTURES]:
+        photo, labels = match.photos[place], match.challenger.labels
+        try:
+            picture = data_uri(read_picture(folder / photo.path), channels="bgr")
+        except PictureError:
+            continue
+        cards.append(
+            {
+                "picture": picture,
+                "path": photo.path,
+                "label": photo.label,
+                "champion": labels[match.champion.predicted[place]],
+                "challenger": labels[match.challenger.predicted[place]],
+            }
+        )
+    return cards

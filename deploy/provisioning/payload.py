@@ -1,0 +1,174 @@
+"""A kit: everything that makes a machine a device, as `setup.py` expects it beside itself."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edge_agent._version import __version__
+from edge_agent.bundle import open_bundle
+from edge_agent.bundle.signature import NAMESPACE
+from edge_agent.config import settings_of
+from edge_agent.errors import ConfigError
+from edge_agent.yaml_files import read_yaml
+
+from ..on_device import setup
+from ..on_device.setup import ETC
+
+ON_DEVICE = Path(setup.__file__).parent
+SIGNERS = "allowed_signers"
+_KEY = re.compile(r"(?P<key>(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+)(?: (?P<comment>.*))?\Z")
+# Where agent.yaml names files, and what they are called on the device.
+_FILES = {
+    ("mqtt", "password_file"): "mqtt_password",
+    ("mqtt", "tls", "ca"): "mqtt_ca.pem",
+    ("mqtt", "tls", "certificate"): "mqtt_certificate.pem",
+    ("mqtt", "tls", "key"): "mqtt_key.pem",
+    ("allowed_signers",): SIGNERS,
+}
+
+
+@dataclass(frozen=True)
+class Kit:
+    """``files``: name in the kit to content. ``wheels``: file name to file, for each Python and processor."""
+
+    files: Mapping[str, bytes]
+    wheels: Mapping[str, Mapping[str, Path]]
+
+    def wheel_paths(self) -> dict[str, Path]:
+        """Name in the kit to file; what two Pythons share is there once."""
+        return {f"wheels/{name}": path for wheels in self.wheels.values() for name, path in wheels.items()}
+
+
+def make_kit(
+    config: Path,
+    wheels: Mapping[str, Mapping[str, Path]],
+    *,
+    device: str,
+    settings: Mapping[str, Any] | None = None,
+    trust: Sequence[Path] = (),
+    bundle: Path | None = None,
+    card: bool = False,
+) -> Kit:
+    """Put a kit together for one device.
+
+    Args:
+        config: agent.yaml; the files it names go with it.
+        wheels: for each ``<python>-<processor>``, as `deploy.provisioning.wheels` gathers them.
+        device: name, where agent.yaml gives none.
+        settings: laid over agent.yaml.
+        trust: public keys whose signatures the device is to take, and no other.
+        bundle: model to begin with.
+        card: it is to lie on a card, where nobody but the device itself begins.
+
+    Raises:
+        ConfigError: agent.yaml, a key or the bundle cannot be used.
+    """
+    etc = _etc(config, device, settings or {}, trust)
+    about: dict[str, Any] = {
+        "format": 1,
+        "version": __version__,
+        "wheels": {tag: {name: _sha256(path) for name, path in group.items()} for tag, group in wheels.items()},
+        "etc": sorted(etc),
+    }
+    files = {f"etc/{name}": data for name, data in etc.items()}
+    files |= {name: (ON_DEVICE / name).read_bytes() for name in ("setup.py", "edgeloop.service")}
+    if card:
+        files |= {name: (ON_DEVICE / name).read_bytes() for name in ("first_boot.py", "edgeloop-first-boot.service")}
+        about["made_s"] = time.time()
+    if bundle is not None:
+        opened = open_bundle(bundle)
+        files["bundle.edgeloop"] = bundle.read_bytes()
+        about["bundle"] = {"file": "bundle.edgeloop", "digest": opened.digest}
+    files["kit.json"] = json.dumps(about, indent=2).encode()
+    return Kit(files, wheels)
+
+
+def _etc(config: Path, device: str, settings: Mapping[str, Any], trust: Sequence[Path]) -> dict[str, bytes]:
+    """What goes into /etc/edgeloop."""
+    document = read_yaml(config, hint="write one, docs/agent.md shows how")
+    if not isinstance(document, dict):
+        raise ConfigError(f"{config}: expected keys and values")
+    document = _laid_over({"device": device} | document, settings)
+    if "bundle" in document:
+        raise ConfigError(
+            f"{config}: it names a bundle; a device runs what is installed there: leave the line out, push the bundle"
+        )
+    if document.get("state", "/var/lib/edgeloop") != "/var/lib/edgeloop":
+        raise ConfigError(f"{config}: state is /var/lib/edgeloop on a device; leave the line out")
+    etc: dict[str, bytes] = {}
+    if trust:
+        if "allowed_signers" in document:
+            raise ConfigError(f"{config}: it names allowed_signers; give either that or --trust")
+        etc[SIGNERS] = "".join(_signer(key) for key in trust).encode()
+    for keys, name in _FILES.items():
+        data = _taken_along(document, keys, name, config)
+        if data is not None:
+            etc[name] = data
+    if trust:
+        document["allowed_signers"] = f"{ETC}/{SIGNERS}"
+    settings_of(document, config)
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    etc["agent.yaml"] = f"# From {config.name}, by edgeloop deploy provision, which writes it anew.\n{text}".encode()
+    return etc
+
+
+def _taken_along(document: Any, keys: tuple[str, ...], name: str, config: Path) -> bytes | None:
+    """The file that a key of agent.yaml names, which then names its place on the device; None where it names none."""
+    place: Any = document
+    for key in keys[:-1]:
+        place = place.get(key) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or not isinstance(place.get(keys[-1]), str):
+        return None
+    source = config.parent / place[keys[-1]]
+    place[keys[-1]] = f"{ETC}/{name}"
+    try:
+        data: bytes = source.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{config}: {'.'.join(keys)}: {source}: {error.strerror or error}") from error
+    return data
+
+
+def _laid_over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if both else copy.deepcopy(value)
+    return merged
+
+
+def _signer(path: Path) -> str:
+    """A public key as a line of allowed_signers, good for bundles alone."""
+    key, comment = public_key(path)
+    name = re.sub(r"[^A-Za-z0-9@._-]", "-", comment or path.stem) or "owner"
+    return f'{name} namespaces="{NAMESPACE}" {key}\n'
+
+
+def public_key(path: Path) -> tuple[str, str]:
+    """A public key of OpenSSH from its file: the key, and its comment.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a public key: {error}") from error
+    found = _KEY.match(text)
+    if found is None:
+        raise ConfigError(f"{path}: expected a public key, as in ~/.ssh/id_ed25519.pub; found something else")
+    return found["key"], found["comment"] or ""
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

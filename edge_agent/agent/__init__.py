@@ -1,0 +1,1 @@
+"""The agent: cameras to labels, commands, health, models replaced while it runs."""

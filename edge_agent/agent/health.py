@@ -1,0 +1,82 @@
+"""How the device is: temperature, throttling, memory, rates. What it cannot tell is None."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..messages import VERSION, CameraHealth, Health, Latency, RecorderHealth, SpoolHealth, timestamp
+from ..monitoring.score_counts import Seen, since
+from ..monitoring.system import available_mb, free_mb, load_1min, resident_mb, temperature_c, throttled
+
+if TYPE_CHECKING:
+    from .pipeline import Agent
+
+
+class HealthReporter:
+    """Makes the health message; counts are told as what came since the last one.
+
+    Args:
+        agent: whose health it is.
+        disk: where captures and spool lie, for the free space.
+        root: of the file system, for tests.
+    """
+
+    def __init__(self, agent: Agent, *, disk: Path, root: Path = Path("/")) -> None:
+        self._agent = agent
+        self._disk = disk
+        self._root = root
+        self._started_s = self._before_s = time.monotonic()
+        self._before: dict[str, dict[str, int]] = {name: {} for name in agent.cameras}
+        self._seen: dict[tuple[str, str], Seen] = {}
+
+    def report(self, *, spool: SpoolHealth | None, recorder: RecorderHealth | None) -> Health:
+        """The message for the time since the last one."""
+        agent, now = self._agent, time.monotonic()
+        passed_s = max(1e-3, now - self._before_s)
+        self._before_s = now
+        latencies = agent.latencies
+        return Health(
+            v=VERSION,
+            device=agent.device,
+            at=timestamp(time.time_ns()),
+            uptime_s=round(now - self._started_s, 1),
+            model=agent.model.id,
+            temperature_c=temperature_c(self._root),
+            throttled=throttled(self._root),
+            load_1min=load_1min(),
+            memory_mb=resident_mb(self._root),
+            memory_free_mb=available_mb(self._root),
+            disk_free_mb=free_mb(self._disk),
+            latency_ms=Latency(
+                preprocess=latencies.preprocess.taken(),
+                inference=latencies.inference.taken(),
+                capture_to_publish=latencies.capture_to_publish.taken(),
+            ),
+            cameras={name: self._camera(name, passed_s) for name in agent.cameras},
+            spool=spool,
+            recorder=recorder,
+        )
+
+    def _camera(self, name: str, passed_s: float) -> CameraHealth:
+        count = self._agent.counts[name]
+        now: Mapping[str, int] = {key: value for key, value in asdict(count).items() if isinstance(value, int)}
+        new = {key: value - self._before[name].get(key, 0) for key, value in now.items()}
+        self._before[name] = dict(now)
+        key = self._agent.model.bundle.digest, name
+        seen = self._agent.seen[key].now() if key in self._agent.seen else Seen()
+        fresh, self._seen[key] = since(seen, self._seen.get(key, Seen())), seen
+        return CameraHealth(
+            state=count.state,
+            captured_fps=round(new["captured"] / passed_s, 2),
+            classified_fps=round(new["classified"] / passed_s, 2),
+            replaced=new["replaced"],
+            unchanged=new["unchanged"],
+            damaged=new["damaged"],
+            reopened=count.reopened,
+            scores=fresh.scores,
+            labels=fresh.labels,
+        )

@@ -1,0 +1,162 @@
+"""The agent as a process: from agent.yaml to a clean end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CameraError, EdgeloopError, ModelError
+
+if TYPE_CHECKING:
+    from ..config import PageSettings, Settings
+    from ..dashboard import Page
+    from ..preprocess import Pixels
+    from ..store.model_store import Store
+    from .loaded_model import Model
+    from .pipeline import Agent, Prepared
+
+_POLL_S = 0.2
+
+
+def run(config: Path, *, threads: int | None = None, delegate: str | None = None) -> None:
+    """Run the agent until its cameras end, SIGTERM or Ctrl-C.
+
+    Args:
+        config: agent.yaml.
+        threads: of inference, instead of what it says.
+        delegate: shared library, instead of the one it names.
+
+    Raises:
+        EdgeloopError: the settings, the bundle or the broker are not usable, or a camera failed.
+    """
+    import msgspec
+
+    from ..cameras.sources import is_live, open_camera, shown_source
+    from ..captures.recorder import Recorder
+    from ..config import load_settings
+    from ..mqtt import MqttPublisher
+    from ..publishers import FanOut, Publisher
+    from ..store.model_store import Store
+    from . import logs, systemd
+    from .command_handlers import Control
+    from .pipeline import Agent, Source
+    from .supervisor import Upkeep, first_model
+
+    stop_requests = _stop_requests()
+    settings = load_settings(config)
+    settings = msgspec.structs.replace(
+        settings, threads=threads or settings.threads, delegate=delegate or settings.delegate
+    )
+    logs.configure(settings.log)
+    state = Path(settings.state)
+    store = Store(state) if settings.bundle is None else None
+    model, running = (_named_model(settings), None) if store is None else first_model(settings, store)
+    cameras = {
+        name: Source(partial(open_camera, camera), is_live(camera), shown_source(camera), camera)
+        for name, camera in settings.cameras.items()
+    }
+    with ExitStack() as stack:
+        if store is not None:
+            stack.enter_context(_no_fault_of_the_model(store))
+        broker = MqttPublisher(settings.mqtt, settings.device, state / "spool.sqlite")
+        publishers: list[Publisher] = [broker]
+        recorder = None
+        if settings.record is not None:
+            recorder = stack.enter_context(Recorder(state / "captures", settings.record, settings.device))
+        agent = Agent(settings.device, model, cameras, FanOut(publishers), recorder=recorder)
+        if settings.page is not None:
+            publishers.append(stack.enter_context(_page(settings, settings.page, agent)))
+        control = Control(agent, broker, settings, store)
+        if settings.mqtt.commands:
+            broker.serve(control.handlers)
+        stack.enter_context(broker)
+        stack.enter_context(agent)
+        control.tell()
+        upkeep = Upkeep(agent, broker, settings, control, recorder=recorder, store=store, running=running)
+        systemd.notify("READY=1")
+        while not stop_requests and not agent.wait(_POLL_S):
+            upkeep.step()
+        upkeep.note_seen()
+        systemd.notify("STOPPING=1")
+        control.stopping.set()
+        why = f"stopped by {signal.Signals(stop_requests[0]).name}" if stop_requests else "all cameras have ended"
+        counts = "; ".join(
+            f"{name}: {c.classified} of {c.captured} frames classified" for name, c in agent.counts.items()
+        )
+        logging.getLogger(__name__).info("%s (%s)", why, counts)
+    if agent.failures:
+        raise CameraError("; ".join(f"{name}: {error}" for name, error in agent.failures.items()))
+
+
+@contextmanager
+def _no_fault_of_the_model(store: Store) -> Iterator[None]:
+    """An end that was asked for, or for the broker or the page, is no crash of a model on probation."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except EdgeloopError:
+        store.ended()
+        raise
+    store.ended()
+
+
+def _stop_requests() -> list[int]:
+    """A list that SIGTERM and Ctrl-C are noted in from now on."""
+    requests: list[int] = []
+
+    def take_note(number: int, _frame: object) -> None:
+        # No more than that: anything that locks could deadlock with what it interrupts.
+        requests.append(number)
+        signal.signal(number, signal.SIG_DFL)  # asked a second time, end at once
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, take_note)
+    return requests
+
+
+def _named_model(settings: Settings) -> Model:
+    """The model that agent.yaml names.
+
+    Raises:
+        EdgeloopError: it cannot be used, or is not signed by whom it must be.
+    """
+    from ..bundle import open_bundle
+    from ..bundle.signature import verify_bundle
+    from .loaded_model import load_model
+
+    bundle = Path(str(settings.bundle))
+    if settings.allowed_signers is not None:
+        verify_bundle(open_bundle(bundle), Path(settings.allowed_signers))
+    return load_model(bundle, settings)
+
+
+def _page(settings: Settings, where: PageSettings, agent: Agent) -> Page:
+    """The live page of an agent."""
+    from ..dashboard import Page
+
+    shown: dict[str, tuple[Prepared, Pixels]] = {}
+
+    def prepared(camera: str) -> Pixels | None:
+        last = agent.prepared.get(camera)
+        if last is None:
+            return None
+        if camera not in shown or shown[camera][0] is not last:
+            # Once a picture: the page knows by identity what it has encoded already.
+            turned = last.levels[..., ::-1] if last.model.classifier.spec.channels == "rgb" else last.levels
+            shown[camera] = last, turned
+        return shown[camera][1]
+
+    return Page(
+        where,
+        settings.device,
+        frame=agent.newest.get,
+        prepared=prepared,
+        region=lambda camera: settings.cameras[camera].region,
+        counts=agent.counts.get,
+    )

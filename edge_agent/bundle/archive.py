@@ -1,0 +1,362 @@
+"""The model bundle: one file that is everything a device needs to run one model.
+
+`NAME-VERSION.edgeloop` is a stored (uncompressed) zip; unpacked, a directory with the same files.
+docs/bundle.md describes the format. A bundle comes from outside, so reading one trusts nothing:
+names come from a closed set, sizes are bounded before a byte is read, and every byte handed out
+was hashed at that moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from .._version import __version__
+from ..atomic_files import replacing
+from ..errors import BundleError
+from .manifest import FORMAT, CanaryPicture, FileEntry, Manifest, version_key
+
+MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
+MODEL, LABELS, CARD, EXPECTED = "model.tflite", "labels.txt", "card.md", "canary/expected.json"
+
+_MIB = 2**20
+# Largest size each file may have, in bytes. The largest supported backbone, ResNet50 in float32, is 98 MiB.
+_LIMITS = {MANIFEST: _MIB, SIGNATURE: 64 * 1024, MODEL: 512 * _MIB, LABELS: _MIB, CARD: _MIB, EXPECTED: 8 * _MIB}
+_CANARY_PICTURE = re.compile(r"canary/[a-z0-9]{1,32}\.(?:jpg|png)\Z")
+_CANARY_PICTURE_LIMIT = 16 * _MIB
+_REQUIRED = (MODEL, LABELS, CARD, EXPECTED)
+
+MAX_BYTES = 1024 * _MIB
+MAX_FILES = 256
+MAX_LABELS = 10_000
+MAX_LABEL_LENGTH = 200
+
+_END_OF_ZIP = struct.Struct("<4s4H2LH")
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose every file was found to be what its manifest says.
+
+    Attributes:
+        path: the file or directory it was read from.
+        manifest: its description.
+        labels: the class names; place i names output i of the model.
+        digest: sha256 of `manifest.json`, and through the hashes in there, of everything.
+        raw: the bytes of `manifest.json`, which a signature is over.
+        signature: the bytes of `manifest.json.sig`, not checked yet; see `.signature`. None without one.
+    """
+
+    path: Path
+    manifest: Manifest
+    labels: tuple[str, ...]
+    digest: str
+    raw: bytes = field(repr=False)
+    signature: bytes | None = field(repr=False)
+
+    def read(self, name: str) -> bytes:
+        """One file's bytes, hashed again as they are read: what is used is what was verified.
+
+        Raises:
+            BundleError: the bundle has no such file, or it changed since it was opened.
+        """
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise BundleError(self.path, [f"it has no file {name}"])
+        data = _read(self.path, name, entry.size)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise BundleError(self.path, [f"{name} has changed since the bundle was opened"])
+        return data
+
+    def canary(self) -> list[CanaryPicture]:
+        """The pictures to prove the model with on the device; read each with ``read(picture.file)``."""
+        try:
+            pictures = msgspec.json.decode(self.read(EXPECTED), type=list[CanaryPicture])
+        except msgspec.DecodeError as error:
+            raise BundleError(self.path, [f"{EXPECTED}: {error}"]) from error
+        problems = [
+            f"{EXPECTED}: {picture.file!r} is not in the bundle, or its label or scores do not fit labels.txt"
+            for picture in pictures
+            if picture.file not in self.manifest.files
+            or picture.label not in self.labels
+            or len(picture.scores) != len(self.labels)
+        ]
+        if problems:
+            raise BundleError(self.path, problems)
+        return pictures
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read and verify a bundle file, or a directory one was unpacked into.
+
+    Raises:
+        BundleError: with every problem found, not only the first.
+    """
+    path = Path(path)
+    sizes = _sizes(path)
+    problems = _problems_of_names(sizes)
+    if MANIFEST not in sizes:
+        problems.append(f"{MANIFEST} is missing")
+    if problems:
+        raise BundleError(path, problems)
+
+    raw = _read(path, MANIFEST, sizes[MANIFEST])
+    manifest = _decode_manifest(path, raw)
+    found = {name: size for name, size in sizes.items() if name not in (MANIFEST, SIGNATURE)}
+    problems = _problems_of_files(path, manifest, found)
+    labels: tuple[str, ...] = ()
+    if not problems:
+        labels, problems = _decode_labels(_read(path, LABELS, found[LABELS]))
+        if manifest.labels_sha256 != manifest.files[LABELS].sha256:
+            problems.append(f"{MANIFEST}: labels_sha256 is not the hash of {LABELS}")
+        if manifest.tensors.output.shape[-1:] != (len(labels),):
+            problems.append(
+                f"{LABELS} names {len(labels)} classes, the model's output is {manifest.tensors.output.shape}"
+            )
+    if problems:
+        raise BundleError(path, problems)
+    signature = _read(path, SIGNATURE, sizes[SIGNATURE]) if SIGNATURE in sizes else None
+    return Bundle(path, manifest, labels, hashlib.sha256(raw).hexdigest(), raw, signature)
+
+
+def write_bundle(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    *,
+    sign: Callable[[bytes], bytes] | None = None,
+) -> str:
+    """Write a bundle in one step: the final name holds a whole, verified bundle or does not exist.
+
+    The same manifest and files give the same bytes.
+
+    Args:
+        path: the file to write; replaced if it exists.
+        manifest: its ``files`` and ``labels_sha256`` are filled in here.
+        files: contents by name, without the manifest.
+        sign: gives the signature over the manifest's bytes; none is written without it.
+
+    Returns:
+        The bundle's digest.
+    """
+    entries = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
+    manifest = msgspec.structs.replace(manifest, files=entries, labels_sha256=entries[LABELS].sha256)
+    raw = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    signature = {} if sign is None else {SIGNATURE: sign(raw)}
+    path = Path(path)
+    with replacing(path) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
+            for name, data in ((MANIFEST, raw), *signature.items(), *sorted(files.items())):
+                info = zipfile.ZipInfo(name, _ZIP_EPOCH)
+                info.create_system, info.external_attr = 3, 0o644 << 16
+                archive.writestr(info, data)
+        file.flush()
+        # What this version would refuse to read must never get the final name.
+        open_bundle(file.name)
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _decode_manifest(path: Path, raw: bytes) -> Manifest:
+    try:
+        # The format number first: a newer format may have changed everything else.
+        version = msgspec.json.decode(raw, type=_FormatOnly).format
+        if version != FORMAT:
+            raise BundleError(
+                path, [f"it has format {version}, this edgeloop {__version__} reads {FORMAT}; update edgeloop"]
+            )
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(path, [f"{MANIFEST}: {error}"]) from error
+    if version_key(manifest.min_agent) > version_key(__version__):
+        raise BundleError(
+            path, [f"it needs edgeloop {manifest.min_agent} or newer, this is {__version__}; update edgeloop"]
+        )
+    return manifest
+
+
+class _FormatOnly(msgspec.Struct):
+    format: int
+
+
+def _decode_labels(data: bytes) -> tuple[tuple[str, ...], list[str]]:
+    try:
+        labels = tuple(data.decode().removesuffix("\n").split("\n"))
+    except UnicodeDecodeError:
+        return (), [f"{LABELS} is not UTF-8"]
+    return labels, [f"{LABELS}: {problem}" for problem in problems_of_labels(labels)]
+
+
+def problems_of_labels(labels: tuple[str, ...]) -> list[str]:
+    """Why these class names cannot stand in a bundle; empty when they can.
+
+    Control characters would let a bundle steer the terminal or break the line format.
+    """
+    problems = []
+    if not 2 <= len(labels) <= MAX_LABELS:
+        problems.append(f"{len(labels)} classes; 2 to {MAX_LABELS} are possible")
+    if len(set(labels)) != len(labels):
+        problems.append("a class name stands there twice")
+    for label in labels:
+        if not label.strip() or not label.isprintable() or len(label) > MAX_LABEL_LENGTH:
+            problems.append(f"{label[:40]!r} is empty, longer than {MAX_LABEL_LENGTH} characters or not printable")
+            break
+    return problems
+
+
+def _problems_of_names(sizes: Mapping[str, int]) -> list[str]:
+    problems = [f"{name[:80]!r} has no place in a bundle" for name in sizes if _limit(name) is None]
+    problems += [
+        f"{name} has {size} bytes, over the {_limit(name)} allowed"
+        for name, size in sizes.items()
+        if size > (_limit(name) or size)
+    ]
+    if sum(sizes.values()) > MAX_BYTES:
+        problems.append(f"it holds {sum(sizes.values())} bytes, over the {MAX_BYTES} allowed")
+    return problems
+
+
+def _problems_of_files(path: Path, manifest: Manifest, found: Mapping[str, int]) -> list[str]:
+    """Compare what the manifest lists with what is there; hash what has the right size."""
+    listed = manifest.files
+    problems = [f"{name} is missing from {MANIFEST}" for name in _REQUIRED if name not in listed]
+    problems += [f"{name} is listed but missing" for name in sorted(listed.keys() - found.keys())]
+    problems += [f"{name} is there but not listed" for name in sorted(found.keys() - listed.keys())]
+    for name in sorted(listed.keys() & found.keys()):
+        if listed[name].size != found[name]:
+            problems.append(f"{name} has {found[name]} bytes, not the {listed[name].size} listed")
+        else:
+            try:
+                data = _read(path, name, found[name])
+            except BundleError as error:
+                problems.extend(error.problems)
+            else:
+                if hashlib.sha256(data).hexdigest() != listed[name].sha256:
+                    problems.append(f"{name} is damaged: its hash is not the one listed")
+    return problems
+
+
+def _limit(name: str) -> int | None:
+    """Bytes a file of this name may have; None when a bundle has no such file."""
+    if _CANARY_PICTURE.match(name):
+        return _CANARY_PICTURE_LIMIT
+    return _LIMITS.get(name)
+
+
+# --- the two containers: a zip file and a directory -----------------------------------------
+
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, OverflowError, struct.error)
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Name and size of every file inside, without reading any of them."""
+    try:
+        return _directory_sizes(path) if path.is_dir() else _zip_sizes(path)
+    except OSError as error:
+        raise BundleError(path, [f"cannot be read: {error.strerror or error}"]) from error
+    except _ZIP_ERRORS as error:
+        raise BundleError(path, [f"not a zip file edgeloop wrote: {error}"]) from error
+
+
+def _read(path: Path, name: str, size: int) -> bytes:
+    """Exactly ``size`` bytes of one file; ``size`` was checked against the limits before."""
+    try:
+        if path.is_dir():
+            data = _directory_read(path, name, size)
+        else:
+            with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+                data = file.read(size + 1)
+    except OSError as error:
+        raise BundleError(path, [f"{name} cannot be read: {error.strerror or error}"]) from error
+    except (*_ZIP_ERRORS, KeyError) as error:
+        raise BundleError(path, [f"{name} is damaged: {error}"]) from error
+    if len(data) != size:
+        raise BundleError(path, [f"{name} is not of the size it claims ({size} bytes)"])
+    return data
+
+
+def _zip_sizes(path: Path) -> dict[str, int]:
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
+        raise BundleError(path, ["not a regular file"])
+    with path.open("rb") as file:
+        _check_zip_end(path, file)
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    problems = []
+    sizes: dict[str, int] = {}
+    for entry in entries:
+        # 0 where the writer left the mode out, S_IFREG where it did not; symlinks and devices are neither.
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+            problems.append(f"{entry.filename[:80]!r} is a link or a special file")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 0x1:
+            problems.append(f"{entry.filename[:80]!r} is compressed or encrypted; bundles are stored")
+        if entry.filename in sizes:
+            problems.append(f"{entry.filename[:80]!r} is there twice")
+        sizes[entry.filename] = entry.file_size
+    if problems:
+        raise BundleError(path, problems)
+    return sizes
+
+
+def _check_zip_end(path: Path, file: BinaryIO) -> None:
+    """Bound the table of contents before `zipfile` builds it in memory. No comment, one disk, no zip64."""
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_BYTES + _MIB:
+        raise BundleError(path, [f"it has {size} bytes, over the {MAX_BYTES} allowed"])
+    if size < _END_OF_ZIP.size:
+        raise BundleError(path, ["not a zip file edgeloop wrote: too short"])
+    file.seek(size - _END_OF_ZIP.size)
+    magic, disk, toc_disk, here, entries, toc_size, toc_start, comment = _END_OF_ZIP.unpack(file.read(_END_OF_ZIP.size))
+    if (
+        magic != b"PK\x05\x06"
+        or disk
+        or toc_disk
+        or comment
+        or here != entries
+        or toc_start + toc_size + _END_OF_ZIP.size != size
+    ):
+        raise BundleError(path, ["not a zip file edgeloop wrote, or cut short; copy it again"])
+    if entries > MAX_FILES or toc_size > _MIB:
+        raise BundleError(path, [f"it holds {entries} files; {MAX_FILES} are allowed"])
+
+
+def _directory_sizes(path: Path) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    problems = []
+    for folder, subfolders, names in os.walk(path):
+        inside = Path(folder)
+        for name in (*subfolders, *names):
+            entry = inside / name
+            status = entry.lstat()
+            relative = entry.relative_to(path).as_posix()
+            if stat.S_ISDIR(status.st_mode):
+                if relative != "canary":
+                    problems.append(f"{relative[:80]!r} has no place in a bundle")
+            elif not stat.S_ISREG(status.st_mode):
+                problems.append(f"{relative[:80]!r} is a link or a special file")
+            else:
+                sizes[relative] = status.st_size
+        if problems or len(sizes) > MAX_FILES:
+            break
+    if len(sizes) > MAX_FILES:
+        problems.append(f"it holds over {MAX_FILES} files")
+    if problems:
+        raise BundleError(path, problems)
+    return sizes
+
+
+def _directory_read(path: Path, name: str, size: int) -> bytes:
+    # O_NOFOLLOW: the file checked by `_directory_sizes` may have been swapped for a link since.
+    handle = os.open(path / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    with os.fdopen(handle, "rb") as file:
+        return file.read(size + 1)

@@ -1,0 +1,1 @@
+"""Frames kept for retraining: recorded, stored, sent to the desktop."""

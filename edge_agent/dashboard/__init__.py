@@ -1,0 +1,8 @@
+"""The live page and Prometheus' metrics: what the agent publishes, over HTTP. Needs the extra ``review``."""
+
+from __future__ import annotations
+
+from .dashboard import Page
+from .prometheus import Counts
+
+__all__ = ["Counts", "Page"]

@@ -1,0 +1,135 @@
+"""What the page knows, as Prometheus' text; names begin with ``edgeloop_``, units are seconds and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from ..messages import Health, Info, Observation
+from .state import BOUNDS_MS, Board
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+FRAMES = {
+    "captured": "Frames the camera delivered.",
+    "classified": "Frames the model classified.",
+    "replaced": "Frames outrun by a newer one before they were classified.",
+    "unchanged": "Frames the motion gate passed over.",
+    "damaged": "Frames that could not be decoded.",
+}
+FLAGS = ("under_voltage", "frequency_capped", "throttled", "soft_temperature_limit")
+_MB = 1e6
+
+
+class Counts(Protocol):
+    """What became of one camera's frames since the agent started; they only grow."""
+
+    captured: int
+    classified: int
+    replaced: int
+    unchanged: int
+    damaged: int
+    reopened: int
+
+
+def metrics_text(board: Board, counts: Callable[[str], Counts | None]) -> tuple[bytes, str]:
+    """All metrics and their content type."""
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+    from prometheus_client.registry import Collector
+
+    class FromBoard(Collector):
+        def collect(self) -> Iterator[Metric]:
+            yield from _of_cameras(board, counts)
+            yield from _of_device(board)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(FromBoard())
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def _of_cameras(board: Board, counts: Callable[[str], Counts | None]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    cameras = board.cameras
+    counted = {name: count for name in cameras if (count := counts(name)) is not None}
+    for key, text in FRAMES.items():
+        frames = CounterMetricFamily(f"edgeloop_frames_{key}", text, labels=["camera"])
+        for name, count in counted.items():
+            frames.add_metric([name], getattr(count, key))
+        yield frames
+    reopened = CounterMetricFamily("edgeloop_camera_reopened", "Times the camera was opened again.", labels=["camera"])
+    for name, count in counted.items():
+        reopened.add_metric([name], count.reopened)
+    yield reopened
+
+    up = GaugeMetricFamily("edgeloop_camera_up", "1 while the camera delivers new pictures.", labels=["camera"])
+    changes = CounterMetricFamily("edgeloop_label_changes", "Times the decided label changed.", labels=["camera"])
+    score = GaugeMetricFamily(
+        "edgeloop_label_score", "Newest frame's score of the label decided now, 0 to 1.", labels=["camera", "label"]
+    )
+    latency = HistogramMetricFamily(
+        "edgeloop_latency_seconds", "How long each part of a frame's way took.", labels=["camera", "stage"]
+    )
+    for name, camera in cameras.items():
+        state = camera.value("state")
+        up.add_metric([name], float(state is not None and state["state"] == "online"))
+        changes.add_metric([name], camera.changes)
+        label: Observation | None = camera.value("label")
+        if label is not None:
+            now = camera.value("score")
+            score.add_metric([name, label.label], label.score if now is None else now)
+        for stage, spread in camera.spreads.items():
+            # Copied first: a result may come in between, and buckets must add up to the count.
+            latency.add_metric([name, stage], _buckets(list(spread.counts)), spread.sum_ms / 1000)
+    yield from (up, changes, score, latency)
+
+
+def _buckets(counts: list[int]) -> list[tuple[str, float]]:
+    """Cumulative counts by upper bound in seconds, the last without one."""
+    buckets, total = [], 0
+    for bound_ms, count in zip((*BOUNDS_MS, float("inf")), counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound_ms == float("inf") else str(bound_ms / 1000), float(total)))
+    return buckets
+
+
+def _of_device(board: Board) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+    info: Info | None = board.value("info")
+    if info is not None:
+        model = {"name": info.model.name, "version": info.model.version, "digest": info.model.digest}
+        yield InfoMetricFamily("edgeloop_model", "The model that runs.", value=model)
+        versions = {"device": info.device, "edgeloop": info.edgeloop, "runtime": info.runtime, "python": info.python}
+        yield InfoMetricFamily("edgeloop_agent", "The agent.", value=versions)
+    health: Health | None = board.value("health")
+    if health is None:
+        return
+    gauges = (
+        ("uptime_seconds", "Since the agent started.", health.uptime_s),
+        ("temperature_celsius", "Of the processor.", health.temperature_c),
+        ("load1", "Processes that run or wait, mean of a minute.", health.load_1min),
+        ("memory_bytes", "Resident memory of the agent.", _bytes(health.memory_mb)),
+        ("memory_free_bytes", "Memory of the device that is available.", _bytes(health.memory_free_mb)),
+        ("disk_free_bytes", "Where the agent keeps its state.", _bytes(health.disk_free_mb)),
+        ("spool_depth", "Events that wait for the broker.", None if health.spool is None else health.spool.depth),
+    )
+    for name, text, value in gauges:
+        if value is not None:
+            yield GaugeMetricFamily(f"edgeloop_{name}", text, value=value)
+    if health.spool is not None:
+        yield CounterMetricFamily("edgeloop_spool_dropped", "Events lost to a full spool.", value=health.spool.dropped)
+    if health.recorder is not None:
+        yield CounterMetricFamily("edgeloop_recorder_kept", "Frames kept.", value=health.recorder.kept)
+        yield GaugeMetricFamily("edgeloop_recorder_bytes", "Of captures.", value=health.recorder.megabytes * _MB)
+    if health.throttled is not None:
+        throttled = GaugeMetricFamily("edgeloop_throttled", "1 while the flag of the Pi is set.", labels=["flag"])
+        for flag in FLAGS:
+            throttled.add_metric([flag], float(flag in health.throttled))
+            throttled.add_metric([f"{flag}_occurred"], float(f"{flag}_occurred" in health.throttled))
+        yield throttled
+
+
+def _bytes(megabytes: float | None) -> float | None:
+    return None if megabytes is None else megabytes * _MB

@@ -1,0 +1,175 @@
+"""The page's HTTP: which addresses there are, and how much each gives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..http_server import Guard, theme
+from .images import Pictures
+from .prometheus import Counts, metrics_text
+from .state import Board
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+VIEWERS = 8
+"""Streams of events at once; a page open in a browser takes one."""
+_TICK_S = 0.2
+"""How often a viewer is told what is new: as often as an eye can read a label."""
+_HEARTBEAT_TICKS = 25
+"""Ticks without news after which the time alone is sent: the page takes a longer silence for a lost connection."""
+_ABORT_S = 0.5
+
+Region = tuple[float, float, float, float]
+STATIC = {"/": "index.html", "/dashboard.css": "dashboard.css", "/dashboard.js": "dashboard.js"}
+_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass
+class Sources:
+    """What the page shows: the messages, and where pictures, regions and counts come from."""
+
+    board: Board
+    pictures: Pictures
+    region: Callable[[str], Region]
+    counts: Callable[[str], Counts | None]
+    closing: bool = False
+    """Set when the streams are to end."""
+    viewers: int = 0
+
+    def news(self, version: int) -> tuple[int, dict[str, Any]]:
+        """See `Board.since`; everything also holds what does not change."""
+        newest, news = self.board.since(version)
+        if not version:
+            news = {"v": 1, "device": self.board.device, "cameras": {}, "events": [], **news}
+            news["cameras"] = {
+                name: {"region": self.region(name), "points": [], "labels": [], **camera}
+                for name, camera in news["cameras"].items()
+            }
+        return newest, news
+
+
+def make_app(sources: Sources, *, loopback: bool) -> ASGIApp:
+    """The web application; with ``loopback`` it answers only to the names of this machine itself."""
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse, Response
+    from starlette.routing import Route
+
+    folder = files(__package__) / "static"
+    static = {path: (folder / name).read_bytes() for path, name in STATIC.items()} | {"/theme.css": theme()}
+
+    async def file(request: Request) -> Response:
+        suffix = STATIC.get(request.url.path, request.url.path).rsplit(".", 1)[1]
+        return Response(static[request.url.path], media_type=_TYPES[suffix])
+
+    async def state(_request: Request) -> Response:
+        return Response(_encode(sources.news(0)[1]), media_type="application/json")
+
+    async def events(request: Request) -> Response:
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
+        return _stream(sources)
+
+    async def picture(request: Request) -> Response:
+        name = request.path_params["camera"]
+        if name not in sources.board.cameras:
+            return PlainTextResponse("no such camera\n", 404)
+        live = request.url.path.endswith(".jpg")
+        data = await (sources.pictures.live(name) if live else sources.pictures.model(name))
+        # No content is no error: a camera that has yet to deliver is an everyday thing.
+        return Response(status_code=204) if data is None else Response(data, media_type=_picture_type(live=live))
+
+    async def metrics(_request: Request) -> Response:
+        text, content_type = metrics_text(sources.board, sources.counts)
+        return Response(text, headers={"content-type": content_type})
+
+    async def healthy(_request: Request) -> Response:
+        started = sources.board.value("info") is not None
+        return PlainTextResponse("ok\n") if started else PlainTextResponse("starting\n", 503)
+
+    async def nothing(_request: Request) -> Response:
+        return Response(status_code=204)
+
+    routes = [Route(path, file) for path in static]
+    routes += [
+        Route("/api/state", state),
+        Route("/api/events", events),
+        Route("/camera/{camera}.jpg", picture),
+        Route("/camera/{camera}/model.png", picture),
+        Route("/metrics", metrics),
+        Route("/healthz", healthy),
+        Route("/favicon.ico", nothing),
+    ]
+    app = Starlette(routes=routes, middleware=[Middleware(Guard, loopback=loopback)])
+    app.router.redirect_slashes = False
+    return app
+
+
+def _picture_type(*, live: bool) -> str:
+    return "image/jpeg" if live else "image/png"
+
+
+def _stream(sources: Sources) -> Response:
+    """Everything, then what is new, for as long as the viewer stays."""
+    from starlette.responses import PlainTextResponse, Response
+
+    class Stream(Response):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if sources.viewers >= VIEWERS or sources.closing:
+                refusal = PlainTextResponse("too many viewers\n", 503, {"retry-after": "10"})
+                await refusal(scope, receive, send)
+                return
+            sources.viewers += 1
+            gone = asyncio.ensure_future(_disconnected(receive))
+            try:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await _send_news(sources, send, gone)
+            finally:
+                sources.viewers -= 1
+                gone.cancel()
+
+    stream = Stream(media_type="text/event-stream")
+    del stream.headers["content-length"]
+    return stream
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_news(sources: Sources, send: Send, gone: asyncio.Future[None]) -> None:
+    version, quiet = 0, 0
+    while not (gone.done() or sources.closing):
+        kind = b"changes" if version else b"state"
+        newest, news = sources.news(version)
+        quiet = quiet + 1 if newest == version else 0
+        if quiet % _HEARTBEAT_TICKS == 0:
+            # Waits while this viewer's connection is full; what changes meanwhile is sent in one piece afterwards.
+            body = b"event: " + kind + b"\ndata: " + _encode(news) + b"\n\n"
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        version = newest
+        await asyncio.wait({gone}, timeout=_TICK_S)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def stop(server: uvicorn.Server, sources: Sources) -> None:
+    """Begin to end, in the server's event loop: streams at once, those who do not read with force."""
+    sources.closing = server.should_exit = True
+
+    def abort() -> None:
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+
+    asyncio.get_running_loop().call_later(_ABORT_S, abort)

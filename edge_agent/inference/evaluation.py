@@ -1,0 +1,203 @@
+"""How good a classifier is on labelled pictures: the one scorer of the gate and the reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import sqrt
+
+import numpy as np
+import numpy.typing as npt
+
+from ..preprocess import Pixels
+from .classifier import Classifier
+
+CALIBRATION_BINS = 15
+"""As in Guo et al. 2017, so that figures compare with theirs."""
+LEAST_SCORE = 1e-7
+"""A score of 0 would make the log loss infinite; Keras clips at the same place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """What the top scores promise beside what they keep, in bins of equal width over 0 to 1.
+
+    Attributes:
+        edges: (bins + 1,) float, limits of the bins; a score on a limit counts in the lower bin.
+        pictures: (bins,) int, how many top scores lie in each.
+        score: (bins,) float, their mean; nan in an empty bin.
+        accuracy: (bins,) float, share of them that name the right class; nan in an empty bin.
+    """
+
+    edges: npt.NDArray[np.float64]
+    pictures: npt.NDArray[np.int64]
+    score: npt.NDArray[np.float64]
+    accuracy: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Scores of a set of pictures beside their true classes.
+
+    Attributes:
+        labels: the class names.
+        truth: (pictures,) int, index of the true class.
+        scores: (pictures, classes) float32, softmax.
+        inference_ms: (pictures,) float, wall time of each invoke; empty where nothing was timed.
+    """
+
+    labels: tuple[str, ...]
+    truth: npt.NDArray[np.intp]
+    scores: npt.NDArray[np.float32]
+    inference_ms: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    @cached_property
+    def predicted(self) -> npt.NDArray[np.intp]:
+        """(pictures,) int, index of the class with the highest score."""
+        best: npt.NDArray[np.intp] = np.argmax(self.scores, axis=1)
+        return best
+
+    @cached_property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """(pictures,) bool, whether the highest score is the true class."""
+        right: npt.NDArray[np.bool_] = self.predicted == self.truth
+        return right
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pictures whose highest score is the true class, 0 to 1."""
+        return float(self.right.mean())
+
+    @property
+    def interval_95(self) -> tuple[float, float]:
+        """Between what the accuracy on all such pictures lies, with 95 % confidence; see `wilson_interval`."""
+        return wilson_interval(self.accuracy, len(self.truth))
+
+    def support(self) -> dict[str, int]:
+        """Number of pictures of each class, classes without pictures included."""
+        return dict(zip(self.labels, self._count(self.truth).tolist(), strict=True))
+
+    def recall(self) -> dict[str, float]:
+        """Share of each class's pictures that were recognised; classes without pictures are left out."""
+        return self._shares(self._count(self.truth[self.right]), self._count(self.truth))
+
+    def precision(self) -> dict[str, float]:
+        """Share of the pictures taken for each class that are of it; classes nothing was taken for are left out."""
+        return self._shares(self._count(self.truth[self.right]), self._count(self.predicted))
+
+    def f1(self) -> dict[str, float]:
+        """Harmonic mean of precision and recall, 2 right / (pictures + predicted); of classes that have pictures.
+
+        van Rijsbergen 1979, Information Retrieval, chapter 7, with equal weights.
+        """
+        pictures = self._count(self.truth)
+        shares = self._shares(2 * self._count(self.truth[self.right]), pictures + self._count(self.predicted))
+        return {label: shares[label] for label, count in zip(self.labels, pictures, strict=True) if count}
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean of `f1` over the classes, each class counting the same however many pictures it has."""
+        return float(np.mean(list(self.f1().values())))
+
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """(classes, classes) int: row the true class, column the predicted one."""
+        classes = len(self.labels)
+        cells = np.bincount(self.truth * classes + self.predicted, minlength=classes * classes)
+        return cells.reshape(classes, classes).astype(np.int64, copy=False)
+
+    def confused_pairs(self) -> list[tuple[str, str, int]]:
+        """Class, what it was taken for, how many pictures: every such pair that occurs, most frequent first."""
+        wrong = ~self.right
+        pairs, counts = np.unique(
+            np.stack([self.truth[wrong], self.predicted[wrong]], axis=1), axis=0, return_counts=True
+        )
+        order = np.argsort(-counts, kind="stable")
+        return [(self.labels[pairs[i, 0]], self.labels[pairs[i, 1]], int(counts[i])) for i in order]
+
+    def top_accuracy(self, count: int) -> float:
+        """Share of pictures whose true class is among the ``count`` highest scores, 0 to 1.
+
+        Among equal scores the class that stands first in ``labels`` counts as the higher one, as in `predicted`.
+        """
+        own = np.take_along_axis(self.scores, self.truth[:, None], axis=1)
+        first = np.arange(len(self.labels)) < self.truth[:, None]
+        ahead = ((self.scores > own) | ((self.scores == own) & first)).sum(axis=1)
+        return float((ahead < count).mean())
+
+    @property
+    def log_loss(self) -> float:
+        """Mean of -ln(score of the true class), in nats: the loss the head is trained with; 0 is perfect.
+
+        Scores under `LEAST_SCORE` count as that. An int8 model's scores are steps of 1/256, so one 0 costs 16 nats.
+        """
+        own = np.take_along_axis(self.scores, self.truth[:, None], axis=1).astype(np.float64)
+        return float(-np.log(np.clip(own, LEAST_SCORE, 1)).mean())
+
+    def reliability(self, bins: int = CALIBRATION_BINS) -> Reliability:
+        """Top scores in bins of equal width, after Guo et al. 2017 (arXiv:1706.04599), section 2."""
+        top = self.scores.max(axis=1).astype(np.float64)
+        edges = np.linspace(0, 1, bins + 1)
+        place = np.clip(np.searchsorted(edges, top, side="left") - 1, 0, bins - 1)
+        pictures = np.bincount(place, minlength=bins).astype(np.int64, copy=False)
+        with np.errstate(invalid="ignore"):  # an empty bin has no mean, which nan says
+            score = np.bincount(place, weights=top, minlength=bins) / pictures
+            accuracy = np.bincount(place, weights=self.right, minlength=bins) / pictures
+        return Reliability(edges, pictures, score, accuracy)
+
+    def calibration_error(self, bins: int = CALIBRATION_BINS) -> float:
+        """Expected calibration error, 0 to 1: how far scores are from the share that is right, on average.
+
+        Sum over the bins of (pictures in it / pictures) * |accuracy - mean score|; equation 3 of Guo et al. 2017
+        (arXiv:1706.04599). With few pictures per bin it is above 0 by chance alone.
+        """
+        found = self.reliability(bins)
+        used = found.pictures > 0
+        gaps = np.abs(found.accuracy[used] - found.score[used])
+        return float((found.pictures[used] * gaps).sum() / len(self.truth))
+
+    def agreement(self, other: Evaluation) -> float:
+        """Share of pictures on which both name the same class first, 0 to 1."""
+        return float((self.predicted == other.predicted).mean())
+
+    def _count(self, classes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        return np.bincount(classes, minlength=len(self.labels))
+
+    def _shares(self, parts: npt.NDArray[np.intp], wholes: npt.NDArray[np.intp]) -> dict[str, float]:
+        rows = zip(self.labels, parts.tolist(), wholes.tolist(), strict=True)
+        return {label: part / whole for label, part, whole in rows if whole}
+
+
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % confidence interval of a share observed in ``count`` trials (Wilson 1927), both 0 to 1."""
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluate(classifier: Classifier, pictures: Iterable[tuple[Pixels, str]]) -> Evaluation:
+    """Classify labelled frames (BGR, with the name of their class), one by one, as the device does.
+
+    Raises:
+        ValueError: there are none, or a label is not one of the classifier's.
+    """
+    return evaluate_together([classifier], pictures)[0]
+
+
+def evaluate_together(classifiers: Sequence[Classifier], pictures: Iterable[tuple[Pixels, str]]) -> list[Evaluation]:
+    """`evaluate` for several classifiers of the same labels, each picture decoded once and given to all of them."""
+    truth: list[int] = []
+    scores: list[list[npt.NDArray[np.float32]]] = [[] for _ in classifiers]
+    times: list[list[float]] = [[] for _ in classifiers]
+    for frame, label in pictures:
+        truth.append(classifiers[0].labels.index(label))
+        for place, classifier in enumerate(classifiers):
+            result = classifier.classify(frame)
+            scores[place].append(result.scores)
+            times[place].append(result.inference_ms)
+    if not truth:
+        raise ValueError("there are no pictures to evaluate on")
+    return [
+        Evaluation(classifier.labels, np.array(truth, np.intp), np.stack(own), np.array(spent))
+        for classifier, own, spent in zip(classifiers, scores, times, strict=True)
+    ]

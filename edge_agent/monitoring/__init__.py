@@ -1,0 +1,1 @@
+"""Figures about the machine and about what the model sees."""

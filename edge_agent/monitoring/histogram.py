@@ -1,0 +1,76 @@
+"""How long things took, as a histogram of constant relative error and size: after HdrHistogram (hdrhistogram.org)."""
+
+from __future__ import annotations
+
+from math import ceil, log
+
+import numpy as np
+
+from ..messages import Percentiles
+
+_LEAST_MS = 0.001
+_RATIO = 1.01
+"""Between neighbouring bounds: a value is told to within 0.5 %."""
+_BUCKETS = 1 + ceil(float(np.log(3_600_000 / _LEAST_MS) / np.log(_RATIO)))
+_LOG_RATIO = float(np.log(_RATIO))
+
+
+class Histogram:
+    """Counts of milliseconds between a microsecond and an hour.
+
+    One thread adds; another may take. Neither waits for the other: the counts only ever grow, and who takes remembers
+    what they were, so that nothing is lost or counted twice.
+    """
+
+    def __init__(self) -> None:
+        self._counts = [0] * (_BUCKETS + 1)
+        self._taken = np.zeros(_BUCKETS + 1, np.int64)
+        self._max = 0.0
+        self.total_ms = 0.0
+        """Sum of all that was ever added."""
+
+    def add(self, ms: float) -> None:
+        """Count one; what is under a microsecond or over an hour counts as that, what is no number as nothing."""
+        ms = min(max(ms, 0.0), 3_600_000.0) if ms == ms else 0.0  # noqa: PLR0124  only not-a-number differs from itself
+        self._counts[_bucket(ms)] += 1
+        self.total_ms += ms
+        self._max = max(self._max, ms)
+
+    @property
+    def count(self) -> int:
+        """How many were ever added."""
+        return sum(self._counts)
+
+    def at_most(self, bounds_ms: tuple[float, ...]) -> list[int]:
+        """How many were ever added that are not above each bound, to within the error; for cumulative histograms."""
+        cumulative = np.cumsum(self._counts)
+        return [int(cumulative[_bucket(bound)]) for bound in bounds_ms]
+
+    def taken(self) -> Percentiles:
+        """What was added since this was last asked; all 0 when nothing was."""
+        counts, highest = np.array(self._counts, np.int64), self._max
+        self._max = 0.0
+        new = counts - self._taken
+        self._taken = counts
+        total = int(new.sum())
+        if not total:
+            return Percentiles(0, 0.0, 0.0, 0.0, 0.0)
+        cumulative = np.cumsum(new)
+
+        def percentile(share: float) -> float:
+            return round(_middle(int(np.searchsorted(cumulative, ceil(share * total)))), 3)
+
+        # The maximum is exact, unless one was added in the moment between; then its bucket tells.
+        top = max(highest, _middle(int(np.flatnonzero(new)[-1])) / _RATIO)
+        return Percentiles(total, percentile(0.5), percentile(0.95), percentile(0.99), round(top, 3))
+
+
+def _bucket(ms: float) -> int:
+    if not ms > _LEAST_MS:
+        return 0
+    return min(_BUCKETS, 1 + int(log(ms / _LEAST_MS) / _LOG_RATIO))
+
+
+def _middle(bucket: int) -> float:
+    """The value, in ms, that stands for a bucket: the geometric middle of its bounds."""
+    return _LEAST_MS if bucket == 0 else _LEAST_MS * _RATIO ** (bucket - 0.5)

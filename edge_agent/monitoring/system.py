@@ -1,0 +1,90 @@
+"""What Linux tells of the machine: temperature, throttling, memory, load, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+_FLAGS = ("under_voltage", "frequency_capped", "throttled", "soft_temperature_limit")
+"""Bits 0 to 3 of what the Raspberry Pi's firmware reports, now; 16 to 19 are the same since boot (documentation of
+`vcgencmd get_throttled`)."""
+
+
+def temperature_c(root: Path = Path("/")) -> float | None:
+    """Of the processor: the thermal zone whose type names it, else the first one."""
+    zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
+    zones.sort(key=lambda zone: not any(word in (_read(zone / "type") or "") for word in ("cpu", "x86_pkg", "soc")))
+    for zone in zones:
+        text = _read(zone / "temp")
+        if text is not None and text.lstrip("-").isdecimal():
+            return round(int(text) / 1000, 1)
+    return None
+
+
+def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
+    """The Raspberry Pi's flags that are set, those since boot with ``_occurred``; None on other machines."""
+    text = _read(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
+    try:
+        bits = int(text or "", 16)
+    except ValueError:
+        return None
+    now = [flag for bit, flag in enumerate(_FLAGS) if bits >> bit & 1]
+    return (*now, *(f"{flag}_occurred" for bit, flag in enumerate(_FLAGS, 16) if bits >> bit & 1))
+
+
+def resident_mb(root: Path = Path("/")) -> float | None:
+    """Memory this process holds in RAM."""
+    fields = (_read(root / "proc/self/statm") or "").split()
+    return round(int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1) if len(fields) > 1 else None
+
+
+def available_mb(root: Path = Path("/")) -> float | None:
+    """Memory the machine could still give without swapping."""
+    return meminfo_mb("MemAvailable", root)
+
+
+def meminfo_mb(field: str, root: Path = Path("/")) -> float | None:
+    """A field of /proc/meminfo."""
+    for line in (_read(root / "proc/meminfo") or "").splitlines():
+        if line.startswith(f"{field}:"):
+            return round(int(line.split()[1]) * 1024 / 1e6, 1)
+    return None
+
+
+def load_1min() -> float | None:
+    """Load average of the last minute; None where the system does not tell."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except OSError:
+        return None
+
+
+def free_mb(path: Path) -> float | None:
+    """Free megabytes on the file system of ``path``; None where it cannot be read."""
+    try:
+        return round(shutil.disk_usage(path).free / 1e6, 1)
+    except OSError:
+        return None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def peak_memory_mb(pid: int | str) -> float:
+    """Peak resident megabytes of a process; 0 where it cannot be told."""
+    return field_kib(f"/proc/{pid}/status", "VmHWM") / 1024
+
+
+def field_kib(path: str, name: str) -> int:
+    """A field of a file such as /proc/meminfo, in KiB; 0 where there is none."""
+    with suppress(OSError, ValueError), open(path, encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1])
+    return 0

@@ -1,0 +1,429 @@
+"""The live page and its metrics, over real sockets."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from edge_agent.cameras import ArrayFrame
+from edge_agent.config import PageSettings
+from edge_agent.dashboard import Page
+from edge_agent.dashboard.images import MIN_AGE_S
+from edge_agent.dashboard.server import VIEWERS
+from edge_agent.dashboard.state import BOUNDS_MS, EVENTS, LABELS, Board
+from edge_agent.errors import ConfigError, MissingExtraError, PictureError
+from edge_agent.http_server import CONNECTIONS, is_this_machine
+from edge_agent.messages import (
+    CameraHealth,
+    CameraInfo,
+    Health,
+    Info,
+    Latency,
+    ModelId,
+    Observation,
+    Percentiles,
+    SpoolHealth,
+    Timing,
+    TopScore,
+    timestamp,
+)
+from edge_agent.preprocess import Pixels
+
+from ...conftest import wait_until
+
+MODEL = ModelId("ground", "1.2", "ab" * 32)
+
+
+def info(*cameras: str) -> Info:
+    names = {name: CameraInfo("/dev/video0") for name in cameras}
+    return Info(
+        1, "porch-pi", MODEL, ("brick", "stars"), names, 2, None, "ai-edge-litert 2.3.0", "0.1.0", "3.11.2", False
+    )
+
+
+def observation(label: str, score: float, camera: str = "feeder", age_ms: float = 21.0, seq: int = 0) -> Observation:
+    top = (TopScore(label, score), TopScore("other", round(1 - score, 4)))
+    timing = Timing(0.3, 5.2, age_ms)
+    return Observation(1, "porch-pi", camera, seq, timestamp(time.time_ns()), label, score, top, MODEL, timing)
+
+
+def health(camera: str, throttled: tuple[str, ...] = ()) -> Health:
+    times = Percentiles(300, 5.1, 6.0, 7.5, 9.0)
+    of_camera = CameraHealth("online", 30.0, 29.5, 15, 0, 1, 2)
+    return Health(
+        1, "porch-pi", timestamp(time.time_ns()), 3723.0, MODEL, 61.5, throttled, 0.8, 118.0, 2100.0, 9000.0,
+        Latency(times, times, times), {camera: of_camera}, SpoolHealth(3, 7, True), None,
+    )  # fmt: skip
+
+
+@dataclass
+class Count:
+    """As the agent counts."""
+
+    captured: int = 100
+    classified: int = 90
+    replaced: int = 8
+    unchanged: int = 1
+    damaged: int = 1
+    reopened: int = 2
+
+
+class Rig:
+    """A page over one camera, whose picture can be changed."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.frame: ArrayFrame | None = None
+        self.levels: Pixels | None = None
+        self.counts = {"feeder": Count()}
+        self.page = Page(
+            PageSettings(port=port),
+            "porch-pi",
+            frame=lambda name: self.frame if name == "feeder" else None,
+            prepared=lambda name: self.levels if name == "feeder" else None,
+            region=lambda _name: (0.0, 0.0, 1.0, 1.0),
+            counts=self.counts.get,
+        )
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, http.client.HTTPMessage, bytes]:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
+            connection.request(method, path, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.headers, response.read()
+
+    def state(self) -> dict[str, Any]:
+        return dict(json.loads(self.get("/api/state")[2]))
+
+    def stream(self) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection.request("GET", "/api/events")
+        return connection, connection.getresponse()
+
+
+@pytest.fixture
+def rig(free_port: int) -> Iterator[Rig]:
+    rig = Rig(free_port)
+    with rig.page:
+        rig.page.info(info("feeder"))
+        rig.page.camera("feeder", "online")
+        yield rig
+
+
+def next_event(response: http.client.HTTPResponse) -> tuple[str, dict[str, Any]]:
+    lines = []
+    while line := response.readline().decode().strip():
+        lines.append(line)
+    return lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: "))
+
+
+def test_the_state_holds_what_was_published_and_the_stream_says_what_changed(rig: Rig) -> None:
+    rig.page.label(observation("brick", 0.8))
+    rig.page.event(observation("brick", 0.8))
+    rig.page.health(health("feeder"))
+    state = rig.state()
+    assert state["device"] == "porch-pi"
+    assert state["info"]["model"]["version"] == "1.2"
+    assert state["health"]["spool"]["depth"] == 3
+    assert [event["label"] for event in state["events"]] == ["brick"]
+    camera = state["cameras"]["feeder"]
+    assert camera["state"]["state"] == "online"
+    assert camera["label"]["label"] == "brick"
+    assert camera["region"] == [0.0, 0.0, 1.0, 1.0]
+    assert [label for _, label, _ in camera["labels"]] == ["brick"]
+
+    connection, response = rig.stream()
+    with closing(connection):
+        kind, news = next_event(response)
+        assert (kind, news["cameras"]["feeder"]["label"]["label"]) == ("state", "brick")
+        rig.page.result(observation("stars", 0.9))
+        kind, news = next_event(response)
+        assert kind == "changes"
+        assert set(news) == {"now_s", "cameras"}
+        assert news["cameras"]["feeder"]["result"]["label"] == "stars"
+        assert news["cameras"]["feeder"]["score"] == 0  # what this frame says of brick, the decided label
+        rig.page.camera("feeder", "lost")
+        while "state" not in news["cameras"].get("feeder", {}):
+            news = next_event(response)[1]
+        assert news["cameras"]["feeder"]["state"]["state"] == "lost"
+        assert news["cameras"]["feeder"]["labels"] == [[pytest.approx(news["now_s"], abs=2), None, 0]]
+
+
+def test_the_past_is_bounded_and_sums_up_each_second() -> None:
+    board = Board("porch-pi")
+    for number in range(1000):
+        board.label(observation(str(number), 0.5))
+        board.event(observation(str(number), 0.5))
+        board.result(observation(str(number), 0.5, age_ms=999.0 - number))
+    version, everything = board.since(0)
+    assert len(everything["events"]) == EVENTS
+    assert len(everything["cameras"]["feeder"]["labels"]) == LABELS
+    wait_until(lambda: "cameras" in board.since(version)[1], 5, "the second to end")
+    points = [
+        *everything["cameras"]["feeder"].get("points", []),
+        *board.since(version)[1]["cameras"]["feeder"]["points"],
+    ]
+    assert sum(point.results for point in points) == 1000
+    assert max(point.age_most_ms for point in points) == 999
+    assert {(point.score, point.preprocess_ms, point.inference_ms) for point in points} == {(0.5, 0.3, 5.2)}
+    newest, nothing = board.since(board.since(0)[0])
+    assert set(nothing) == {"now_s"}
+    assert newest >= version
+
+
+def test_pictures_are_the_newest_at_a_size_to_be_shown(rig: Rig, areas: dict[str, dict[str, Pixels]]) -> None:
+    assert rig.get("/camera/feeder.jpg")[0] == rig.get("/camera/feeder/model.png")[0] == 204
+    small = areas["brick"]["train"]
+    picture = cv2.resize(small, (1600, 900))
+    rig.frame = ArrayFrame(image=np.asarray(picture, np.uint8), seq=0)
+    rig.levels = np.ascontiguousarray(small[:96, :64])
+    status, headers, data = rig.get("/camera/feeder.jpg?123")
+    assert (status, headers["content-type"], headers["cache-control"]) == (200, "image/jpeg", "no-store")
+    shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert shown is not None
+    assert shown.shape == (450, 800, 3)
+    assert float(np.mean(cv2.absdiff(shown, cv2.resize(picture, (800, 450), interpolation=cv2.INTER_AREA)))) < 5
+    status, headers, data = rig.get("/camera/feeder/model.png")
+    assert (status, headers["content-type"]) == (200, "image/png")
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(decoded, rig.levels)
+    for name in ("nobody.jpg", "nobody/model.png", "../../etc/passwd.jpg", "..%2f..%2fetc%2fpasswd.jpg", "feeder"):
+        assert rig.get(f"/camera/{name}")[0] == 404
+
+
+def test_a_picture_is_encoded_once_however_many_look_and_a_damaged_one_is_no_error(
+    rig: Rig, areas: dict[str, dict[str, Pixels]]
+) -> None:
+    looked = []
+
+    class Counting(ArrayFrame):
+        def full(self) -> Pixels:
+            looked.append(self)
+            return self.image
+
+    rig.frame = Counting(image=areas["brick"]["train"], seq=0)
+    threads = [threading.Thread(target=rig.get, args=("/camera/feeder.jpg",)) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(looked) == 2  # its size, and the picture
+    time.sleep(2 * MIN_AGE_S)
+    assert rig.get("/camera/feeder.jpg")[0] == 200
+    assert len(looked) == 2
+
+    class Damaged(ArrayFrame):
+        def full(self) -> Pixels:
+            raise PictureError("cut off")
+
+    rig.frame = Damaged(image=areas["brick"]["train"], seq=1)
+    wait_until(lambda: rig.get("/camera/feeder.jpg")[0] == 204, 5, "the damaged picture to be looked at")
+
+
+def test_metrics_are_prometheus_text_whose_counters_only_grow(rig: Rig) -> None:
+    hostile = 'a "quoted"\\ label\nof two lines'
+    rig.page.label(observation(hostile, 0.7))
+    rig.page.event(observation(hostile, 0.7))
+    for age_ms in (1.0, 30.0, 30.0, 9999.0):
+        rig.page.result(observation(hostile, 0.75, age_ms=age_ms))
+    rig.page.health(health("feeder", throttled=("throttled",)))
+    status, headers, text = rig.get("/metrics")
+    assert status == 200
+    assert headers["content-type"].startswith("text/plain; version=")
+    families = {family.name: family for family in text_string_to_metric_families(text.decode())}
+    assert all(name.startswith("edgeloop_") for name in families)
+    samples = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in families.values()
+        for sample in family.samples
+    }
+    camera = ("camera", "feeder")
+    for name, value in {"captured": 100, "classified": 90, "replaced": 8, "unchanged": 1, "damaged": 1}.items():
+        assert families[f"edgeloop_frames_{name}"].type == "counter"
+        assert samples[f"edgeloop_frames_{name}_total", camera] == value
+    assert samples["edgeloop_label_score", camera, ("label", hostile)] == 0.75
+    assert samples["edgeloop_label_changes_total", camera] == 1
+    assert samples["edgeloop_camera_up", camera] == 1
+    assert samples["edgeloop_temperature_celsius",] == 61.5
+    assert samples["edgeloop_memory_bytes",] == 118e6
+    assert samples["edgeloop_spool_depth",] == 3
+    assert samples["edgeloop_spool_dropped_total",] == 7
+    assert samples["edgeloop_throttled", ("flag", "throttled")] == 1
+    assert samples["edgeloop_throttled", ("flag", "under_voltage")] == 0
+    assert ("edgeloop_model_info", ("digest", MODEL.digest), ("name", "ground"), ("version", "1.2")) in samples
+    assert families["edgeloop_latency_seconds"].type == "histogram"
+    stage = ("stage", "capture_to_publish")
+    buckets = {
+        key[2][1]: value
+        for key, value in samples.items()
+        if str(key[0]).endswith("_bucket") and key[1] == camera and stage in key
+    }
+    assert len(buckets) == len(BOUNDS_MS) + 1
+    assert (buckets["0.001"], buckets["0.02"], buckets["0.05"], buckets["5.0"], buckets["+Inf"]) == (1, 1, 3, 3, 4)
+    assert samples["edgeloop_latency_seconds_count", camera, stage] == 4
+    assert samples["edgeloop_latency_seconds_sum", camera, stage] == pytest.approx(10.06)
+    rig.page.camera("feeder", "frozen")
+    assert b'edgeloop_camera_up{camera="feeder"} 0.0' in rig.get("/metrics")[2]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost:80:80", ""])
+def test_a_name_that_is_not_this_machines_gets_nothing(rig: Rig, host: str) -> None:
+    for path in ("/", "/api/state", "/api/events", "/camera/feeder.jpg", "/metrics"):
+        status, headers, body = rig.get(path, Host=host)
+        assert (status, "access-control-allow-origin" in headers) == (421, False)
+        assert b"porch-pi" not in body
+
+
+def test_this_machines_names_are_these() -> None:
+    assert all(map(is_this_machine, ("localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]", "[::1]:8080")))
+    assert not any(map(is_this_machine, ("::1", "[::2]:80", "localhost:a", "a@localhost", "127.0.0.2", "localhost.")))
+
+
+def test_only_reading_is_possible_and_every_answer_is_guarded(rig: Rig) -> None:
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PROPFIND"):
+        assert rig.get("/api/state", method)[0] == rig.get("/nowhere", method)[0] == 405
+    for path, expected in {
+        "/": 200,
+        "/dashboard.js": 200,
+        "/healthz": 200,
+        "/nowhere": 404,
+        "/static/../page.py": 404,
+    }.items():
+        status, headers, _ = rig.get(path, Origin="http://evil.example")
+        assert status == expected
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert "server" not in headers
+        assert "access-control-allow-origin" not in headers
+    for path in ("/", "/api/state", "/api/events", "/metrics", "/camera/feeder.jpg"):
+        assert rig.get(path, "HEAD")[2] == b""
+
+
+def test_more_viewers_than_there_is_room_for_are_refused_until_one_leaves(rig: Rig) -> None:
+    streams = [rig.stream() for _ in range(VIEWERS)]
+    assert {response.status for _, response in streams} == {200}
+    assert rig.get("/api/events")[0] == 503
+    assert rig.get("/api/state")[0] == 200
+    connection, response = streams.pop()
+    response.close()
+    connection.close()
+    wait_until(lambda: _admitted(rig), 10, "room for a viewer")
+    for connection, response in streams:
+        response.close()
+        connection.close()
+
+
+def _admitted(rig: Rig) -> bool:
+    connection, response = rig.stream()
+    status = response.status
+    response.close()
+    connection.close()
+    return status == 200
+
+
+def test_rubbish_and_idle_connections_take_nothing_from_others(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    for rubbish in (
+        b"\0\xff" * 5000,
+        b"GET / HTTP/1.1\r\nX: " + b"y" * 100_000,
+        b"GET http://[/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", rig.port), 10) as client:
+            try:
+                client.sendall(rubbish)
+                assert b" 200 " not in client.recv(100)
+            except ConnectionError:
+                pass  # it hung up, which is as good
+    idle = [socket.create_connection(("127.0.0.1", rig.port), 10) for _ in range(CONNECTIONS + 20)]
+    idle[-1].settimeout(5)  # sooner than those that ask nothing are given up
+    with suppress(ConnectionResetError):
+        assert idle[-1].recv(1) == b""  # hung up on
+    for client in idle:
+        client.close()
+    wait_until(lambda: _answers(rig), 10, "room for a connection")
+    assert not caplog.records
+
+
+def _answers(rig: Rig) -> bool:
+    try:
+        return rig.get("/healthz")[0] == 200
+    except (ConnectionError, http.client.HTTPException):
+        return False
+
+
+def test_a_viewer_that_does_not_read_holds_nobody_up_and_the_page_ends_all_the_same(free_port: int) -> None:
+    rig = Rig(free_port)
+    long_label = "x" * 20_000  # fills the pipe soon
+    with rig.page:
+        rig.page.info(info("feeder"))
+        with socket.socket() as slow, closing(rig.stream()[0]):
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(("127.0.0.1", free_port))
+            slow.sendall(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            longest = 0.0
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                before = time.monotonic()
+                rig.page.label(observation(long_label, 0.5))
+                rig.page.event(observation(long_label, 0.5))
+                longest = max(longest, time.monotonic() - before)
+                time.sleep(0.01)
+            assert longest < 1
+            rig.page.label(observation("brick", 0.9))
+            assert rig.state()["cameras"]["feeder"]["label"]["label"] == "brick"
+            before = time.monotonic()
+            rig.page.__exit__()
+            assert time.monotonic() - before < 2
+            assert not any(thread.name == "page" for thread in threading.enumerate())
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", free_port), 1)
+
+
+def test_a_viewer_that_reads_is_told_that_the_page_ends(rig: Rig) -> None:
+    connection, response = rig.stream()
+    with closing(connection):
+        assert next_event(response)[0] == "state"
+        rig.page.__exit__()
+        assert response.read() == b""  # a whole answer: one broken off raises IncompleteRead
+        rig.page.__enter__()
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(free_port: int) -> None:
+    with socket.create_server(("127.0.0.1", free_port)):
+        for host in ("127.0.0.1", "localhost"):
+            page = Rig(free_port).page
+            page._settings = PageSettings(host=host, port=free_port)
+            expected = rf"page: cannot listen at {host}:{free_port}: Address already in use; set another page.port"
+            with pytest.raises(ConfigError, match=expected), page:
+                pass
+
+
+def test_without_the_extra_importing_works_and_entering_says_how_to_install_it(free_port: int) -> None:
+    code = f"""
+import sys
+from edge_agent.dashboard import Page
+from edge_agent.config import PageSettings
+loaded = {{"starlette", "uvicorn", "prometheus_client", "anyio"}}.intersection(sys.modules)
+sys.modules["uvicorn"] = None
+try:
+    nothing = lambda name: None
+    with Page(PageSettings(port={free_port}), "a", frame=nothing, prepared=nothing, region=nothing):
+        pass
+except Exception as error:
+    print(type(error).__name__, error, loaded)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = MissingExtraError("the live page", "review", "uvicorn")
+    assert done.stdout == f"MissingExtraError {expected} set()\n"

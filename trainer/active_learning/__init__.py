@@ -1,0 +1,1 @@
+"""Which captured frames are worth a label, and the labels people gave."""

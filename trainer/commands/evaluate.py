@@ -1,0 +1,160 @@
+"""`edgeloop evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edge_agent.errors import DataError, one_line
+
+from ..data import SPLITS, Dataset
+from ..evaluate import Evaluated, PicturesOnDemand, evaluate_model
+
+if TYPE_CHECKING:
+    from ..data import PixelRows
+
+SHOWN = 10
+"""Confused pairs, mistakes and unreadable pictures that are listed; --json has all."""
+
+
+@click.command("evaluate")
+@click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_BUNDLE")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--split", type=click.Choice(SPLITS), help="Only this split of DATA, where it has some.")
+@click.option("--all", "everything", is_flag=True, help="Do not leave out pictures the model was trained on.")
+@click.option(
+    "--run", type=click.Path(path_type=Path), help="The run a bundle was made from; a run knows its pictures by itself."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with the figures and every mistake.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write the report, with pictures.")
+def evaluate_command(
+    model: Path,
+    data: Path,
+    split: str | None,
+    run: Path | None,
+    report: Path | None,
+    *,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    """Score the model of RUN_OR_BUNDLE on the labelled photographs in DATA.
+
+    DATA is a folder per class, train/val/test folders of those, or a CSV file of path,label[,group][,split].
+    Pictures the model was trained on are left out.
+    """
+    if report is not None and not report.parent.is_dir():
+        raise DataError(f"{report.parent}: no such folder to write the report to; make it first")
+    errors = Console(stderr=True, highlight=False)
+    found = evaluate_model(model, data, console=errors, split=split, everything=everything, run=run)
+    for reason in found.unreadable[:SHOWN]:
+        errors.print(f"left out: {_printable(reason)}", markup=False, soft_wrap=True)
+    if len(found.unreadable) > SHOWN:
+        errors.print(f"left out: {len(found.unreadable) - SHOWN} more that cannot be read")
+    for doubt in found.doubts:
+        errors.print(f"note: {doubt}", markup=False, soft_wrap=True)
+    if report is not None:
+        with errors.status("Writing the report"):
+            _write_report(report, found)
+    if as_json:
+        click.echo(json.dumps(_as_json(found), indent=2))
+    else:
+        _show(found, Console(highlight=False))
+        if report is not None:
+            click.echo(f"report: {report}")
+
+
+def _as_json(found: Evaluated) -> dict[str, Any]:
+    from ..report import scored
+
+    return {
+        "model": str(found.model),
+        **scored(found.evaluation),
+        "mistakes": found.mistakes(),
+        "trained_on": found.trained_on,
+        "unreadable": list(found.unreadable),
+        "notes": list(found.doubts),
+    }
+
+
+def _show(found: Evaluated, console: Console) -> None:
+    test = found.evaluation
+    low, high = test.interval_95
+    left_out = [
+        f"{count} {why}"
+        for count, why in ((found.trained_on, "it was trained on"), (len(found.unreadable), "that cannot be read"))
+        if count
+    ]
+    console.print(
+        f"[bold]{100 * test.accuracy:.1f} %[/bold] of {len(test.truth)} pictures recognised; 95 % interval "
+        f"{100 * low:.1f} to {100 * high:.1f}",
+        soft_wrap=True,
+    )
+    console.print(
+        f"mean F1 {test.macro_f1:.3f}, calibration error {100 * test.calibration_error():.1f} %, "
+        f"log loss {test.log_loss:.3f}" + (f"; left out: {', '.join(left_out)}" if left_out else ""),
+        soft_wrap=True,
+    )
+    console.print(_class_table(found))
+    pairs = test.confused_pairs()
+    if not pairs:
+        return
+    support = test.support()
+    console.print("[bold]Most confused[/bold]")
+    for label, taken_for, count in pairs[:SHOWN]:
+        line = f"  {_printable(label)} taken for {_printable(taken_for)}: {count} of {support[label]}"
+        console.print(line, markup=False, soft_wrap=True)
+    console.print("[bold]Worst mistakes[/bold]")
+    for mistake in found.mistakes()[:SHOWN]:
+        said = f"{_printable(mistake['label'])} taken for {_printable(mistake['taken_for'])} {mistake['score']:.2f}"
+        console.print(f"  {_printable(mistake['path'])}: {said}", markup=False, soft_wrap=True)
+
+
+def _class_table(found: Evaluated) -> Table:
+    test = found.evaluation
+    recall, precision, f1, support = test.recall(), test.precision(), test.f1(), test.support()
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("class", overflow="ellipsis", no_wrap=True, max_width=40)
+    for heading in ("pictures", "recall", "precision", "F1"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label in sorted(recall, key=lambda label: recall[label]):
+        table.add_row(
+            Text(_printable(label)),
+            str(support[label]),
+            f"{100 * recall[label]:.1f} %",
+            f"{100 * precision[label]:.1f} %" if label in precision else "-",
+            f"{f1[label]:.3f}",
+        )
+    return table
+
+
+def _write_report(path: Path, found: Evaluated) -> None:
+    from dataclasses import replace
+
+    from ..report import Story, write_report
+
+    pixels = PicturesOnDemand(found.root, found.photos, found.spec)
+    photos = tuple(replace(photo, split="test") for photo in found.photos)
+    dataset = Dataset(found.evaluation.labels, photos, cast("PixelRows", pixels), None, ())
+    kind = "float model" if found.network is not None else "bundle, as the device runs it"
+    story = Story(
+        dataset=dataset,
+        tested=range(len(photos)),
+        test=found.evaluation,
+        model=found.network,
+        channels=found.spec.channels,
+        subject=f"{found.model.name} on {found.root.name}",
+        doubts=found.doubts,
+        footnote=f"These are the figures of the {kind}.",
+    )
+    write_report(path, story)
+
+
+def _printable(text: str) -> str:
+    """Text that cannot steer a terminal, whatever file or class name it quotes."""
+    return one_line(ValueError(text))

@@ -1,0 +1,118 @@
+"""`edgeloop review`: label captured frames in the browser."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import secrets
+import webbrowser
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from edge_agent.atomic_files import replacing
+from edge_agent.errors import MissingExtraError
+from edge_agent.http_server import is_loopback, listen, make_server
+
+PORT = 8099
+
+
+@click.command("review", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("captures", type=click.Path(path_type=Path))
+@click.option("--run", type=click.Path(path_type=Path), help="The run whose model is to get better.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; others need the token.")
+@click.option("--port", default=PORT, show_default=True, type=click.IntRange(0, 65535), help="0 for any that is free.")
+@click.option("--open/--no-open", "show", default=True, help="Open the page in this machine's browser.")
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the labels as a CSV file for `edgeloop train`, and end; FILE in or above CAPTURES.",
+)
+@click.option("--cache", type=click.Path(path_type=Path), help="Where what the network saw is kept.")
+def review_command(
+    captures: Path, run: Path | None, host: str, port: int, export: Path | None, cache: Path | None, *, show: bool
+) -> None:
+    """Label the frames in CAPTURES, which `edgeloop deploy pull` fetched, or any folder of pictures.
+
+    A page in the browser shows the frames most worth labelling first, those that are alike together, with the
+    model's guess: Enter accepts it, a digit names another class. Every decision is saved at once, to
+    CAPTURES/labels.jsonl; several people can label one folder.
+    """
+    console = Console()
+    if export is not None:
+        _export(captures, export, console)
+        return
+    for module in ("starlette", "uvicorn"):
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise MissingExtraError("the review page", "review", error.name) from error
+    from ..review.server import make_app
+    from ..review.session import Session
+
+    listening = listen(host, port, what="edgeloop review", remedy="name another --port or --host")
+    try:
+        with Session(captures, run=run, console=console, cache=cache) as session:
+            for problem in session.problems[:5]:
+                console.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            if len(session.problems) > 5:
+                console.print(
+                    f"and {len(session.problems) - 5} more, named on the page", style="yellow", soft_wrap=True
+                )
+            loopback = is_loopback(host)
+            token = None if loopback else secrets.token_urlsafe(24)
+            shown = f"[{host}]" if ":" in host else host
+            address = f"http://{shown}:{listening[0].getsockname()[1]}/" + (f"?token={token}" if token else "")
+            with suppress(KeyboardInterrupt):  # which is how it ends
+                console.print(
+                    f"{len(session.frames)} frames; label them at {address}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+                console.print("Ctrl-C ends; every decision is saved already", style="dim")
+                if show and console.is_terminal:
+                    webbrowser.open(address)
+                server = make_server(make_app(session, loopback=loopback, token=token, you=user() if loopback else ""))
+                asyncio.run(server.serve(sockets=listening))
+    finally:
+        for one in listening:
+            one.close()
+
+
+def user() -> str:
+    """Who is sitting here."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return ""
+
+
+def _export(captures: Path, target: Path, console: Console) -> None:
+    """What is decided, without looking at the pictures."""
+    from edge_agent.errors import ConfigError
+
+    from ..active_learning.annotations import Decisions
+    from ..active_learning.captured_frames import find_frames
+    from ..review.export import as_csv
+
+    inside, above = captures.resolve(), target.parent.resolve()
+    if not inside.is_relative_to(above):
+        raise ConfigError(f"{target}: paths in it lead down only; name a file in or above {captures}")
+    decisions, found = Decisions(captures), find_frames(captures)
+    labels = [
+        ((inside / frame.path).relative_to(above).as_posix(), decision.label)
+        for frame in found.frames
+        if (decision := decisions.latest.get(frame.sha256)) is not None and decision.verdict == "label"
+    ]
+    with replacing(target) as file:
+        file.write(as_csv(labels).encode())
+    for problem in (*decisions.problems, *found.problems):
+        console.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{len(labels)} labels of {len(found.frames)} frames in {target}", markup=False, highlight=False, soft_wrap=True
+    )

@@ -1,0 +1,158 @@
+"""`edgeloop train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from rich.console import Console
+
+from edge_agent.preprocess import Fit
+
+from ..backbones import BACKBONES
+from ..train import Reading, assist, train
+from ..training.checkpoint import unfinished_path
+from ..training.distribution import TeamLostError, form_team, leave
+from ..training.recipe import FineTune, Precision, Recipe
+
+
+@click.command("train")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--out", "run", required=True, type=click.Path(path_type=Path), help="Run directory to make; must not exist."
+)
+@click.option(
+    "--backbone",
+    default=Recipe.backbone,
+    show_default=True,
+    help=f"Network to build on: {', '.join(BACKBONES)}, kerashub:PRESET or savedmodel:PATH.",
+)
+@click.option(
+    "--weights",
+    default=Recipe.weights,
+    show_default=True,
+    metavar="auto|package|imagenet|none|FILE",
+    help="Weights the backbone starts from.",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(32, 1024),
+    help="Side of the square model input in pixels; the backbone's own by default.",
+)
+@click.option(
+    "--fit",
+    type=click.Choice(get_args(Fit)),
+    default=Recipe.fit,
+    show_default=True,
+    help="How frames become square.",
+)
+@click.option(
+    "--fine-tune",
+    type=click.Choice(get_args(FineTune)),
+    default=Recipe.fine_tune,
+    show_default=True,
+    help="How much of the backbone learns after the head.",
+)
+@click.option(
+    "--epochs", type=click.IntRange(1), help="Fine-tuning passes over the training pictures, at most; by their number."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1, 4096), default=Recipe.batch_size, show_default=True, help="Pictures a step."
+)
+@click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="Peak rate of the fine-tuning.")
+@click.option(
+    "--augment",
+    type=click.FloatRange(0, 2),
+    default=Recipe.augment,
+    show_default=True,
+    help="Strength of random views, light and mixing; 0 for none.",
+)
+@click.option("--flip/--no-flip", default=Recipe.flip, show_default=True, help="A mirrored picture keeps its class.")
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default=Recipe.precision,
+    show_default=True,
+    help="mixed computes in 16 bits; auto does so on a GPU.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=Recipe.seed,
+    show_default=True,
+    help="The same seed on the same machine trains the same model.",
+)
+@click.option("--group-by", metavar="REGEX", help="Pictures whose paths match alike stay in one split.")
+@click.option(
+    "--split-from", type=click.Path(path_type=Path), metavar="RUN", help="Keep the splits of an earlier run's pictures."
+)
+@click.option(
+    "--max-unreadable",
+    type=click.FloatRange(0, 100),
+    default=100 * Reading.max_unreadable,
+    show_default=True,
+    metavar="PERCENT",
+    help="Unreadable pictures to leave out, naming them; more are refused.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where prepared pictures are kept between trainings.",
+)
+@click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write TensorBoard logs there.")
+@click.option(
+    "--distribute",
+    metavar="devices|HOST:PORT,RANK/COUNT",
+    help="Train on all GPUs of this machine, or as process RANK of COUNT, of which number 0 is at HOST:PORT.",
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted training of the same run.")
+def train_command(
+    data: Path,
+    run: Path,
+    *,
+    group_by: str | None,
+    split_from: Path | None,
+    max_unreadable: float,
+    cache: Path | None,
+    tensorboard: Path | None,
+    distribute: str | None,
+    resume: bool,
+    **choices: Any,
+) -> None:
+    """Train a classifier on the photographs in DATA.
+
+    DATA is a folder per class, train/val/test folders of those, or a CSV file of path,label[,group][,split].
+    """
+    recipe = Recipe(**choices)
+    reading = Reading(max_unreadable / 100, group_by, split_from, cache)
+    team = form_team(distribute)
+    try:
+        if not team.leads:
+            assist(data, recipe, team=team, reading=reading)
+            return
+        trained = train(
+            data,
+            run,
+            recipe,
+            console=Console(stderr=True),
+            reading=reading,
+            team=team,
+            resume=resume,
+            tensorboard=tensorboard,
+        )
+    except KeyboardInterrupt:
+        remedy = "; go on with the same command and --resume" if unfinished_path(run).exists() else ""
+        click.echo(f"edgeloop: interrupted{remedy}", err=True)
+        leave(130)
+    except TeamLostError as error:
+        click.echo(f"edgeloop: {error}", err=True)
+        leave(error.exit_code)
+    low, high = trained.test_interval_95
+    click.echo(
+        f"{100 * trained.test_accuracy:.1f} % of {trained.test_pictures} test pictures recognised; "
+        f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+    )
+    click.echo(f"report:  {run / 'report.html'}")
+    click.echo(f"next:    edgeloop convert {run} --out NAME-VERSION.edgeloop")

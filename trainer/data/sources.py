@@ -1,0 +1,148 @@
+"""Which pictures there are: a folder per class, train/val/test folders of those, or a CSV file.
+
+Nothing is opened here but the CSV file: a list of paths, labels and perhaps splits and groups.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from edge_agent.bundle.archive import problems_of_labels
+from edge_agent.errors import DataError
+from edge_agent.images import SUFFIXES
+
+from .photo import SPLITS, Photo, in_short
+
+MIN_PER_CLASS = 5
+"""Pictures: one each for validation and test, three to learn from. Fewer cannot be split at all."""
+
+
+def data_root(data: Path) -> Path:
+    """The folder that photos' paths are relative to: ``data`` itself, or the folder a CSV file lies in."""
+    return data if data.is_dir() else data.parent
+
+
+def find_photos(data: Path) -> list[Photo]:
+    """List the pictures, sorted by path within the class, without opening any.
+
+    Args:
+        data: a folder per class; ``train``, ``val`` and ``test`` folders of those; or a CSV file, see
+            `trainer.data.csv_listing`. Class folders are searched to any depth. Symbolic links to folders
+            are not followed, for they could lead in circles; hidden files and folders are left out.
+
+    Raises:
+        DataError: no such folder or file, a folder that cannot be read, no class folders, a class without
+            pictures, or a CSV file with problems (all of them at once).
+    """
+    try:
+        mode = data.stat().st_mode
+    except OSError as error:
+        raise DataError(
+            f"{data}: {(error.strerror or 'cannot be read').lower()}; expected a folder of class folders, "
+            f"such as {data}/robin/1.jpg, or a CSV file"
+        ) from error
+    if stat.S_ISREG(mode):
+        from .csv_listing import read_listing
+
+        return read_listing(data)
+    if not stat.S_ISDIR(mode):
+        raise DataError(f"{data}: neither a folder nor a CSV file; expected a folder of class folders or a CSV file")
+    return _in_folders(data)
+
+
+def check_classes(photos: Sequence[Photo], data: Path) -> None:
+    """Refuse what no classifier can be trained on.
+
+    Raises:
+        DataError: one class only, class names that a bundle cannot carry, too few pictures in a class or, where
+            splits are given, none in one of them. Every problem is named.
+    """
+    labels = tuple(sorted({photo.label for photo in photos}))
+    if len(labels) == 1:
+        raise DataError(
+            f"{data}: only one class, {labels[0]!r}; a classifier needs two, if only a second one of everything else"
+        )
+    problems = problems_of_labels(labels)
+    counts = Counter((photo.label, photo.split) for photo in photos)
+    for label in labels:
+        if photos[0].split:
+            missing = [split for split in SPLITS if not counts[label, split]]
+            problems += [f"class {label!r} has no pictures in {split}" for split in missing]
+        elif counts[label, ""] < MIN_PER_CLASS:
+            problems.append(
+                f"class {label!r} has {counts[label, '']} pictures, at least {MIN_PER_CLASS} different ones are needed"
+            )
+    if problems:
+        raise DataError(f"{data}: {in_short(problems)}")
+
+
+def _in_folders(root: Path) -> list[Photo]:
+    folders = _folders(root)
+    splits = [folder for folder in folders if folder.name in SPLITS]
+    given = bool(splits) and len(splits) == len(folders)
+    if given and len(splits) < len(SPLITS):
+        raise DataError(
+            f"{root}: has {' and '.join(f.name for f in splits)} folders only; all of {', '.join(SPLITS)} are needed"
+        )
+    if len(splits) > 1 and not given:
+        others = in_short([f.name for f in folders if f not in splits])
+        raise DataError(
+            f"{root}: has {' and '.join(f.name for f in splits)} folders beside {others}; expected either folders "
+            f"called {', '.join(SPLITS)} and no other, or class folders"
+        )
+    photos: list[Photo] = []
+    for split_folder in splits if given else [root]:
+        for folder in _folders(split_folder):
+            paths = sorted(path.relative_to(root).as_posix() for path in pictures_below(folder))
+            if not paths:
+                raise DataError(
+                    f"{folder}: no pictures in this class; add some ({', '.join(sorted(SUFFIXES))}) or remove it"
+                )
+            photos += [Photo(path, folder.name, split_folder.name if given else "") for path in paths]
+    if not photos:
+        raise DataError(
+            f"{root}: no class folders with pictures; expected a folder a class, such as {root}/robin/1.jpg"
+        )
+    return photos
+
+
+def _folders(path: Path) -> list[Path]:
+    """The visible folders right in ``path``, by name."""
+    entries = [entry for entry in _entries(path) if not entry.name.startswith(".")]
+    links = [entry.path for entry in entries if entry.is_symlink() and os.path.isdir(entry.path)]  # noqa: PTH112  no Path made for every entry
+    if links:
+        # Inside a class a link may be skipped; here that would lose a class without a word.
+        raise DataError(
+            f"{in_short(links)}: a link to a folder, and those are not followed, for they could lead in circles; "
+            "put the folder itself there or list its pictures in a CSV file"
+        )
+    return sorted(path / entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
+
+def pictures_below(folder: Path) -> Iterator[Path]:
+    """Files in and below a folder whose names end like a picture's."""
+    # A stack and not recursion: folders may be nested deeper than Python's calls may.
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        for entry in _entries(here):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(here / entry.name)
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not os.path.isdir(entry.path):  # noqa: PTH112, PTH122  no Path made for every entry
+                yield here / entry.name
+
+
+def _entries(path: Path) -> Iterable[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(
+            f"{path}: this folder cannot be read: {error.strerror}; give yourself the right to read it or move it away"
+        ) from error

@@ -1,0 +1,1 @@
+"""The training itself: batches, augmentation, head, fine-tuning, checkpoints."""

@@ -1,0 +1,53 @@
+"""What the frozen backbone sees in every picture, computed once and kept. Imports Keras: import it inside functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+
+from edge_agent.atomic_files import replacing
+from edge_agent.native_stderr import native_noise_hidden
+
+from .batches import Rows, predict
+
+BATCHES_AT_ONCE = 16
+
+
+def frozen_features(
+    base: keras.Model, pixels: Rows, count: int, *, batch_size: int, folder: Path, console: Console
+) -> npt.NDArray[np.float32]:
+    """Pooled features of every picture, memory-mapped in ``folder``; what lies there already is not computed again.
+
+    Args:
+        base: (n, height, width, 3) pixels to (n, features).
+        pixels: of the pictures.
+        count: how many there are.
+        batch_size: pictures a step.
+        folder: where `features.f32` and the number of finished rows, `features.done`, lie or go.
+        console: for the progress bar.
+
+    Returns:
+        (count, features) float32, on disk.
+    """
+    width = base.output_shape[-1]
+    path, marker = folder / "features.f32", folder / "features.done"
+    done = int(marker.read_text()) if marker.is_file() and path.is_file() else 0
+    if path.is_file() and path.stat().st_size != count * width * 4:
+        done = 0
+    features = np.memmap(path, np.float32, "r+" if done else "w+", shape=(count, width))
+    chunk = BATCHES_AT_ONCE * batch_size
+    starts = range(done, count, chunk)
+    for start in track(starts, "Computing features", console=console, disable=not starts):
+        places = np.arange(start, min(start + chunk, count))
+        with native_noise_hidden():
+            features[places] = predict(base, pixels, places, batch_size)
+        # The rows reach the disk before the number that vouches for them.
+        features.flush()
+        with replacing(marker) as file:
+            file.write(b"%d" % (places[-1] + 1))
+    return features

@@ -1,0 +1,243 @@
+"""Fine-tuning: the backbone learns, too, from its top down. Imports Keras: import it inside functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+from rich.console import Console
+
+from edge_agent.native_stderr import native_noise_hidden
+
+from ..backbones.graph import leaves
+from ..progress import steps
+from .augment import Mix, RandomLight, RandomView
+from .batches import Batches, Rows, predict
+from .checkpoint import Checkpoint, Weights
+from .distribution import Team
+from .recipe import Plan
+from .temperature_scaling import Judged, judge
+
+WEIGHT_DECAY = 1e-3
+LABEL_SMOOTHING = 0.1
+MIX_ALPHA = 0.4
+WARM_UP = 0.1
+"""Of all steps: the head is trained and the backbone pretrained, the first steps must not spoil either."""
+
+
+def fine_tune(
+    classifier: keras.Model,
+    base: keras.Model,
+    head: keras.Model,
+    plan: Plan,
+    *,
+    roomy: Rows,
+    pixels: Rows,
+    truth: npt.NDArray[np.intp],
+    splits: Mapping[str, npt.NDArray[np.intp]],
+    class_weights: npt.NDArray[np.float32],
+    team: Team,
+    start: Checkpoint,
+    keep: Callable[[Checkpoint], None],
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    console: Console,
+) -> Checkpoint:
+    """Train backbone and head together.
+
+    Args:
+        classifier: (n, height, width, 3) pixels to (n, classes) logits: ``head`` on ``base``; judged
+            after every epoch, with that epoch's weights.
+        base: the backbone.
+        head: the trained head.
+        plan: how long, how much, how fast.
+        roomy: pictures to augment, (k, room height, room width, 3) uint8.
+        pixels: pictures as the device sees them, (k, height, width, 3) uint8.
+        truth: (pictures,) int class indices.
+        splits: places of the pictures of each split.
+        class_weights: (classes,) what a picture of each class counts.
+        team: the processes that train together.
+        start: where to begin: after the head, or after the last epoch of an interrupted training.
+        keep: called with the state after every epoch.
+        callbacks: of Keras, such as TensorBoard's.
+        console: for the progress bar.
+
+    Returns:
+        The last state; its ``best`` are the classifier's best weights.
+    """
+    recipe, val = plan.recipe, splits["val"]
+    batches = Batches(
+        roomy,
+        splits["train"],
+        truth,
+        size=recipe.batch_size,
+        classes=len(class_weights),
+        seed=recipe.seed,
+        part=(team.rank, team.count),
+        devices=team.devices,
+    )
+    # From here all processes draw alike, whatever each did before.
+    keras.utils.set_random_seed(recipe.seed)
+    with team.together():
+        student, base, head = compiled_student(base, head, plan, class_weights, steps_per_epoch=len(batches))
+    state = [*student.variables, *student.optimizer.variables]
+    for variable, value in zip(state, team.share(start.state or _values(state)), strict=True):
+        variable.assign(value)
+
+    def judged() -> tuple[Judged, Weights]:
+        weights = _values([*base.weights, *head.weights])
+        found = Judged(np.zeros(len(val)), 0.0)
+        if team.leads:
+            with team.apart():
+                classifier.set_weights(weights)
+                found = judge(predict(classifier, pixels, val, recipe.batch_size), truth[val])
+        losses, accuracy = team.share([found.losses, np.array(found.accuracy)])
+        return Judged(losses, float(accuracy)), weights
+
+    with team.together(), steps(console, "Fine-tuning", plan.epochs * len(batches)) as advance, native_noise_hidden():
+        advance(start.epoch * len(batches), said=start.said)
+        epochs = _Epochs(start, judged, keep, plan.patience, advance)
+        student.fit(
+            batches.for_fit(start.epoch),
+            steps_per_epoch=len(batches),
+            shuffle=False,
+            initial_epoch=start.epoch,
+            epochs=plan.epochs,
+            callbacks=[epochs, *callbacks],
+            verbose=0,
+        )
+    return epochs.last
+
+
+def _values(variables: Sequence[Any]) -> Weights:
+    return [ops.convert_to_numpy(variable) for variable in variables]
+
+
+class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
+    """Judges every epoch by the averaged weights, keeps the best, and stops when no better ones come."""
+
+    def __init__(
+        self,
+        start: Checkpoint,
+        judged: Callable[[], tuple[Judged, Weights]],
+        keep: Callable[[Checkpoint], None],
+        patience: int,
+        advance: Callable[..., None],
+    ) -> None:
+        super().__init__()
+        self.last = start
+        self._judged, self._keep, self._patience, self._advance = judged, keep, patience, advance
+        self._averages = keras.callbacks.SwapEMAWeights()
+
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        self._averages.set_model(model)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002  Keras' signature
+        self._advance(said=self.last.said)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._averages.on_test_begin()
+        judged, weights = self._judged()
+        self._averages.on_test_end()
+        optimizer = self.model.optimizer
+        row: dict[str, Any] = {
+            "phase": "fine-tune",
+            "loss": float(logs["loss"]),
+            "val_loss": judged.loss,
+            "val_accuracy": judged.accuracy,
+            "learning_rate": float(ops.convert_to_numpy(optimizer.learning_rate)),
+        }
+        # Keras' own callbacks come after this one and read the same logs.
+        logs |= {name: value for name, value in row.items() if name != "phase"}
+        state = _values([*self.model.variables, *optimizer.variables])
+        self.last = self.last.after(epoch + 1, row, judged.losses, state, weights)
+        self._keep(self.last)
+        if self.last.epochs_since_best >= self._patience:
+            self.model.stop_training = True
+
+
+def compiled_student(
+    base: keras.Model,
+    head: keras.Model,
+    plan: Plan,
+    class_weights: npt.NDArray[np.float32],
+    *,
+    steps_per_epoch: int,
+) -> tuple[keras.Model, keras.Model, keras.Model]:
+    """The model that learns: roomy pictures and their truth, augmented, to logits.
+
+    It has weights of its own, for they may be of another precision than the classifier's, and spread over devices.
+
+    Returns:
+        From ``{"pixels": (n, room height, room width, 3) uint8, "truth": (n, classes) one-hot}`` to (n, 2 *
+        classes): the logits, and beside them the truth, mixed as the pictures were and weighed. Then its backbone
+        and its head.
+    """
+    recipe, classes = plan.recipe, len(class_weights)
+    base, head = _twin(base, mixed=plan.mixed), _twin(head, mixed=plan.mixed)
+    thaw(base, plan.share, batch_norms=plan.from_scratch)
+
+    pixels = keras.Input((*plan.room, 3), dtype="uint8", name="pixels")
+    truth = keras.Input((classes,), name="truth")
+    seen = RandomView(plan.size, strength=recipe.augment, flip=recipe.flip, seed=recipe.seed)(pixels)
+    mixed = truth
+    if recipe.augment:
+        seen = RandomLight(strength=recipe.augment, seed=recipe.seed + 1)(seen)
+        seen, mixed = Mix(alpha=MIX_ALPHA, seed=recipe.seed + 2)([seen, truth])
+    weighed = (mixed * (1 - LABEL_SMOOTHING) + LABEL_SMOOTHING / classes) * class_weights
+    logits = ops.cast(head(base(seen)), "float32")
+    student = keras.Model({"pixels": pixels, "truth": truth}, ops.concatenate([logits, weighed], axis=-1))
+
+    optimizer = _optimizer(plan, steps_per_epoch)
+    student.compile(optimizer, loss=_cross_entropy)
+    optimizer.build(student.trainable_variables)
+    return student, base, head
+
+
+def _twin(model: keras.Model, *, mixed: bool) -> keras.Model:
+    """The same model with its own copy of the weights, computing in 16 bits where ``mixed``."""
+    policy = {"dtype": "mixed_bfloat16"} if mixed else {}
+    twin = keras.models.clone_model(
+        model, clone_function=lambda layer: type(layer).from_config(layer.get_config() | policy)
+    )
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def _cross_entropy(_: Any, outputs: Any) -> Any:
+    """Cross-entropy of the student's logits and the truth it mixed: both are in its outputs."""
+    logits, truth = ops.split(outputs, 2, axis=-1)
+    return -ops.sum(truth * ops.log_softmax(logits), axis=-1)
+
+
+def _optimizer(plan: Plan, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """AdamW, warmed up, then along a cosine to zero; its weights averaged over about an epoch."""
+    total = plan.epochs * steps_per_epoch
+    warm_up = round(WARM_UP * total)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, total - warm_up, warmup_target=plan.learning_rate, warmup_steps=warm_up
+    )
+    horizon = min(1000, max(10, steps_per_epoch))
+    optimizer = keras.optimizers.AdamW(
+        rate, weight_decay=WEIGHT_DECAY, global_clipnorm=1.0, use_ema=True, ema_momentum=1 - 1 / horizon
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def thaw(base: keras.Model, share: float, *, batch_norms: bool) -> None:
+    """Make the top ``share`` of the backbone's layers with weights trainable, the rest not.
+
+    Batch norms keep the statistics and the scales of their pretraining unless ``batch_norms``: a few
+    small batches know less of the world's pictures than ImageNet did, and a frozen batch norm in
+    Keras also runs on its stored statistics.
+    """
+    layers = [layer for layer in leaves(base) if layer.weights]
+    frozen = round(len(layers) * (1 - share))
+    for number, layer in enumerate(layers):
+        norm = isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = number >= frozen and (batch_norms or not norm)

@@ -1,0 +1,100 @@
+"""The head: a linear softmax layer on frozen features. Imports Keras: import it inside functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+
+from edge_agent.native_stderr import native_noise_hidden
+
+from ..progress import steps
+from .batches import Batches, Rows
+from .recipe import HEAD_EPOCHS
+from .temperature_scaling import judge, log_loss
+
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 1e-3
+DROPOUT = 0.2
+PATIENCE = 15
+MIN_GAIN = 1e-4
+STEPS_PER_EPOCH = 20
+
+
+def new_head(features: int, classes: int) -> keras.Model:
+    """(n, features) to (n, classes) logits."""
+    return keras.Sequential(
+        [
+            keras.Input((features,)),
+            keras.layers.Dropout(DROPOUT, name="dropout"),
+            keras.layers.Dense(classes, name="logits"),
+        ],
+        name="head",
+    )
+
+
+def fit_head(
+    head: keras.Model,
+    features: Rows,
+    truth: npt.NDArray[np.intp],
+    splits: Mapping[str, npt.NDArray[np.intp]],
+    class_weights: npt.NDArray[np.float32],
+    *,
+    seed: int,
+    console: Console,
+) -> tuple[npt.NDArray[np.float64], list[dict[str, Any]]]:
+    """Fit the head; the weights of the best validation loss stay.
+
+    Args:
+        head: from `new_head`; changed in place.
+        features: of all pictures.
+        truth: (pictures,) int class indices.
+        splits: places of the pictures of each split.
+        class_weights: (classes,) what a picture of each class counts.
+        seed: of the order of pictures.
+        console: for the progress bar.
+
+    Returns:
+        The loss of every validation picture at the fitted temperature, and a row an epoch: phase, loss, val_loss,
+        val_accuracy.
+    """
+    classes = head.output_shape[-1]
+    size = int(np.clip(len(splits["train"]) // STEPS_PER_EPOCH, 16, 1024))
+    batches = Batches(features, splits["train"], truth, size=size, classes=classes, seed=seed)
+    # The head itself stays uncompiled: its copies would get an optimizer along with its weights.
+    student = keras.Model(head.input, head.output)
+    student.compile(
+        keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+        jit_compile=False,
+    )
+    val, best_loss = splits["val"], np.inf
+    rows: list[dict[str, Any]] = []
+    best_epoch, best_weights = 0, head.get_weights()
+    with steps(console, "Training the head", HEAD_EPOCHS) as advance, native_noise_hidden():
+        # Step by step: an epoch here is over before Keras' own fit has begun one.
+        while len(rows) < HEAD_EPOCHS and len(rows) - best_epoch < PATIENCE:
+            student.reset_metrics()
+            for seen, wanted in batches.epoch(len(rows)):
+                loss = student.train_on_batch(seen, wanted, sample_weight=wanted @ class_weights)
+            logits = _logits(head, features, val)
+            # Not at its best temperature: that loss is as low as can be once a few pictures are all recognised,
+            # while this one goes on falling with their margins.
+            val_loss = log_loss(logits, truth[val])
+            accuracy = float((logits.argmax(axis=1) == truth[val]).mean())
+            rows.append({"phase": "head", "loss": float(loss), "val_loss": val_loss, "val_accuracy": accuracy})
+            if val_loss < best_loss - MIN_GAIN:
+                best_loss, best_epoch, best_weights = val_loss, len(rows), head.get_weights()
+            advance()
+    head.set_weights(best_weights)
+    return judge(_logits(head, features, val), truth[val]).losses, rows
+
+
+def _logits(head: keras.Model, features: Rows, places: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    kernel, bias = head.get_layer("logits").get_weights()
+    parts = np.array_split(places, -(-len(places) // 4096))
+    return np.concatenate([features[part] @ kernel + bias for part in parts])
