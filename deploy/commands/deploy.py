@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -18,17 +15,15 @@ from edge_agent.monitoring.drift import DeviceDrift
 from edge_agent.store.model_store import StoreStatus
 
 from ..fleet.inventory import Host, choose
-from ..fleet.pull import Pulled, pull
-from ..fleet.push import Choices, Outcome, package, roll_back
-from ..fleet.remote_bench import Measured, bench
-from ..fleet.rollout import AT_ONCE, WAVES, Rollout, roll_out
+from ..fleet.push import roll_back
 from ..fleet.ssh import Connection, as_root, connected
 from . import _console
 from ._hosts import each, end, takes_hosts
+from .deploy_bench import bench_command
 from .deploy_image import image_command
 from .deploy_provision import deprovision_command, provision_command
-
-_COLOURS = {"good": "green", "active": "green", "stored": "green", "rolled back": "yellow", "unheard": "yellow"}
+from .deploy_pull import pull_command
+from .deploy_push import push_command
 
 
 @click.group("deploy")
@@ -40,103 +35,8 @@ def deploy_command() -> None:
     """
 
 
-for _command in (image_command, provision_command, deprovision_command):
+for _command in (image_command, provision_command, deprovision_command, push_command, pull_command, bench_command):
     deploy_command.add_command(_command)
-
-
-# --- push ---
-
-
-@deploy_command.command("push")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@takes_hosts
-@click.option("--waves", default=WAVES, show_default=True, help="How many devices are done when each wave ends.")
-@click.option(
-    "--tolerate", type=click.FloatRange(0, 100), default=10, show_default=True, help="Percent of a wave that may fail."
-)
-@click.option("--at-once", type=click.IntRange(1, 256), default=AT_ONCE, show_default=True, help="Devices at a time.")
-@click.option("--no-activate", is_flag=True, help="Only store it; the current models stay.")
-@click.option("--no-wait", is_flag=True, help="Do not wait for its first 500 frames.")
-@click.option(
-    "--timeout-s", type=click.FloatRange(1, 86400), default=300, show_default=True, help="Seconds to wait for those."
-)
-@click.option("--force", is_flag=True, help="Also where it was rolled back before.")
-@click.option("--allow-downgrade", is_flag=True, help="Also where a newer one runs.")
-@click.option("--json", "as_json", is_flag=True, help="How it went, as JSON.")
-def push_command(
-    bundle: Path,
-    hosts: tuple[str, ...],
-    inventory: Path | None,
-    ssh_config: Path | None,
-    waves: str,
-    tolerate: float,
-    at_once: int,
-    timeout_s: float,
-    *,
-    no_activate: bool,
-    no_wait: bool,
-    force: bool,
-    allow_downgrade: bool,
-    as_json: bool,
-) -> None:
-    """Send BUNDLE to devices, which prove it and make it current; in waves, the first device alone.
-
-    A device that has the bundle is sent nothing, and one that has part of it the rest. Where it does badly the device
-    goes back to its old model by itself; where a wave has too many of those, the whole wave goes back and no further
-    one is begun.
-    """
-    what = package(bundle)
-    chosen = choose(hosts, inventory)
-    choices = Choices(
-        force=force,
-        allow_downgrade=allow_downgrade,
-        activate=not no_activate,
-        watch_s=0 if no_wait or no_activate else timeout_s,
-        ssh_config=ssh_config,
-    )
-    start = time.monotonic()
-    with _console.pushing(what, quiet=as_json) as (tell, wave):
-        rollout = asyncio.run(
-            roll_out(
-                chosen,
-                what,
-                choices,
-                plan=waves,
-                tolerate=tolerate / 100,
-                tell=tell,
-                wave=wave,
-                at_once=at_once,
-            )
-        )
-    if as_json:
-        click.echo(json.dumps(asdict(rollout) | {"bundle": what.digest, "took_s": time.monotonic() - start}, indent=2))
-    else:
-        _show(rollout, what.name, time.monotonic() - start)
-    if rollout.stopped or not all(outcome.healthy for outcome in rollout.outcomes):
-        sys.exit(1)
-
-
-def _show(rollout: Rollout, name: str, took_s: float) -> None:
-    for outcome in rollout.outcomes:
-        colour = _COLOURS.get(outcome.state, "red")
-        _console.out.print(f"{outcome.host}: [{colour}]{outcome.state}[/], {_console.plain(_facts(outcome))}")
-    good = sum(outcome.healthy for outcome in rollout.outcomes)
-    of = len(rollout.outcomes) + len(rollout.untouched)
-    if of > 1:
-        _console.out.print(f"{name}: on {good} of {of} devices in {took_s:.0f} s")
-    if rollout.stopped and of > 1:
-        left = f"; {len(rollout.untouched)} devices were not begun with" if rollout.untouched else ""
-        _console.err.print(f"edgeloop: stopped: {rollout.stopped}{left}")
-
-
-def _facts(outcome: Outcome) -> str:
-    if outcome.state == "unreachable":
-        return outcome.text
-    moved = f"{outcome.moved_bytes / 1e6:.2f} MB moved" if outcome.moved_bytes else "nothing to move"
-    return f"{outcome.text}; {moved}, {outcome.took_s:.1f} s"
-
-
-# --- looking, going back ---
 
 
 @deploy_command.command("status")
@@ -272,88 +172,3 @@ async def _copy_lines(device: Connection, command: str, before: str) -> None:
             raise DeviceError(f"{device.host.name}: it has no systemd journal; the agent logs to where it was started")
         if process.exit_status != 0:
             raise device.failure(process.exit_status or -1, said.decode(errors="replace"))
-
-
-# --- captures ---
-
-
-@deploy_command.command("pull")
-@takes_hosts
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("captures"),
-    show_default=True,
-    help="Folder to fetch them into, one below it for each device.",
-)
-@click.option("--keep", is_flag=True, help="Leave them on the devices, too.")
-def pull_command(
-    hosts: tuple[str, ...], inventory: Path | None, ssh_config: Path | None, out: Path, *, keep: bool
-) -> None:
-    """Fetch the frames that devices kept for retraining; a device removes those that are safe here."""
-    with _console.counting("captures") as tell:
-        results = each(
-            choose(hosts, inventory), lambda host: pull(host, out, keep=keep, ssh_config=ssh_config, tell=tell)
-        )
-    for name, result in results:
-        if not isinstance(result, EdgeloopError):
-            _console.out.print(f"{name}: {_console.plain(_pulled(result))}")
-    end(results)
-
-
-def _pulled(result: Pulled) -> str:
-    damaged = f"; {len(result.damaged)} are damaged and were left there" if result.damaged else ""
-    had = f", {result.had} were here" if result.had else ""
-    return f"{result.fetched} captures fetched into {result.folder}{had}, {result.removed} removed there{damaged}"
-
-
-# --- latency ---
-
-
-@deploy_command.command("bench")
-@takes_hosts
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("bench"),
-    show_default=True,
-    help="Folder for the reports, a file for each device.",
-)
-@click.option("--threads", help="Such as 1,2,4; those the agent takes by default.")
-@click.option("--seconds", type=click.FloatRange(0.1, 600), default=3, show_default=True, help="Of each round.")
-@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Each in new processes.")
-@click.option("--sustained", type=click.FloatRange(1, 86400), help="Seconds without a pause, too.")
-def bench_command(
-    hosts: tuple[str, ...],
-    inventory: Path | None,
-    ssh_config: Path | None,
-    out: Path,
-    threads: str | None,
-    seconds: float,
-    rounds: int,
-    sustained: float | None,
-) -> None:
-    """Measure the model that runs on each device, there; its agent stands still meanwhile.
-
-    `edgeloop bench compare` and `bench report` then put the reports side by side.
-    """
-    options = ["--seconds", f"{seconds:g}", "--rounds", str(rounds)]
-    options += ["--threads", threads] if threads else []
-    options += ["--sustained", f"{sustained:g}"] if sustained else []
-    longest = max(seconds, sustained or 0.0)
-    with _console.counting("configurations measured") as tell:
-        results = each(
-            choose(hosts, inventory),
-            lambda host: bench(host, options, out, seconds=longest, ssh_config=ssh_config, tell=tell),
-        )
-    for name, result in results:
-        if not isinstance(result, EdgeloopError):
-            fastest = min((one.invoke.p50 for one in result.report.steady), default=None)
-            said = "nothing was measured" if fastest is None else f"p50 {fastest:.2f} ms"
-            rest = "" if result.report.complete else "; not complete"
-            _console.out.print(f"{name}: {said}, {_console.plain(result.path)}{rest}")
-            for failure in result.report.failed:
-                _console.err.print(f"{name}: {_console.plain(f'{failure.what}: {failure.reason}')}")
-    end(results)
-    if not all(isinstance(result, Measured) and result.report.complete for _, result in results):
-        sys.exit(1)

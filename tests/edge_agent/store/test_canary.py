@@ -19,7 +19,8 @@ from edge_agent.bundle.archive import EXPECTED, MODEL
 from edge_agent.bundle.manifest import CanaryPicture
 from edge_agent.errors import StoreError
 from edge_agent.inference.evaluation import Evaluation
-from edge_agent.store.canary import Limits, problems_of, prove
+from edge_agent.store.canary import Limits, prove
+from edge_agent.store.canary_worker import problems_of
 
 from ...support.delegates import compiled_delegate
 from .test_store import repacked
