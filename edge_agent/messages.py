@@ -8,6 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 VERSION = 1
+UNKNOWN = "unknown"
+"""The label that is published while no class is decided."""
 
 
 class TopScore(msgspec.Struct, frozen=True):

@@ -27,8 +27,8 @@ from ..captures.recorder import Candidate, Recorder
 from ..config import CameraSettings
 from ..errors import EdgeloopError, PictureError
 from ..inference.classifier import Result
-from ..inference.decision import UNKNOWN, Decision, Rules, carried_over, decide
-from ..messages import VERSION, CameraInfo, CameraState, Info, Observation, Timing, TopScore, timestamp
+from ..inference.decision import Decision, Rules, carried_over, decide
+from ..messages import UNKNOWN, VERSION, CameraInfo, CameraState, Info, Observation, Timing, TopScore, timestamp
 from ..monitoring.histogram import Histogram
 from ..monitoring.score_counts import SeenCount
 from ..preprocess import Pixels, preprocess

@@ -23,8 +23,7 @@ import numpy.typing as npt
 from ..cameras import Frame
 from ..config import RecordSettings
 from ..errors import PictureError
-from ..inference.decision import UNKNOWN
-from ..messages import VERSION, ModelId, RecorderHealth, timestamp
+from ..messages import UNKNOWN, VERSION, ModelId, RecorderHealth, timestamp
 from ..preprocess import Pixels
 from .folder import Capture, Captures
 

@@ -15,8 +15,7 @@ from typing import Any
 
 import msgspec
 
-from ..inference.decision import UNKNOWN
-from ..messages import CameraState, Health, Info, Observation, Timing, Tunables, timestamp
+from ..messages import UNKNOWN, CameraState, Health, Info, Observation, Timing, Tunables, timestamp
 
 POINTS = 300
 """Seconds of scores and latencies that are kept: five minutes, what the page shows."""

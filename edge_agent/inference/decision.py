@@ -9,8 +9,6 @@ from math import exp
 import numpy as np
 import numpy.typing as npt
 
-UNKNOWN = "unknown"
-
 
 @dataclass(frozen=True, slots=True)
 class ClassRule:

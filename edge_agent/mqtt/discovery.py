@@ -9,8 +9,7 @@ import json
 from typing import Any
 
 from .._version import __version__
-from ..inference.decision import UNKNOWN
-from ..messages import Info
+from ..messages import UNKNOWN, Info
 from .topics import Topics
 
 

@@ -11,8 +11,7 @@ from ..bundle import Bundle
 from ..errors import PictureError, one_line
 from ..http_server import Guard, read_body
 from ..inference.classifier import Result
-from ..inference.decision import UNKNOWN
-from ..messages import ModelId, TopScore
+from ..messages import UNKNOWN, ModelId, TopScore
 from .workers import BusyError, Workers
 
 if TYPE_CHECKING:
