@@ -27,7 +27,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edge_agent.agent.loaded_model import Model
+from edge_agent.agent.loaded_model import LoadedModel
 from edge_agent.agent.pipeline import Agent, Source
 from edge_agent.bundle import open_bundle
 from edge_agent.cameras import ArrayFrame, ListCamera
@@ -87,12 +87,12 @@ print(1000 * (time.process_time() - start) / 100)
 """
 
 
-def load(bundle: Path, threads: int) -> Model:
+def load(bundle: Path, threads: int) -> LoadedModel:
     opened = open_bundle(bundle)
-    return Model(opened, Classifier.from_bundle(opened, threads=threads), RULES)
+    return LoadedModel(opened, Classifier.from_bundle(opened, threads=threads), RULES)
 
 
-def bare_ms(model: Model, runs: int = 200) -> float:
+def bare_ms(model: LoadedModel, runs: int = 200) -> float:
     """Median of invoke alone, milliseconds."""
     levels = preprocess(photographs()[0], model.classifier.spec)
     times = [model.classifier.infer(levels)[1] for _ in range(runs + 20)]

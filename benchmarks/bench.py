@@ -20,7 +20,7 @@ from pathlib import Path
 
 from edge_agent.bundle import open_bundle
 from edge_agent.bundle.archive import MODEL
-from edge_agent.inference.interpreter import Model
+from edge_agent.inference.interpreter import Interpreter
 
 from .support.figures import tell
 
@@ -97,7 +97,7 @@ def ours_ms(bundle: Path, threads: int, work: Path) -> tuple[float, list[str]]:
 def overhead(model: Path, turns: int) -> None:
     """Measured and unmeasured inferences in turn, in blocks, in one process."""
     measured, plain = [], []
-    with Model(model.read_bytes(), threads=1) as loaded:
+    with Interpreter(model.read_bytes(), threads=1) as loaded:
         for _ in range(100):
             loaded.invoke()
         for _ in range(10 * turns):

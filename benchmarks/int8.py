@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from converter.convert import convert
-from converter.gate import Limits, latencies_ms
+from converter.gate import GateLimits, latencies_ms
 from converter.quantization import quantize
 from converter.quantization.calibration import Representative, calibrate, of_run
 from converter.run_reader import Run, open_run
@@ -95,7 +95,7 @@ def row(name: str, found: Evaluation, truth: Evaluation, size: float, speed: flo
     return f"| {' | '.join(cells)} |"
 
 
-def compare(path: Path, limits: Limits, console: Console) -> None:
+def compare(path: Path, limits: GateLimits, console: Console) -> None:
     run = open_run(path)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--min-agreement", type=float, default=0.0, help="what the last row has to reach, percent")
     arguments = parser.parse_args()
-    limits = Limits(min_agreement=arguments.min_agreement, allowed=frozenset({"slow"}))
+    limits = GateLimits(min_agreement=arguments.min_agreement, allowed=frozenset({"slow"}))
     for path in arguments.runs:
         compare(path, limits, Console(stderr=True))
 

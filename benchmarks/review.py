@@ -25,7 +25,7 @@ from edge_agent.preprocess import Pixels
 from tests.support.browser import Browser
 from tests.support.captured import keep
 from tests.trainer.review.test_review_browser import REVIEW, SHOWN
-from trainer.active_learning.annotations import Decisions
+from trainer.active_learning.annotations import Annotations
 
 from .support.figures import tell
 
@@ -65,7 +65,7 @@ def measure(pictures: Sequence[Pixels], names: Sequence[str], run: Path, pace_ms
                 tell(f"{said}: until the page shows its first frames", time.perf_counter() - start, "s", at_most=2.0)
                 measured = json.loads(str(browser.evaluate(f"{REVIEW}({pace_ms})")))
                 server.kill()
-        lost = frames - set(Decisions(captures).latest)
+        lost = frames - set(Annotations(captures).latest)
     tell(f"{said}: from a key to the next frame, median", measured["median_ms"], "ms")
     tell(f"{said}: from a key to the next frame, p99", measured["p99_ms"], "ms")
     tell(f"{said}: from a key to the next frame, at most", measured["most_ms"], "ms", at_most=50.0)

@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 
 from edge_agent.bundle import open_bundle
-from edge_agent.store.canary import Limits
-from edge_agent.store.model_store import Store
+from edge_agent.store.canary import CanaryLimits
+from edge_agent.store.model_store import ModelStore
 from tests.conftest import start_mosquitto
 from tests.edge_agent.store.test_store import repacked
 from tests.support.fleet import agents, fleet
@@ -57,8 +57,8 @@ def measure(bundle: Path, count: int, bad: int, work: Path) -> None:
     video = make_video(work / "video.avi")
     with fleet(work, names, unreachable=gone) as devices, start_mosquitto(work) as broker:
         print(f"{count} devices get {open_bundle(old).manifest.name} 1 ...", flush=True)
-        first = Store(devices.root / names[0] / "var/lib/edgeloop")
-        first.install(old, signers=None, limits=Limits(threads=1))
+        first = ModelStore(devices.root / names[0] / "var/lib/edgeloop")
+        first.install(old, signers=None, limits=CanaryLimits(threads=1))
         first.good()
         for name in names[1:]:
             source, target = devices.root / names[0] / "var", devices.root / name
@@ -86,7 +86,7 @@ def measure(bundle: Path, count: int, bad: int, work: Path) -> None:
         for one in report["outcomes"]:
             if one["state"] != "good":
                 print(f"{one['host']}: {one['state']}, {one['text']}")
-        current = {name: Store(devices.root / name / "var/lib/edgeloop").current() for name in names}
+        current = {name: ModelStore(devices.root / name / "var/lib/edgeloop").current() for name in names}
         versions = Counter("none" if one is None else one.version for one in current.values())
         print(f"versions in the stores: {dict(versions)}; stopped: {report['stopped']}")
         named = {one["host"] for one in report["outcomes"] if one["state"] != "good"}

@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from trainer.active_learning.captured_frames import Frame, pictures_of
+from trainer.active_learning.captured_frames import CapturedFrame, pictures_of
 from trainer.active_learning.embeddings import network_of
 from trainer.active_learning.feature_space import Floats, nearest_known, space_of
 from trainer.active_learning.ranking import propose, uncertainty
@@ -83,7 +83,7 @@ def made_up(number: int, count: int, things: Floats, spread_out: Floats, random:
     logits = 2 * things[thing, :CLASSES] + random.normal(0, 0.5, (count, CLASSES))
     scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     frames = tuple(
-        Frame(f"{number}/{i}.jpg", hashlib.sha256(f"{number} {i}".encode()).hexdigest()) for i in range(count)
+        CapturedFrame(f"{number}/{i}.jpg", hashlib.sha256(f"{number} {i}".encode()).hexdigest()) for i in range(count)
     )
     return Looked(
         frames,

@@ -19,7 +19,7 @@ from edge_agent.inference.classifier import Classifier
 from edge_agent.inference.evaluation import Evaluation, evaluate_together
 from edge_agent.preprocess import Pixels, preprocess
 
-from .gate import Limits, Refusal, Verdict, gate_error, refused, timed_ms
+from .gate import GateLimits, Refusal, Verdict, gate_error, refused, timed_ms
 from .packaging.pack import Packed, pack, parse_name
 from .progress import Advance, steps
 from .quantization import qat
@@ -27,7 +27,7 @@ from .quantization.calibration import ALIKE, MOST, Frame, Representative, calibr
 from .quantization.ladder import Rung, rungs
 from .quantization.observers import observed_ranges
 from .quantization.quantize import to_float16
-from .run_reader import Photo, Run, open_run
+from .run_reader import Run, RunImage, open_run
 from .tflite import float_model
 from .tflite.xnnpack import off_the_fast_path, with_fast_operations
 
@@ -39,7 +39,7 @@ TAUGHT = 2000
 
 
 @dataclass(frozen=True)
-class Judged:
+class GateOutcome:
     """One rung, what the gate measured, and what it refuses."""
 
     rung: Rung
@@ -54,7 +54,7 @@ class Converted:
 
     path: Path
     digest: str
-    judged: tuple[Judged, ...]
+    judged: tuple[GateOutcome, ...]
     float_bytes: int
 
     @property
@@ -74,7 +74,7 @@ def convert(
     *,
     console: Console,
     method: Method = "auto",
-    limits: Limits | None = None,
+    limits: GateLimits | None = None,
     data: Path | None = None,
     calibration: Path | None = None,
     key: Path | None = None,
@@ -102,7 +102,7 @@ def convert(
         raise ConfigError(f"{out.parent}: no such directory; make it first")
     if key is not None:
         sign(b"", key)  # a key that does not sign is better known now than after the work
-    limits = limits or Limits()
+    limits = limits or GateLimits()
     run = open_run(run_path, data=data)
     frames = of_folder(calibration, lambda text: _say(console, text)) if calibration else of_run(run)
     with tempfile.TemporaryDirectory(prefix="edgeloop-convert-") as scratch:
@@ -171,7 +171,7 @@ def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _prepared(run: Run, photos: list[Photo], count: int) -> Pixels:
+def _prepared(run: Run, photos: list[RunImage], count: int) -> Pixels:
     """Up to that many pictures as the model sees them, balanced over the classes: (n, height, width, 3) uint8."""
     chosen = choose(photos, count, seed=1)
     pixels = np.empty((len(chosen), *run.spec.shape), np.uint8)
@@ -181,14 +181,14 @@ def _prepared(run: Run, photos: list[Photo], count: int) -> Pixels:
 
 
 def _climb(
-    run: Run, original: bytes, climbed: Iterator[Rung], limits: Limits, console: Console, *, all_of_them: bool
-) -> tuple[Judged, ...]:
+    run: Run, original: bytes, climbed: Iterator[Rung], limits: GateLimits, console: Console, *, all_of_them: bool
+) -> tuple[GateOutcome, ...]:
     """Judge rung after rung until one passes.
 
     Raises:
         GateError: none does.
     """
-    judged: list[Judged] = []
+    judged: list[GateOutcome] = []
     truth: Evaluation | None = None
     for rung in climbed:
         found = _score(run, {"float32": original, rung.name: rung.model}, truth, console)
@@ -198,7 +198,7 @@ def _climb(
         verdict = Verdict(truth, scored, float_ms, model_ms, slow)
         refusals = tuple(verdict.refusals(limits))
         against = refused(refusals, limits)
-        judged.append(Judged(rung, verdict, refusals, not against))
+        judged.append(GateOutcome(rung, verdict, refusals, not against))
         if not against:
             return tuple(judged)
         _say(console, f"{rung.name}: {'; '.join(one.reason for one in against)}")

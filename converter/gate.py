@@ -13,8 +13,8 @@ import numpy as np
 from edge_agent.bundle.manifest import Metrics, Scored
 from edge_agent.errors import GateError
 from edge_agent.inference.evaluation import Evaluation
-from edge_agent.inference.interpreter import Model
-from edge_agent.monitoring.score_counts import Seen, SeenCount
+from edge_agent.inference.interpreter import Interpreter
+from edge_agent.monitoring.score_counts import ScoreCounter, ScoreCounts
 
 DEFAULT_MAX_DROP = 1.0
 """Points of accuracy. EfficientNet-Lite0 lost 0.3 and 0.5 in our measurements, 0.7 in Google's; over 1 is broken."""
@@ -37,7 +37,7 @@ class Refusal(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Limits:
+class GateLimits:
     """What a model may lose.
 
     Attributes:
@@ -92,7 +92,7 @@ class Verdict:
             seen=_seen(self.model),
         )
 
-    def refusals(self, limits: Limits) -> list[Refusal]:
+    def refusals(self, limits: GateLimits) -> list[Refusal]:
         """Everything that speaks against the model, allowed or not."""
         if not np.isfinite(self.model.scores).all():
             return [Refusal("not-a-number", "it gives scores that are not numbers")]
@@ -150,7 +150,7 @@ class Verdict:
         return f", because {named} are off the runtime's fast path"
 
 
-def refused(refusals: Sequence[Refusal], limits: Limits) -> list[Refusal]:
+def refused(refusals: Sequence[Refusal], limits: GateLimits) -> list[Refusal]:
     """Those of the refusals that nobody has allowed."""
     return [refusal for refusal in refusals if refusal.check not in limits.allowed]
 
@@ -187,7 +187,7 @@ def latencies_ms(models: Sequence[bytes], *, threads: int | None = None) -> list
         models: ``.tflite`` files.
         threads: inference threads; the device's default when left out.
     """
-    loaded = [Model(model, threads=threads) for model in models]
+    loaded = [Interpreter(model, threads=threads) for model in models]
     times = np.empty((_ROUNDS, len(loaded)))
     try:
         for row in range(-_WARM_UP, _ROUNDS):
@@ -203,8 +203,8 @@ def latencies_ms(models: Sequence[bytes], *, threads: int | None = None) -> list
     return medians
 
 
-def _seen(evaluation: Evaluation) -> Seen:
-    counted = SeenCount()
+def _seen(evaluation: Evaluation) -> ScoreCounts:
+    counted = ScoreCounter()
     for label, score in zip(evaluation.predicted, evaluation.scores.max(axis=1), strict=True):
         counted.add(evaluation.labels[label], float(score))
     return counted.now()

@@ -38,7 +38,7 @@ class _Record(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class RunImage:
     """One row of `split.csv`."""
 
     path: str
@@ -59,13 +59,13 @@ class Run:
     fingerprint: str
     labels: tuple[str, ...]
     spec: PreprocessSpec
-    photos: tuple[Photo, ...]
+    photos: tuple[RunImage, ...]
 
-    def split(self, name: str) -> list[Photo]:
+    def split(self, name: str) -> list[RunImage]:
         """The pictures of one split."""
         return [photo for photo in self.photos if photo.split == name]
 
-    def read(self, photos: Iterable[Photo]) -> Iterator[tuple[Pixels, Photo]]:
+    def read(self, photos: Iterable[RunImage]) -> Iterator[tuple[Pixels, RunImage]]:
         """Decode pictures, each only if it is still the one the run was made with.
 
         Yields:
@@ -134,9 +134,9 @@ def open_run(path: Path, *, data: Path | None = None) -> Run:
     )
 
 
-def _read_split(path: Path) -> tuple[Photo, ...]:
+def _read_split(path: Path) -> tuple[RunImage, ...]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         if not set(rows.fieldnames or ()) >= _COLUMNS:
             raise csv.Error(f"split.csv has the columns {rows.fieldnames}; {', '.join(sorted(_COLUMNS))} are needed")
-        return tuple(Photo(row["path"], row["label"], row["split"], row["sha256"]) for row in rows)
+        return tuple(RunImage(row["path"], row["label"], row["split"], row["sha256"]) for row in rows)

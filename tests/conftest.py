@@ -217,11 +217,11 @@ def float32_model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def bundle_file(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small int8 bundle."""
     from converter.convert import convert
-    from converter.gate import Limits
+    from converter.gate import GateLimits
 
     out = tmp_path_factory.mktemp("bundles") / "ground-1.2.edgeloop"
     # 9 test pictures: one more wrong is 11 points. These tests are not about the gate.
-    convert(run_folder, out, console=QUIET, limits=Limits(max_drop=12, max_class_drop=100))
+    convert(run_folder, out, console=QUIET, limits=GateLimits(max_drop=12, max_class_drop=100))
     return out
 
 

@@ -25,7 +25,7 @@ from edge_agent.preprocess import PreprocessSpec
 from .backbones import Backbone, build_backbone, find_backbone, write_saved_model
 from .backend import check_tensorboard, has_accelerator, memory_explained, start_keras, tensorboard_logs
 from .data import MAX_UNREADABLE, SPLITS, Dataset, data_root, load_dataset, suspicious_labels
-from .report import Story, figures, write_report
+from .report import ReportData, figures, write_report
 from .run_writer import FORMAT, new_run, read_split, refuse_existing, write_history, write_inputs, write_json
 from .training.checkpoint import Checkpoint, check_unfinished, unfinished_training
 from .training.distribution import ALONE, Team, agree
@@ -134,7 +134,7 @@ def train(
         scores = softmax(logits / temperature).astype(np.float32)
         model = with_temperature(base, head, temperature)
         took_s = time.monotonic() - started
-        story = Story(
+        story = ReportData(
             dataset=replace(dataset, findings=(*dataset.findings, *([suspicious] if suspicious else []))),
             history=checkpoint.history,
             kept=checkpoint.kept,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..convert import Converted, Method, convert
-from ..gate import ALLOWABLE, DEFAULT_MAX_CLASS_DROP, DEFAULT_MAX_DROP, Limits
+from ..gate import ALLOWABLE, DEFAULT_MAX_CLASS_DROP, DEFAULT_MAX_DROP, GateLimits
 
 
 @click.command("convert")
@@ -84,7 +84,7 @@ def convert_command(
     Writes nothing and exits 1 when too much is lost, when the scores are constant or no numbers, and when int8 is
     slower than float.
     """
-    limits = Limits(max_drop, max_class_drop, min_agreement, frozenset(allow))
+    limits = GateLimits(max_drop, max_class_drop, min_agreement, frozenset(allow))
     converted = convert(
         run,
         out,

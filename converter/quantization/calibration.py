@@ -18,7 +18,7 @@ from edge_agent.errors import DataError, PictureError, one_line
 from edge_agent.images import SUFFIXES, decode_picture, read_bytes
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
-from ..run_reader import Photo, Run
+from ..run_reader import Run, RunImage
 from ..tflite.graph import Graph
 from .observers import Ranges, activations, extremes, widest
 
@@ -56,7 +56,7 @@ class Representative:
     spread: float
 
 
-def choose(photos: Iterable[Photo], count: int, seed: int) -> list[Photo]:
+def choose(photos: Iterable[RunImage], count: int, seed: int) -> list[RunImage]:
     """Draw up to ``count`` pictures, as many of each class as possible; so does every beginning of the list.
 
     The same seed draws the same ones.
@@ -68,7 +68,7 @@ def choose(photos: Iterable[Photo], count: int, seed: int) -> list[Photo]:
     shuffle = random.Random(seed)  # noqa: S311  a reproducible draw, not a secret
     for queue in queues:
         shuffle.shuffle(queue)
-    chosen: list[Photo] = []
+    chosen: list[RunImage] = []
     while len(chosen) < count and any(queues):
         chosen += [queue.pop() for queue in queues if queue]
     return chosen[:count]

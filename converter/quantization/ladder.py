@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.bundle.manifest import Precision
-from edge_agent.inference.interpreter import Model
+from edge_agent.inference.interpreter import Interpreter
 from edge_agent.preprocess import Pixels
 
 from ..progress import Advance
@@ -148,7 +148,7 @@ class _Distance:
 def _scores(model: bytes, pixels: Pixels) -> npt.NDArray[np.float32]:
     """(pictures, classes) of pictures that are prepared already; uint8 and float32 inputs both hold levels."""
     found = []
-    with Model(model) as loaded:
+    with Interpreter(model) as loaded:
         for picture in pixels:
             loaded.input()[0] = picture
             loaded.invoke()

@@ -18,7 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from edge_agent.store.receive import Event
+from edge_agent.store.receive import PushEvent
 
 from ..fleet.inventory import Host
 from ..fleet.push import Package, Tell
@@ -59,7 +59,7 @@ def pushing(what: Package, *, quiet: bool) -> Iterator[tuple[Tell, Callable[[int
 
         have: dict[str, int] = {}
 
-        def tell(name: str, event: Event) -> None:
+        def tell(name: str, event: PushEvent) -> None:
             if event.event == "have":
                 have[name] = event.done
             if "" in lines:
@@ -70,7 +70,7 @@ def pushing(what: Package, *, quiet: bool) -> Iterator[tuple[Tell, Callable[[int
         yield tell, wave
 
 
-def _at(event: Event) -> str:
+def _at(event: PushEvent) -> str:
     if event.event == "have":
         return "sending" if event.done < event.of else "unpacking"
     if event.event == "proving":

@@ -9,7 +9,7 @@ import click
 
 from edge_agent.errors import ConfigError
 
-from ..provisioning.over_ssh import Wanted
+from ..provisioning.over_ssh import DeviceSpec
 from ..provisioning.payload import public_key
 from ..provisioning.sd_card.disks import Disk, choose, disks, listed
 from ..provisioning.sd_card.first_boot_config import PYTHONS, System, Wifi, psk
@@ -75,7 +75,7 @@ def image_command(
     keys = tuple(" ".join(part for part in public_key(path) if part) for path in ssh_key)
     system = System(hostname, user, keys, _wifi(ssid, wifi_country, is_open=wifi_open), timezone)
     system.check()
-    wanted = Wanted(config, trust, bundle, page)
+    wanted = DeviceSpec(config, trust, bundle, page)
     if device is not None:
         disk = choose(device, found)
         if not yes:

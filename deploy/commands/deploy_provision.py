@@ -12,7 +12,7 @@ import click
 from edge_agent.errors import EdgeloopError
 
 from ..fleet.inventory import Host, choose
-from ..provisioning.over_ssh import Said, Wanted, deprovision, provision
+from ..provisioning.over_ssh import DeviceSpec, Said, deprovision, provision
 from . import _console
 from ._hosts import all_of, each, end, takes_hosts
 
@@ -49,7 +49,7 @@ def provision_command(
 
     The device needs no internet: its packages are gathered here. A second run changes nothing, and says so.
     """
-    wanted = Wanted(config, trust, bundle, page)
+    wanted = DeviceSpec(config, trust, bundle, page)
 
     async def work(chosen: Sequence[Host], tell: Any) -> list[tuple[str, list[Said] | EdgeloopError]]:
         gathering = asyncio.Lock()

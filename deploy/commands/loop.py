@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from converter.gate import Limits
+from converter.gate import GateLimits
 from edge_agent.errors import ConfigError, EdgeloopError
 
 from ..fleet.inventory import Host, choose
@@ -84,7 +84,7 @@ def loop_command(
         hosts=chosen,
         pull=pull_all,
         push=push_all,
-        terms=Terms(max_drop, max_class_drop, Limits()),
+        terms=Terms(max_drop, max_class_drop, GateLimits()),
         enough=enough,
         none_class=none_class,
         key=key,

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from converter.gate import Limits
+from converter.gate import GateLimits
 from edge_agent.errors import ConfigError
 
 from ..pipelines.retrain.comparison import MAX_CLASS_DROP, MAX_DROP
@@ -97,7 +97,7 @@ def retrain_command(
             none_class=none_class,
             epochs=epochs,
             fine_tune=fine_tune,
-            terms=Terms(max_drop, max_class_drop, Limits()),
+            terms=Terms(max_drop, max_class_drop, GateLimits()),
             key=key,
             cache=cache,
             resume=resume,

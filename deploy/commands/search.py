@@ -18,7 +18,17 @@ from edge_agent.atomic_files import replacing
 from edge_agent.bench.report import Report
 from edge_agent.errors import ConfigError, DeviceError, MissingExtraError
 
-from ..pipelines.search import CANDIDATES, Candidate, Found, Measure, Searched, merged, recommend, search, train_command
+from ..pipelines.search import (
+    CANDIDATES,
+    Measure,
+    SearchCandidate,
+    Searched,
+    SearchResult,
+    merged,
+    recommend,
+    search,
+    train_command,
+)
 
 
 @click.command("search")
@@ -84,15 +94,15 @@ def search_command(
         sys.exit(1)
 
 
-def _candidates(backbones: Sequence[str], sizes: Sequence[int]) -> list[Candidate]:
+def _candidates(backbones: Sequence[str], sizes: Sequence[int]) -> list[SearchCandidate]:
     from trainer.backbones import find_backbone
 
     if not backbones and not sizes:
-        return [Candidate(*one) for one in CANDIDATES]
+        return [SearchCandidate(*one) for one in CANDIDATES]
     chosen = []
     for name in dict.fromkeys(backbones or (CANDIDATES[0][0],)):
         own = find_backbone(name).default_size
-        chosen += [Candidate(name, size) for size in dict.fromkeys(sizes or (own,))]
+        chosen += [SearchCandidate(name, size) for size in dict.fromkeys(sizes or (own,))]
     return chosen
 
 
@@ -142,7 +152,7 @@ def _there(name: str, ssh_config: Path | None, threads: int | None) -> Measure:
     return measure
 
 
-def _show(searched: Searched, chosen: Found | None, data: Path, budget_ms: float, out: Path) -> None:
+def _show(searched: Searched, chosen: SearchResult | None, data: Path, budget_ms: float, out: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     table = Table("network", "size", "accuracy", "p50", "p95", "MB", "")
     for one in searched.found:

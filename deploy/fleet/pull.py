@@ -15,7 +15,7 @@ import msgspec
 
 from edge_agent.atomic_files import replacing
 from edge_agent.captures.folder import Capture
-from edge_agent.captures.transfer import MOST_PICTURE_BYTES, NAME, Held
+from edge_agent.captures.transfer import MOST_PICTURE_BYTES, NAME, StoredCapture
 from edge_agent.errors import DeviceError
 
 from .inventory import Host
@@ -81,9 +81,9 @@ async def pull(
     return Pulled(host.name, folder, fetched, had, removed, tuple(damaged))
 
 
-def _listed(device: Connection, listed: bytes) -> list[Held]:
+def _listed(device: Connection, listed: bytes) -> list[StoredCapture]:
     try:
-        captures = [msgspec.json.decode(line, type=Held) for line in listed[:_MOST_LIST_BYTES].splitlines()]
+        captures = [msgspec.json.decode(line, type=StoredCapture) for line in listed[:_MOST_LIST_BYTES].splitlines()]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DeviceError(f"{device.host.name}: its list of captures is none: {error}") from error
     # Names become paths here.
@@ -93,7 +93,7 @@ def _listed(device: Connection, listed: bytes) -> list[Held]:
     return captures
 
 
-async def _fetch(device: Connection, folder: Path, wanted: dict[str, Held]) -> list[Held]:
+async def _fetch(device: Connection, folder: Path, wanted: dict[str, StoredCapture]) -> list[StoredCapture]:
     """Fetch a batch; those that arrived whole, and are on the disk here."""
     most = sum(capture.size + _MOST_LINE_BYTES + 4096 for capture in wanted.values()) + 2**20
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -113,8 +113,8 @@ async def _fetch(device: Connection, folder: Path, wanted: dict[str, Held]) -> l
         return await asyncio.to_thread(_unpack, device.host.name, file, folder, wanted)
 
 
-def _unpack(host: str, file: IO[bytes], folder: Path, wanted: dict[str, Held]) -> list[Held]:
-    got: list[Held] = []
+def _unpack(host: str, file: IO[bytes], folder: Path, wanted: dict[str, StoredCapture]) -> list[StoredCapture]:
+    got: list[StoredCapture] = []
     lines: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -133,7 +133,7 @@ def _unpack(host: str, file: IO[bytes], folder: Path, wanted: dict[str, Held]) -
     return got
 
 
-def _keep(folder: Path, capture: Held, line: bytes, picture: bytes) -> bool:
+def _keep(folder: Path, capture: StoredCapture, line: bytes, picture: bytes) -> bool:
     """Write one, picture first, as the device does; whether it is what it says it is."""
     try:
         noted = msgspec.json.decode(line, type=Capture)
@@ -150,7 +150,7 @@ def _keep(folder: Path, capture: Held, line: bytes, picture: bytes) -> bool:
     return True
 
 
-def _is_safe(folder: Path, capture: Held) -> bool:
+def _is_safe(folder: Path, capture: StoredCapture) -> bool:
     picture = folder / f"{capture.name}.jpg"
     try:
         with open(picture, "rb") as file:

@@ -14,7 +14,7 @@ import msgspec
 
 from edge_agent.bundle import open_bundle
 from edge_agent.errors import ConfigError, DeviceError
-from edge_agent.store.receive import Event
+from edge_agent.store.receive import PushEvent
 
 from .inventory import Host
 from .ssh import Connection, LostError, as_agent, as_root, connected
@@ -84,7 +84,7 @@ class Outcome:
         return self.state in ("good", "active", "stored")
 
 
-Tell = Callable[[str, Event], Any]
+Tell = Callable[[str, PushEvent], Any]
 """Told of each host's events; ``have`` also while bytes move."""
 
 
@@ -144,7 +144,7 @@ class _Attempt:
 
     async def run(self, device: Connection) -> tuple[Any, str]:
         self.reached = True
-        last: Event | None = None
+        last: PushEvent | None = None
         async with device.process(as_agent(self._arguments())) as process:
             while True:
                 try:
@@ -201,13 +201,13 @@ class _Attempt:
                 self.moved_bytes += len(block)
                 self.moving_s += time.monotonic() - start
                 start = time.monotonic()
-                self.tell(self.host.name, Event("have", have, self.what.size))
+                self.tell(self.host.name, PushEvent("have", have, self.what.size))
         process.stdin.write_eof()
 
 
-def _event(host: Host, line: bytes) -> Event:
+def _event(host: Host, line: bytes) -> PushEvent:
     try:
-        return msgspec.json.decode(line[:_MOST_LINE_BYTES], type=Event)
+        return msgspec.json.decode(line[:_MOST_LINE_BYTES], type=PushEvent)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise DeviceError(
             f"{host.name}: answered what edgeloop does not: {line[:100]!r}; does its login shell print something?"

@@ -21,7 +21,7 @@ from rich.console import Console
 from converter.packaging.pack import parse_name
 from edge_agent.atomic_files import replacing
 from edge_agent.errors import ConfigError, DataError, EdgeloopError, ResourceError
-from trainer.active_learning.annotations import Decisions, now
+from trainer.active_learning.annotations import Annotations, now
 from trainer.active_learning.captured_frames import find_frames
 from trainer.training.checkpoint import unfinished_path
 
@@ -135,7 +135,7 @@ def _go(work: Path, state: State, means: Means, did: list[str], console: Console
     if not any(captures.rglob("*.jpg")):
         did.append("no captures yet")
         return well
-    found, decisions = find_frames(captures), Decisions(captures)
+    found, decisions = find_frames(captures), Annotations(captures)
     settled = {sha256: one for sha256, one in decisions.latest.items() if one.verdict != "open"}
     labels = sorted(f"{one.sha256} {one.verdict} {one.label}" for one in settled.values())
     digest = hashlib.sha256("\n".join(labels).encode()).hexdigest()

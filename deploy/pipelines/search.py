@@ -28,7 +28,7 @@ CANDIDATES = (
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SearchCandidate:
     """A network and the side of its square input, pixels."""
 
     backbone: str
@@ -42,7 +42,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What became of a candidate.
 
     Attributes:
@@ -54,7 +54,7 @@ class Found:
         digest: of its bundle.
     """
 
-    candidate: Candidate
+    candidate: SearchCandidate
     accuracy: float
     pictures: int
     p50_ms: float
@@ -67,8 +67,8 @@ class Found:
 class Searched:
     """All that was found, best accuracy first; ``failed``: candidates without a model, and why."""
 
-    found: tuple[Found, ...]
-    failed: tuple[tuple[Candidate, str], ...]
+    found: tuple[SearchResult, ...]
+    failed: tuple[tuple[SearchCandidate, str], ...]
     report: Report | None
 
 
@@ -87,7 +87,7 @@ class _Note(msgspec.Struct, frozen=True):
 def search(
     data: Path,
     out: Path,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[SearchCandidate],
     *,
     measure: Measure,
     target: str,
@@ -112,9 +112,9 @@ def search(
         ConfigError: the folder is of another search.
     """
     _note(out, _Note(str(data.absolute()), seed, target))
-    bundles: dict[Candidate, Bundle] = {}
-    failed: list[tuple[Candidate, str]] = []
-    fingerprints: dict[str, Candidate] = {}
+    bundles: dict[SearchCandidate, Bundle] = {}
+    failed: list[tuple[SearchCandidate, str]] = []
+    fingerprints: dict[str, SearchCandidate] = {}
     for number, candidate in enumerate(candidates, 1):
         console.print(f"{number}/{len(candidates)}  {candidate.backbone} at {candidate.size}", style="bold")
         folder = out / candidate.name
@@ -139,7 +139,7 @@ def search(
     return Searched(tuple(known), tuple(failed), report)
 
 
-def recommend(found: Sequence[Found], budget_ms: float) -> Found | None:
+def recommend(found: Sequence[SearchResult], budget_ms: float) -> SearchResult | None:
     """The fastest within the budget that the test pictures cannot tell from the most accurate one there; None without.
 
     Args:
@@ -154,7 +154,7 @@ def recommend(found: Sequence[Found], budget_ms: float) -> Found | None:
     return min((one for one in within if one.accuracy >= lowest), key=lambda one: one.p50_ms)
 
 
-def train_command(data: Path, one: Found) -> str:
+def train_command(data: Path, one: SearchResult) -> str:
     """The command that trains what was recommended, whole."""
     options = ["--backbone", one.candidate.backbone, "--image-size", str(one.candidate.size)]
     return shlex.join(["edgeloop", "train", str(data), "--out", f"runs/{one.candidate.name}", *options])
@@ -179,7 +179,7 @@ def _note(out: Path, note: _Note) -> None:
         file.write(msgspec.json.encode(note))
 
 
-def _trained(data: Path, run: Path, candidate: Candidate, seed: int, console: Console) -> str:
+def _trained(data: Path, run: Path, candidate: SearchCandidate, seed: int, console: Console) -> str:
     """Train a head on frozen features, if that was not done; fingerprint of the pictures it learnt from."""
     from converter.run_reader import open_run
     from trainer.train import train
@@ -192,7 +192,7 @@ def _trained(data: Path, run: Path, candidate: Candidate, seed: int, console: Co
     return open_run(run).fingerprint
 
 
-def _converted(folder: Path, candidate: Candidate, key: Path | None, console: Console) -> Bundle:
+def _converted(folder: Path, candidate: SearchCandidate, key: Path | None, console: Console) -> Bundle:
     from converter.convert import convert
 
     path = folder / f"{candidate.name}-1.edgeloop"
@@ -212,13 +212,13 @@ def _measured(path: Path, bundles: Sequence[Bundle], measure: Measure) -> Report
     return report
 
 
-def _found(candidate: Candidate, bundle: Bundle, report: Report) -> Found | None:
+def _found(candidate: SearchCandidate, bundle: Bundle, report: Report) -> SearchResult | None:
     steady = next((one for one in report.steady if one.bundle == bundle.digest), None)
     metrics: Any = bundle.manifest.metrics
     subject = report.subject(bundle.digest)
     if steady is None or subject is None or metrics is None:
         return None
-    return Found(
+    return SearchResult(
         candidate,
         metrics.model.accuracy,
         metrics.pictures,

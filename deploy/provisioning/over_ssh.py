@@ -35,7 +35,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DeviceSpec:
     """What a device is to become; see `deploy.provisioning.payload.make_kit`."""
 
     config: Path
@@ -49,7 +49,7 @@ Tell = Callable[[str, str, int, int], Any]
 
 
 async def provision(
-    host: Host, wanted: Wanted, *, dry: bool, ssh_config: Path | None, tell: Tell, gathering: asyncio.Lock
+    host: Host, wanted: DeviceSpec, *, dry: bool, ssh_config: Path | None, tell: Tell, gathering: asyncio.Lock
 ) -> list[Said]:
     """Make a machine a device, or say what that would change.
 

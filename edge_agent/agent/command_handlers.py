@@ -14,14 +14,14 @@ from ..errors import CommandError
 from ..messages import VERSION, Tunables
 from ..mqtt import MqttPublisher
 from ..mqtt.commands import Activate, Bench, Handlers, Install, Rollback, Set, Snapshot
-from ..store.canary import Limits
+from ..store.canary import CanaryLimits
 from ..store.download import fetch
-from ..store.model_store import Store
+from ..store.model_store import ModelStore
 from .loaded_model import rules_of
 from .pipeline import Agent
 
 
-class Control:
+class CommandHandlers:
     """Does commands, each at the caller's pace; for the commands' thread alone.
 
     A new model takes the old one's place through the store: who runs the agent sees that `current` has changed.
@@ -33,7 +33,7 @@ class Control:
         store: of this device's models; None where agent.yaml names a bundle.
     """
 
-    def __init__(self, agent: Agent, broker: MqttPublisher, settings: Settings, store: Store | None) -> None:
+    def __init__(self, agent: Agent, broker: MqttPublisher, settings: Settings, store: ModelStore | None) -> None:
         self.stopping = threading.Event()
         """Set when the agent ends: downloads stop."""
         self._agent = agent
@@ -122,7 +122,7 @@ class Control:
         file = store.incoming / f"{command.sha256}.edgeloop"
         try:
             fetch(command.url, command.sha256, file, stop=self.stopping)
-            limits = Limits(threads=settings.threads, delegate=settings.delegate)
+            limits = CanaryLimits(threads=settings.threads, delegate=settings.delegate)
             installed = store.install(file, signers=signers, activate=command.activate, limits=limits)
         finally:
             file.unlink(missing_ok=True)
@@ -149,7 +149,7 @@ class Control:
         p50, p90, p99 = (round(float(value), 3) for value in np.percentile(times, (50, 90, 99)))
         return {"runs": command.runs, "p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "threads": classifier.threads}
 
-    def _own_store(self) -> Store:
+    def _own_store(self) -> ModelStore:
         if self._store is None:
             raise CommandError("agent.yaml names a bundle; without that line the agent runs what is installed")
         return self._store

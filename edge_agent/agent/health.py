@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..messages import VERSION, CameraHealth, Health, Latency, RecorderHealth, SpoolHealth, timestamp
-from ..monitoring.score_counts import Seen, since
+from ..monitoring.score_counts import ScoreCounts, since
 from ..monitoring.system import available_mb, free_mb, load_1min, resident_mb, temperature_c, throttled
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class HealthReporter:
         self._root = root
         self._started_s = self._before_s = time.monotonic()
         self._before: dict[str, dict[str, int]] = {name: {} for name in agent.cameras}
-        self._seen: dict[tuple[str, str], Seen] = {}
+        self._seen: dict[tuple[str, str], ScoreCounts] = {}
 
     def report(self, *, spool: SpoolHealth | None, recorder: RecorderHealth | None) -> Health:
         """The message for the time since the last one."""
@@ -67,8 +67,8 @@ class HealthReporter:
         new = {key: value - self._before[name].get(key, 0) for key, value in now.items()}
         self._before[name] = dict(now)
         key = self._agent.model.bundle.digest, name
-        seen = self._agent.seen[key].now() if key in self._agent.seen else Seen()
-        fresh, self._seen[key] = since(seen, self._seen.get(key, Seen())), seen
+        seen = self._agent.seen[key].now() if key in self._agent.seen else ScoreCounts()
+        fresh, self._seen[key] = since(seen, self._seen.get(key, ScoreCounts())), seen
         return CameraHealth(
             state=count.state,
             captured_fps=round(new["captured"] / passed_s, 2),

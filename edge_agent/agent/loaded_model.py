@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class LoadedModel:
     """What the agent runs.
 
     Attributes:
@@ -38,7 +38,7 @@ class Model:
         return ModelId(manifest.name, manifest.version, self.bundle.digest)
 
 
-def load_model(path: Path, settings: Settings) -> Model:
+def load_model(path: Path, settings: Settings) -> LoadedModel:
     """Open a bundle, file or directory, and load its model as agent.yaml wants it.
 
     A delegate that cannot be used is logged, and the model runs on the CPU: a device whose accelerator has gone still
@@ -54,7 +54,7 @@ def load_model(path: Path, settings: Settings) -> Model:
         delegate=settings.delegate,
         on_cpu_instead=lambda error: log.warning("%s. Running on the CPU instead", error),
     )
-    return Model(bundle, classifier, rules_of(bundle.manifest.thresholds, settings.decision, bundle.labels))
+    return LoadedModel(bundle, classifier, rules_of(bundle.manifest.thresholds, settings.decision, bundle.labels))
 
 
 def rules_of(thresholds: Thresholds, settings: DecisionSettings, labels: Sequence[str] = ()) -> Rules:

@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 from .._version import __version__
 from ..cameras import Camera, Frame, LatestFrames
 from ..cameras.motion import MotionGate
-from ..cameras.reconnect import KeptCamera
+from ..cameras.reconnect import ReconnectingCamera
 from ..cameras.region import view
 from ..captures.recorder import Candidate, Recorder
 from ..config import CameraSettings
@@ -30,10 +30,10 @@ from ..inference.classifier import Result
 from ..inference.decision import Decision, Rules, carried_over, decide
 from ..messages import UNKNOWN, VERSION, CameraInfo, CameraState, Info, Observation, Timing, TopScore, timestamp
 from ..monitoring.histogram import Histogram
-from ..monitoring.score_counts import SeenCount
+from ..monitoring.score_counts import ScoreCounter
 from ..preprocess import Pixels, preprocess
 from ..publishers import Publisher
-from .loaded_model import Model
+from .loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Latencies:
 class Prepared(NamedTuple):
     """A frame on its way to the interpreter. ``levels``: (height, width, 3) uint8, as the model wants it."""
 
-    model: Model
+    model: LoadedModel
     camera: str
     frame: Frame
     levels: Pixels
@@ -105,7 +105,7 @@ class Prepared(NamedTuple):
 
 
 class _Inferred(NamedTuple):
-    model: Model
+    model: LoadedModel
     camera: str
     frame: Frame
     result: Result
@@ -126,7 +126,7 @@ class Agent:
     def __init__(
         self,
         device: str,
-        model: Model,
+        model: LoadedModel,
         cameras: Mapping[str, Source],
         publisher: Publisher,
         *,
@@ -149,7 +149,7 @@ class Agent:
         """The last frame of each camera."""
         self.prepared: dict[str, Prepared] = {}
         """The last picture of each camera that went to the model."""
-        self.seen: dict[tuple[str, str], SeenCount] = {}
+        self.seen: dict[tuple[str, str], ScoreCounter] = {}
         """What each model thought of its frames, by the bundle's digest and the camera."""
         self._recorder = recorder
         self._frames = LatestFrames(cameras)
@@ -158,7 +158,7 @@ class Agent:
             for name, source in cameras.items()
             if source.settings.motion is not None
         }
-        self._decisions: dict[str, tuple[Model, Decision]] = {}
+        self._decisions: dict[str, tuple[LoadedModel, Decision]] = {}
         self._stopping = threading.Event()
         self._room = threading.Semaphore(1)
         self._to_infer: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
@@ -194,7 +194,7 @@ class Agent:
             if thread.is_alive():
                 log.warning("the %s thread does not end; leaving it", thread.name)
 
-    def switch(self, model: Model) -> None:
+    def switch(self, model: LoadedModel) -> None:
         """Run another model from the next frame on. Labels go on where they were; the old model is closed."""
         self.model, self.inference_ms, self.failing = model, Histogram(), None
         self.publisher.info(self._info())
@@ -219,7 +219,7 @@ class Agent:
             self.counts[name].reopened = kept.reopened
             self.publisher.camera(name, state)
 
-        kept = KeptCamera(
+        kept = ReconnectingCamera(
             source.open,
             live=source.live,
             timeout_s=source.settings.timeout_s,
@@ -331,7 +331,7 @@ class Agent:
         finally:
             self._stopping.set()
 
-    def _observe(self, model: Model, camera: str, frame: Frame, result: Result) -> None:
+    def _observe(self, model: LoadedModel, camera: str, frame: Frame, result: Result) -> None:
         before, switched = self._before(camera, model)
         decision = decide(before, result.scores, frame.captured_s, model.rules)
         self._decisions[camera] = model, decision
@@ -348,7 +348,7 @@ class Agent:
             self.publisher.result(self._observation(model, camera, frame, result, *result.best))
         seen = model.bundle.digest, camera
         if seen not in self.seen:
-            self.seen[seen] = SeenCount()
+            self.seen[seen] = ScoreCounter()
         self.seen[seen].add(*result.best)
         self.latencies.preprocess.add(result.preprocess_ms)
         self.latencies.inference.add(result.inference_ms)
@@ -369,7 +369,7 @@ class Agent:
                 )
             )
 
-    def _before(self, camera: str, model: Model) -> tuple[Decision | None, bool]:
+    def _before(self, camera: str, model: LoadedModel) -> tuple[Decision | None, bool]:
         """What was decided of this camera before, and whether another model did."""
         if camera not in self._decisions:
             return None, False
@@ -379,7 +379,7 @@ class Agent:
         return carried_over(before, by.bundle.labels, model.bundle.labels), True
 
     def _observation(
-        self, model: Model, camera: str, frame: Frame, result: Result, label: str, score: float
+        self, model: LoadedModel, camera: str, frame: Frame, result: Result, label: str, score: float
     ) -> Observation:
         age_ms = 1000 * (time.monotonic() - frame.captured_s)
         return Observation(
@@ -412,7 +412,7 @@ class Agent:
         )
 
 
-def _settle_s(model: Model) -> float:
+def _settle_s(model: LoadedModel) -> float:
     """Seconds after which a change has been decided: five time constants leave 0.7 % of the old scores."""
     rules = model.rules
     return 5 * rules.smoothing_s + max([rules.min_time_s, *(own.min_time_s for own in rules.classes.values())])

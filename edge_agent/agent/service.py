@@ -14,10 +14,10 @@ from ..errors import CameraError, EdgeloopError, ModelError
 
 if TYPE_CHECKING:
     from ..config import PageSettings, Settings
-    from ..dashboard import Page
+    from ..dashboard import Dashboard
     from ..preprocess import Pixels
-    from ..store.model_store import Store
-    from .loaded_model import Model
+    from ..store.model_store import ModelStore
+    from .loaded_model import LoadedModel
     from .pipeline import Agent, Prepared
 
 _POLL_S = 0.2
@@ -41,11 +41,11 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
     from ..config import load_settings
     from ..mqtt import MqttPublisher
     from ..publishers import FanOut, Publisher
-    from ..store.model_store import Store
+    from ..store.model_store import ModelStore
     from . import logs, systemd
-    from .command_handlers import Control
+    from .command_handlers import CommandHandlers
     from .pipeline import Agent, Source
-    from .supervisor import Upkeep, first_model
+    from .supervisor import Supervisor, first_model
 
     stop_requests = _stop_requests()
     settings = load_settings(config)
@@ -54,7 +54,7 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
     )
     logs.configure(settings.log)
     state = Path(settings.state)
-    store = Store(state) if settings.bundle is None else None
+    store = ModelStore(state) if settings.bundle is None else None
     model, running = (_named_model(settings), None) if store is None else first_model(settings, store)
     cameras = {
         name: Source(partial(open_camera, camera), is_live(camera), shown_source(camera), camera)
@@ -71,13 +71,13 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
         agent = Agent(settings.device, model, cameras, FanOut(publishers), recorder=recorder)
         if settings.page is not None:
             publishers.append(stack.enter_context(_page(settings, settings.page, agent)))
-        control = Control(agent, broker, settings, store)
+        control = CommandHandlers(agent, broker, settings, store)
         if settings.mqtt.commands:
             broker.serve(control.handlers)
         stack.enter_context(broker)
         stack.enter_context(agent)
         control.tell()
-        upkeep = Upkeep(agent, broker, settings, control, recorder=recorder, store=store, running=running)
+        upkeep = Supervisor(agent, broker, settings, control, recorder=recorder, store=store, running=running)
         systemd.notify("READY=1")
         while not stop_requests and not agent.wait(_POLL_S):
             upkeep.step()
@@ -94,7 +94,7 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
 
 
 @contextmanager
-def _no_fault_of_the_model(store: Store) -> Iterator[None]:
+def _no_fault_of_the_model(store: ModelStore) -> Iterator[None]:
     """An end that was asked for, or for the broker or the page, is no crash of a model on probation."""
     try:
         yield
@@ -120,7 +120,7 @@ def _stop_requests() -> list[int]:
     return requests
 
 
-def _named_model(settings: Settings) -> Model:
+def _named_model(settings: Settings) -> LoadedModel:
     """The model that agent.yaml names.
 
     Raises:
@@ -136,9 +136,9 @@ def _named_model(settings: Settings) -> Model:
     return load_model(bundle, settings)
 
 
-def _page(settings: Settings, where: PageSettings, agent: Agent) -> Page:
+def _page(settings: Settings, where: PageSettings, agent: Agent) -> Dashboard:
     """The live page of an agent."""
-    from ..dashboard import Page
+    from ..dashboard import Dashboard
 
     shown: dict[str, tuple[Prepared, Pixels]] = {}
 
@@ -152,7 +152,7 @@ def _page(settings: Settings, where: PageSettings, agent: Agent) -> Page:
             shown[camera] = last, turned
         return shown[camera][1]
 
-    return Page(
+    return Dashboard(
         where,
         settings.device,
         frame=agent.newest.get,

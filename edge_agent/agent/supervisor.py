@@ -11,13 +11,13 @@ import msgspec
 from ..captures.recorder import Recorder
 from ..config import Settings
 from ..errors import EdgeloopError, ModelError, StoreError
-from ..monitoring.score_counts import Days, Seen, since
+from ..monitoring.score_counts import DailyScoreCounts, ScoreCounts, since
 from ..mqtt import MqttPublisher
-from ..store.model_store import Installed, Store
+from ..store.model_store import Installed, ModelStore
 from . import systemd
-from .command_handlers import Control
+from .command_handlers import CommandHandlers
 from .health import HealthReporter
-from .loaded_model import Model, load_model
+from .loaded_model import LoadedModel, load_model
 from .pipeline import Agent
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _STUCK_S = 30.0
 """Without a step of the loop for so long, longer than any inference takes, the agent counts as stuck."""
 
 
-def first_model(settings: Settings, store: Store) -> tuple[Model, Installed]:
+def first_model(settings: Settings, store: ModelStore) -> tuple[LoadedModel, Installed]:
     """The model the store says to run. One that cannot even be loaded is rolled back.
 
     Raises:
@@ -49,7 +49,7 @@ def first_model(settings: Settings, store: Store) -> tuple[Model, Installed]:
             installed = back
 
 
-class Upkeep:
+class Supervisor:
     """Work of the main thread while an agent runs; `step` is called a few times a second.
 
     Args:
@@ -67,10 +67,10 @@ class Upkeep:
         agent: Agent,
         broker: MqttPublisher,
         settings: Settings,
-        control: Control,
+        control: CommandHandlers,
         *,
         recorder: Recorder | None,
-        store: Store | None,
+        store: ModelStore | None,
         running: Installed | None,
     ) -> None:
         self._agent = agent
@@ -81,8 +81,8 @@ class Upkeep:
         self._store = store
         self._running = running
         self._link = None if store is None else store.current_link()
-        self._days = Days(Path(settings.state))
-        self._noted: dict[tuple[str, str], Seen] = {}
+        self._days = DailyScoreCounts(Path(settings.state))
+        self._noted: dict[tuple[str, str], ScoreCounts] = {}
         self._noted_s = time.monotonic()
         self._reporter = HealthReporter(agent, disk=Path(settings.state))
         self._told_s = time.monotonic()
@@ -124,14 +124,14 @@ class Upkeep:
         """Add what the models thought of their frames since the last time to the day's counts, on the disk."""
         for key, count in list(self._agent.seen.items()):
             now = count.now()
-            self._days.add(*key, since(now, self._noted.get(key, Seen())))
+            self._days.add(*key, since(now, self._noted.get(key, ScoreCounts())))
             self._noted[key] = now
         try:
             self._days.save()
         except OSError as error:
             log.warning("what the model saw is not noted: %s", error)
 
-    def _follow(self, store: Store) -> None:
+    def _follow(self, store: ModelStore) -> None:
         """Run what has become current: installed, activated or rolled back, over MQTT or by a command line."""
         link = store.current_link()
         if link == self._link or link is None:
@@ -142,7 +142,7 @@ class Upkeep:
         except EdgeloopError as error:
             log.warning("%s; what runs goes on", error)
 
-    def _judge(self, store: Store, running: Installed) -> None:
+    def _judge(self, store: ModelStore, running: Installed) -> None:
         """End the probation of a model: good, too slow, or failing."""
         failing, inference = self._agent.failing, self._agent.inference_ms
         if failing is not None:
@@ -159,7 +159,7 @@ class Upkeep:
             log.info("%s has proved itself over %d frames", running, GOOD_AFTER)
             self._running = store.current() or running
 
-    def _give_up(self, store: Store, running: Installed, reason: str) -> None:
+    def _give_up(self, store: ModelStore, running: Installed, reason: str) -> None:
         back = store.failed(reason, running.digest)
         if back.digest == running.digest:
             if self._agent.failing is not None:

@@ -291,7 +291,7 @@ def _profile(task: Task) -> list[Any]:
 
     from ..bundle import open_bundle
     from ..bundle.archive import MODEL
-    from ..inference.interpreter import Model
+    from ..inference.interpreter import Interpreter
     from .op_profile import RUNS, cut_after_each, shares
 
     bundle = open_bundle(task.bundle)
@@ -300,7 +300,7 @@ def _profile(task: Task) -> list[Any]:
     cuts = list(cut_after_each(bundle.read(MODEL)))
     for number, (kind, shape, content) in enumerate(cuts, 1):
         times = []
-        with Model(content, threads=task.threads) as model:
+        with Interpreter(content, threads=task.threads) as model:
             pixels = model.input()
             pixels[0] = picture
             del pixels
@@ -319,7 +319,7 @@ def _profile(task: Task) -> list[Any]:
 
 
 def _agent(task: Task) -> dict[str, Any]:
-    from ..agent.loaded_model import Model
+    from ..agent.loaded_model import LoadedModel
     from ..agent.pipeline import Agent, Source
     from ..cameras.sources import is_live, open_camera
     from ..config import CameraSettings
@@ -330,7 +330,7 @@ def _agent(task: Task) -> dict[str, Any]:
     source: int | str = int(task.source) if task.source.isdecimal() else task.source
     settings = CameraSettings(source, loop=not task.source.isdecimal() and Path(task.source).exists())
     thresholds = started.bundle.manifest.thresholds
-    model = Model(started.bundle, started.classifier, Rules(thresholds.enter, thresholds.leave, 0.3, 0.5))
+    model = LoadedModel(started.bundle, started.classifier, Rules(thresholds.enter, thresholds.leave, 0.3, 0.5))
     camera = Source(lambda: open_camera(settings), live=is_live(settings), settings=settings)
     with Agent("bench", model, {"camera": camera}, RecordingPublisher()) as agent:
         deadline = time.monotonic() + 15

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from ..monitoring.score_counts import Seen
+from ..monitoring.score_counts import ScoreCounts
 from ..preprocess import PreprocessSpec
 
 FORMAT = 1
@@ -76,7 +76,7 @@ class Metrics(msgspec.Struct, frozen=True, rename={"float32": "float"}):
     float32: Scored
     model: Scored
     agreement: Fraction
-    seen: Seen | None = None
+    seen: ScoreCounts | None = None
 
 
 class Calibration(msgspec.Struct, frozen=True):

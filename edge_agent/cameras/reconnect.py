@@ -20,7 +20,7 @@ _SETTLED_S = 10.0
 _FINGERPRINTS_PER_S = 2
 
 
-class KeptCamera:
+class ReconnectingCamera:
     """Reads a camera for as long as it takes.
 
     Reading happens in a thread that is left to itself when it hangs, as drivers do: nothing it reads later is

@@ -21,7 +21,7 @@ NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}/[0-9TZ]{1,30}-[A-Za-z0-9_-]{1,100
 MOST_PICTURE_BYTES = 64 * 2**20
 
 
-class Held(msgspec.Struct, frozen=True):
+class StoredCapture(msgspec.Struct, frozen=True):
     """A capture on the device: ``name`` is its path without the ending, ``sha256`` and ``size`` the picture's."""
 
     name: str
@@ -29,7 +29,7 @@ class Held(msgspec.Struct, frozen=True):
     size: int
 
 
-def held(folder: Path) -> Iterator[Held]:
+def held(folder: Path) -> Iterator[StoredCapture]:
     """Every whole capture, oldest first. A damaged line, and a picture that is gone or half written, count for none."""
     for line in sorted(folder.glob("*/*.json")):
         capture, picture = read_capture(line), line.with_suffix(".jpg")
@@ -39,7 +39,7 @@ def held(folder: Path) -> Iterator[Held]:
         except FileNotFoundError:
             continue
         if capture is not None and NAME.match(name):
-            yield Held(name, capture.sha256, size)
+            yield StoredCapture(name, capture.sha256, size)
 
 
 def send(folder: Path, names: Iterable[str], to: BinaryIO) -> None:
@@ -62,7 +62,7 @@ def send(folder: Path, names: Iterable[str], to: BinaryIO) -> None:
                 tar.addfile(entry, io.BytesIO(data))
 
 
-def remove(folder: Path, captures: Iterable[Held]) -> int:
+def remove(folder: Path, captures: Iterable[StoredCapture]) -> int:
     """Remove captures that are safe elsewhere; how many. One whose picture is another than was fetched stays.
 
     Raises:

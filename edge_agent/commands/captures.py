@@ -47,10 +47,10 @@ def remove_command(config: Path | None, root: Path) -> None:
     """Remove the captures that standard input gives, lines as `list` prints; those that changed since stay."""
     import msgspec
 
-    from ..captures.transfer import Held, remove
+    from ..captures.transfer import StoredCapture, remove
 
     try:
-        given = [msgspec.json.decode(line, type=Held) for line in sys.stdin.buffer]
+        given = [msgspec.json.decode(line, type=StoredCapture) for line in sys.stdin.buffer]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CommandError(f"expected lines as `edgeloop captures list` prints them: {error}") from error
     click.echo(remove(_folder(config, root), given))

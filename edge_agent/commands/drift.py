@@ -27,18 +27,18 @@ def drift_command(config: Path | None, root: Path, *, as_json: bool) -> None:
     from ..bundle import open_bundle
     from ..errors import StoreError
     from ..monitoring.drift import DeviceDrift, judge
-    from ..monitoring.score_counts import Days
-    from ..store.model_store import Store
+    from ..monitoring.score_counts import DailyScoreCounts
+    from ..store.model_store import ModelStore
 
     place = find_store(config, root)
-    store = Store(place.state)
+    store = ModelStore(place.state)
     current = store.current()
     if current is None:
         raise StoreError(f"no model is installed in {place.state}; install one with: edgeloop install BUNDLE")
     manifest = open_bundle(Path(current.path)).manifest
     cameras = [
         judge(camera, days, manifest.metrics.seen, threshold=manifest.thresholds.enter)
-        for camera, days in sorted(Days(place.state).of(current.digest).items())
+        for camera, days in sorted(DailyScoreCounts(place.state).of(current.digest).items())
     ]
     if as_json:
         told = DeviceDrift(f"{current.name} {current.version}", current.digest, tuple(cameras))

@@ -43,18 +43,18 @@ def install_command(
     """
     import msgspec
 
-    from ..store.canary import Limits
-    from ..store.model_store import Store
+    from ..store.canary import CanaryLimits
+    from ..store.model_store import ModelStore
 
     place = find_store(config, root)
     with _progress() as progress:
-        installed = Store(place.state).install(
+        installed = ModelStore(place.state).install(
             bundle,
             signers=place.signers,
             activate=not no_activate,
             force=force,
             allow_downgrade=allow_downgrade,
-            limits=Limits(threads=place.threads, delegate=place.delegate),
+            limits=CanaryLimits(threads=place.threads, delegate=place.delegate),
             progress=progress,
         )
     if as_json:

@@ -14,7 +14,7 @@ from ..errors import EdgeloopError, one_line
 from ._store_options import find_store, store_options
 
 if TYPE_CHECKING:
-    from ..store.receive import Event
+    from ..store.receive import PushEvent
 
 _HEX = 64
 
@@ -55,13 +55,13 @@ def receive_command(
     """
     import msgspec
 
-    from ..store.canary import Limits
-    from ..store.model_store import Store
-    from ..store.receive import Event, Wanted, received, watch
+    from ..store.canary import CanaryLimits
+    from ..store.model_store import ModelStore
+    from ..store.receive import AnnouncedBundle, PushEvent, received, watch
 
     gone = False
 
-    def emit(event: Event) -> None:
+    def emit(event: PushEvent) -> None:
         # A sender who goes away does not stop an installation that has all it needs.
         nonlocal gone
         try:
@@ -70,13 +70,13 @@ def receive_command(
         except BrokenPipeError:
             gone = True
 
-    def watched(event: Event) -> None:
+    def watched(event: PushEvent) -> None:
         emit(event)
         if gone:
             sys.exit(1)
 
     place = find_store(config, root)
-    store = Store(place.state)
+    store = ModelStore(place.state)
 
     def installed(bundle: Path) -> str:
         one = store.install(
@@ -85,8 +85,8 @@ def receive_command(
             activate=not no_activate,
             force=force,
             allow_downgrade=allow_downgrade,
-            limits=Limits(threads=place.threads, delegate=place.delegate),
-            progress=lambda done, of: emit(Event("proving", done, of)),
+            limits=CanaryLimits(threads=place.threads, delegate=place.delegate),
+            progress=lambda done, of: emit(PushEvent("proving", done, of)),
         )
         return str(one)
 
@@ -94,15 +94,15 @@ def receive_command(
         here = None if force else store.here(digest)
         if here is not None:
             current = store.current()
-            emit(Event("have", size, size, before="" if current is None else current.digest))
+            emit(PushEvent("have", size, size, before="" if current is None else current.digest))
             model = installed(Path(here.path))
         else:
-            with received(store, Wanted(digest, sha256, size), sys.stdin.buffer, emit) as bundle:
+            with received(store, AnnouncedBundle(digest, sha256, size), sys.stdin.buffer, emit) as bundle:
                 model = installed(bundle)
     except (EdgeloopError, OSError) as error:
         # Its name in here tells nobody anything.
-        emit(Event("refused", text=re.sub(r"\S*/incoming/[0-9a-f]{64}\.part", "the bundle", one_line(error))))
+        emit(PushEvent("refused", text=re.sub(r"\S*/incoming/[0-9a-f]{64}\.part", "the bundle", one_line(error))))
         sys.exit(1)
-    emit(Event("installed", model=model))
+    emit(PushEvent("installed", model=model))
     if watch_s and not no_activate and not watch(store, digest, watched, timeout_s=watch_s):
         sys.exit(1)

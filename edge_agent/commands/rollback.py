@@ -21,9 +21,9 @@ def rollback_command(config: Path | None, root: Path, *, reason: str, as_json: b
     """
     import msgspec
 
-    from ..store.model_store import Store
+    from ..store.model_store import ModelStore
 
-    store = Store(find_store(config, root).state)
+    store = ModelStore(find_store(config, root).state)
     before = store.current()
     now = store.rollback(reason=reason)
     if as_json:

@@ -21,10 +21,10 @@ def status_command(config: Path | None, root: Path, *, as_json: bool) -> None:
     """Show this device's models: the current one, what a rollback leads to, and what failed here and why."""
     import msgspec
 
-    from ..store.model_store import Store
+    from ..store.model_store import ModelStore
 
     place = find_store(config, root)
-    status = Store(place.state).status()
+    status = ModelStore(place.state).status()
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
     elif not status.installed:

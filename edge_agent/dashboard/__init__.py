@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .dashboard import Page
+from .dashboard import Dashboard
 from .prometheus import Counts
 
-__all__ = ["Counts", "Page"]
+__all__ = ["Counts", "Dashboard"]

@@ -19,7 +19,7 @@ from ..preprocess import Pixels
 from .images import Pictures
 from .prometheus import Counts
 from .server import Region, Sources, make_app, stop
-from .state import Board
+from .state import DashboardState
 
 if TYPE_CHECKING:
     import uvicorn
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _GOODBYE_S = 2.0
 
 
-class Page:
+class Dashboard:
     """Shows what the agent publishes to browsers and to Prometheus. A context manager, and a `Publisher`.
 
     Publishing only notes the message, whoever is looking; it works outside the block, too.
@@ -60,7 +60,7 @@ class Page:
         counts: Callable[[str], Counts | None] = lambda _name: None,
     ) -> None:
         self._settings = settings
-        self._board = Board(device)
+        self._board = DashboardState(device)
         self._frame, self._prepared = frame, prepared
         self._region, self._counts = region, counts
 

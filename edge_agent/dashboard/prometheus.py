@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from ..messages import Health, Info, Observation
-from .state import BOUNDS_MS, Board
+from .state import BOUNDS_MS, DashboardState
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -33,7 +33,7 @@ class Counts(Protocol):
     reopened: int
 
 
-def metrics_text(board: Board, counts: Callable[[str], Counts | None]) -> tuple[bytes, str]:
+def metrics_text(board: DashboardState, counts: Callable[[str], Counts | None]) -> tuple[bytes, str]:
     """All metrics and their content type."""
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
     from prometheus_client.registry import Collector
@@ -48,7 +48,7 @@ def metrics_text(board: Board, counts: Callable[[str], Counts | None]) -> tuple[
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-def _of_cameras(board: Board, counts: Callable[[str], Counts | None]) -> Iterator[Metric]:
+def _of_cameras(board: DashboardState, counts: Callable[[str], Counts | None]) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     cameras = board.cameras
@@ -94,7 +94,7 @@ def _buckets(counts: list[int]) -> list[tuple[str, float]]:
     return buckets
 
 
-def _of_device(board: Board) -> Iterator[Metric]:
+def _of_device(board: DashboardState) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
     info: Info | None = board.value("info")

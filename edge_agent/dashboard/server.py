@@ -13,7 +13,7 @@ import msgspec
 from ..http_server import Guard, theme
 from .images import Pictures
 from .prometheus import Counts, metrics_text
-from .state import Board
+from .state import DashboardState
 
 if TYPE_CHECKING:
     import uvicorn
@@ -39,7 +39,7 @@ _encode = msgspec.json.Encoder().encode
 class Sources:
     """What the page shows: the messages, and where pictures, regions and counts come from."""
 
-    board: Board
+    board: DashboardState
     pictures: Pictures
     region: Callable[[str], Region]
     counts: Callable[[str], Counts | None]
@@ -48,7 +48,7 @@ class Sources:
     viewers: int = 0
 
     def news(self, version: int) -> tuple[int, dict[str, Any]]:
-        """See `Board.since`; everything also holds what does not change."""
+        """See `DashboardState.since`; everything also holds what does not change."""
         newest, news = self.board.since(version)
         if not version:
             news = {"v": 1, "device": self.board.device, "cameras": {}, "events": [], **news}

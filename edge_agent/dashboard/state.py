@@ -38,7 +38,7 @@ class Point(msgspec.Struct, frozen=True, array_like=True):
     age_most_ms: float
 
 
-class Told(msgspec.Struct, frozen=True, array_like=True):
+class LabelChange(msgspec.Struct, frozen=True, array_like=True):
     """From ``at_s`` on the camera's label was this; None while it shows nothing to be labelled."""
 
     at_s: float
@@ -47,7 +47,7 @@ class Told(msgspec.Struct, frozen=True, array_like=True):
 
 
 @dataclass
-class Spread:
+class BucketCounts:
     """A histogram as Prometheus wants it: how many were at most each bound of `BOUNDS_MS`, the last without one."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_MS) + 1))
@@ -91,10 +91,10 @@ class CameraBoard:
 
     present: dict[str, tuple[int, Any]] = field(default_factory=dict)
     points: deque[tuple[int, Point]] = field(default_factory=lambda: deque(maxlen=POINTS))
-    labels: deque[tuple[int, Told]] = field(default_factory=lambda: deque(maxlen=LABELS))
+    labels: deque[tuple[int, LabelChange]] = field(default_factory=lambda: deque(maxlen=LABELS))
     results: int = 0
     changes: int = 0
-    spreads: dict[str, Spread] = field(default_factory=lambda: {stage: Spread() for stage in STAGES})
+    spreads: dict[str, BucketCounts] = field(default_factory=lambda: {stage: BucketCounts() for stage in STAGES})
     second: _Second | None = None
 
     def value(self, key: str) -> Any:
@@ -102,7 +102,7 @@ class CameraBoard:
         return self.present.get(key, (0, None))[1]
 
 
-class Board:
+class DashboardState:
     """Holds the newest of every message and a bounded past. Every method takes microseconds and never waits long.
 
     Args:
@@ -144,9 +144,9 @@ class Board:
             label: Observation | None = camera.value("label")
             self._set(camera, "state", {"state": state, "since": now, "since_s": now_s})
             if state != "online":
-                camera.labels.append((self._version, Told(now_s, None, 0.0)))
+                camera.labels.append((self._version, LabelChange(now_s, None, 0.0)))
             elif label is not None:
-                camera.labels.append((self._version, Told(now_s, label.label, label.score)))
+                camera.labels.append((self._version, LabelChange(now_s, label.label, label.score)))
 
     def label(self, observation: Observation) -> None:
         """What is decided."""
@@ -154,7 +154,7 @@ class Board:
         with self._lock:
             camera = self._camera(observation.camera)
             self._set(camera, "label", observation)
-            camera.labels.append((self._version, Told(now_s, observation.label, observation.score)))
+            camera.labels.append((self._version, LabelChange(now_s, observation.label, observation.score)))
 
     def event(self, observation: Observation) -> None:
         """A label changed."""

@@ -18,7 +18,7 @@ from ..bundle.archive import MODEL
 from ..bundle.manifest import TensorEntry, Tensors
 from ..errors import ModelError
 from ..preprocess import Pixels, PreprocessSpec, preprocess
-from .interpreter import Model
+from .interpreter import Interpreter
 
 
 class Score(NamedTuple):
@@ -85,7 +85,7 @@ class Classifier:
     ) -> None:
         self.labels = tuple(labels)
         self.spec = spec
-        self._model = Model(model, threads=threads, delegate=delegate)
+        self._model = Interpreter(model, threads=threads, delegate=delegate)
         problems = contract_problems(self._model.tensors, spec, len(self.labels))
         if problems:
             self._model.close()

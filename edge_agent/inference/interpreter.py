@@ -34,7 +34,7 @@ def default_threads() -> int:
     return min(MAX_DEFAULT_THREADS, cores())
 
 
-class Model:
+class Interpreter:
     """A loaded model with one input and one output; write the input view, invoke, read the output view.
 
     Not for several threads at once. A context manager; closing frees the interpreter.

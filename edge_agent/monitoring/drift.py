@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from .score_counts import BINS, Seen, total
+from .score_counts import BINS, ScoreCounts, total
 
 MOST_INDEX = 0.25
 LEAST_LOSS = 0.05
@@ -69,7 +69,7 @@ class DeviceDrift(msgspec.Struct, frozen=True):
     cameras: tuple[CameraDrift, ...]
 
 
-def index(one: Seen, other: Seen) -> float:
+def index(one: ScoreCounts, other: ScoreCounts) -> float:
     """Population stability index of the scores; half a frame is added to each bin, so that none is empty."""
     found = 0.0
     for mine, theirs in zip(one.scores, other.scores, strict=True):
@@ -78,12 +78,12 @@ def index(one: Seen, other: Seen) -> float:
     return found
 
 
-def compare(before: Seen, now: Seen) -> Compared:
+def compare(before: ScoreCounts, now: ScoreCounts) -> Compared:
     """Frames beside those before."""
     return Compared(round(index(before, now), 3), round(before.mean_score, 3), round(now.mean_score, 3))
 
 
-def judge(camera: str, days: Mapping[str, Seen], test: Seen | None, *, threshold: float) -> CameraDrift:
+def judge(camera: str, days: Mapping[str, ScoreCounts], test: ScoreCounts | None, *, threshold: float) -> CameraDrift:
     """What is to be thought of a camera.
 
     Args:

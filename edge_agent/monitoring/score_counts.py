@@ -20,7 +20,7 @@ MOST_BYTES = 16 * 2**20
 FILE = "seen.json"
 
 
-class Seen(msgspec.Struct, frozen=True):
+class ScoreCounts(msgspec.Struct, frozen=True):
     """Frames by the highest score the model gave them, and by the label that got it.
 
     ``scores``: `BINS` counts, from 0 to 1. ``labels``: labels that nothing was taken for are left out.
@@ -49,17 +49,17 @@ def bin_of(score: float) -> int:
     return min(BINS - 1, max(0, int(score * BINS)))
 
 
-def total(parts: Iterable[Seen]) -> Seen:
+def total(parts: Iterable[ScoreCounts]) -> ScoreCounts:
     """All of them together."""
     scores, labels = [0] * BINS, dict[str, int]()
     for part in parts:
         scores = [one + other for one, other in zip(scores, part.scores, strict=True)]
         for label, count in part.labels.items():
             labels[label] = labels.get(label, 0) + count
-    return Seen(tuple(scores), labels)
+    return ScoreCounts(tuple(scores), labels)
 
 
-class SeenCount:
+class ScoreCounter:
     """A camera's frames, counted by one thread; others may look."""
 
     def __init__(self) -> None:
@@ -71,25 +71,25 @@ class SeenCount:
         self._scores[bin_of(score)] += 1
         self._labels[label] = self._labels.get(label, 0) + 1
 
-    def now(self) -> Seen:
+    def now(self) -> ScoreCounts:
         """What was counted until now."""
-        return Seen(tuple(self._scores), dict(self._labels.copy()))
+        return ScoreCounts(tuple(self._scores), dict(self._labels.copy()))
 
 
-def since(now: Seen, before: Seen) -> Seen:
+def since(now: ScoreCounts, before: ScoreCounts) -> ScoreCounts:
     """What came between two looks at one count."""
     labels = {label: count - before.labels.get(label, 0) for label, count in now.labels.items()}
     scores = tuple(one - other for one, other in zip(now.scores, before.scores, strict=True))
-    return Seen(scores, {label: count for label, count in labels.items() if count})
+    return ScoreCounts(scores, {label: count for label, count in labels.items() if count})
 
 
 class _Kept(msgspec.Struct):
     v: int = 1
     # By the bundle's digest, the day (UTC) and the camera.
-    models: dict[str, dict[str, dict[str, Seen]]] = {}
+    models: dict[str, dict[str, dict[str, ScoreCounts]]] = {}
 
 
-class Days:
+class DailyScoreCounts:
     """What each model saw on each day, in a file of the agent's state. For one thread."""
 
     def __init__(self, state: Path) -> None:
@@ -97,13 +97,13 @@ class Days:
         self._path = state / FILE
         self._kept = _read(self._path)
 
-    def add(self, digest: str, camera: str, seen: Seen, *, day: str | None = None) -> None:
+    def add(self, digest: str, camera: str, seen: ScoreCounts, *, day: str | None = None) -> None:
         """Count frames in, today or on another day."""
         if not seen.frames:
             return
         day = day or f"{datetime.now(UTC):%Y-%m-%d}"
         cameras = self._kept.models.setdefault(digest, {}).setdefault(day, {})
-        cameras[camera] = total([cameras.get(camera, Seen()), seen])
+        cameras[camera] = total([cameras.get(camera, ScoreCounts()), seen])
 
     def save(self) -> None:
         """Keep it; days long gone are forgotten.
@@ -122,9 +122,9 @@ class Days:
         with replacing(self._path, mode=0o640) as file:
             file.write(msgspec.json.encode(self._kept))
 
-    def of(self, digest: str) -> dict[str, dict[str, Seen]]:
+    def of(self, digest: str) -> dict[str, dict[str, ScoreCounts]]:
         """By camera and day, what a model saw."""
-        cameras: dict[str, dict[str, Seen]] = {}
+        cameras: dict[str, dict[str, ScoreCounts]] = {}
         for day, seen in sorted(self._kept.models.get(digest, {}).items()):
             for camera, one in seen.items():
                 cameras.setdefault(camera, {})[day] = one

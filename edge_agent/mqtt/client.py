@@ -25,7 +25,7 @@ from ..messages import CameraState, Health, Info, Observation, Reply, SpoolHealt
 from .commands import MAX_BYTES, Commands, Envelope, Handlers
 from .discovery import discovery, discovery_topic
 from .outbox import Outbox
-from .spool import Event
+from .spool import SpooledEvent
 from .topics import Topics
 
 log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class MqttPublisher:
 
     def event(self, observation: Observation) -> None:
         """See `Publisher`; QoS 1, through the spool."""
-        self.outbox.put(Event(self.topics.event(observation.camera), _encode(observation), time.time()))
+        self.outbox.put(SpooledEvent(self.topics.event(observation.camera), _encode(observation), time.time()))
 
     def result(self, observation: Observation) -> None:
         """See `Publisher`; QoS 0, dropped while the broker is away or does not keep up."""
@@ -212,7 +212,7 @@ class MqttPublisher:
 
     # --- called by the outbox' thread ---
 
-    def _send_event(self, event: Event, left_s: float) -> int | None:
+    def _send_event(self, event: SpooledEvent, left_s: float) -> int | None:
         if not self._client.is_connected():
             return None
         properties = None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from .spool import Event, Spool
+from .spool import Spool, SpooledEvent
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +35,15 @@ class Outbox:
         expiry_s: age in seconds at which an event is no longer worth sending.
     """
 
-    def __init__(self, path: Path | None, send: Callable[[Event, float], int | None], *, expiry_s: float) -> None:
+    def __init__(
+        self, path: Path | None, send: Callable[[SpooledEvent, float], int | None], *, expiry_s: float
+    ) -> None:
         self._spool = Spool(path)
         self._send = send
         self._expiry_s = expiry_s
         self._started_s = time.monotonic()
         self._inherited = 0
-        self._door: queue.Queue[Event] = queue.Queue(MOST_AT_THE_DOOR)
+        self._door: queue.Queue[SpooledEvent] = queue.Queue(MOST_AT_THE_DOOR)
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._answers: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -71,7 +73,7 @@ class Outbox:
         else:
             self._spool.__exit__()
 
-    def put(self, event: Event) -> None:
+    def put(self, event: SpooledEvent) -> None:
         """Take an event; never waits."""
         try:
             self._door.put_nowait(event)
@@ -129,7 +131,7 @@ class Outbox:
         self.depth, self.dropped = self._spool.depth, self._spool.dropped + self._turned_away
         return sent
 
-    def _age_s(self, ident: int, event: Event) -> float:
+    def _age_s(self, ident: int, event: SpooledEvent) -> float:
         # A clock that was set back makes an event seem to come from the future; it is as good as new. A device without
         # a battery for its clock starts where it was switched off, perhaps weeks ago, and is put right when the network
         # comes: what this process made is no older than this process.

@@ -26,7 +26,7 @@ _SCHEMA = """
 _BUSY_S = 5.0
 
 
-class Event(NamedTuple):
+class SpooledEvent(NamedTuple):
     """One message to be delivered: its topic, its payload, and when it came about, seconds since 1970."""
 
     topic: str
@@ -38,7 +38,7 @@ class Waiting(NamedTuple):
     """An event in the spool. ``id`` grows from event to event and is never used twice."""
 
     id: int
-    event: Event
+    event: SpooledEvent
 
 
 class Spool:
@@ -86,7 +86,7 @@ class Spool:
         """Events that had to go, since the file was made."""
         return self._number("SELECT value FROM counter WHERE name = 'dropped'")
 
-    def put(self, events: Sequence[Event]) -> None:
+    def put(self, events: Sequence[SpooledEvent]) -> None:
         """Append events, all or none of them."""
         if not events:
             return
@@ -99,7 +99,7 @@ class Spool:
     def after(self, last: int, most: int) -> list[Waiting]:
         """Up to so many events behind the one with this id, oldest first."""
         rows = self._rows("SELECT id, topic, payload, at FROM event WHERE id > ? ORDER BY id LIMIT ?", last, most)
-        return [Waiting(ident, Event(topic, bytes(payload), at)) for ident, topic, payload, at in rows]
+        return [Waiting(ident, SpooledEvent(topic, bytes(payload), at)) for ident, topic, payload, at in rows]
 
     def remove(self, idents: Iterable[int]) -> None:
         """Forget delivered events; those that are gone already are passed over."""
@@ -125,7 +125,7 @@ class Spool:
     def _number(self, query: str) -> int:
         return int(self._rows(query)[0][0])
 
-    def _put(self, events: Sequence[Event]) -> None:
+    def _put(self, events: Sequence[SpooledEvent]) -> None:
         with self._database:
             self._database.executemany("INSERT INTO event (topic, payload, at) VALUES (?, ?, ?)", events)
             beyond = self._database.execute(

@@ -1,7 +1,7 @@
 """A model proves itself on this device: the bundle's canary pictures, in a process of their own.
 
 A model is data that native code interprets. One that crashes the interpreter, hangs or eats the memory takes down the
-child process that tries it, never the agent: `prove` starts `python -m edge_agent.store.canary_worker`, bounds its time
+child process that tries it, never the agent: `run_canary` starts `python -m edge_agent.store.canary_worker`, bounds its time
 and memory, and judges what it says by accuracy and a tolerance, for processors differ.
 """
 
@@ -31,7 +31,7 @@ _MOST_MEMORY_MB = 1024
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "TMPDIR")
 
 
-class Proof(msgspec.Struct, frozen=True):
+class CanaryResult(msgspec.Struct, frozen=True):
     """How a model did on its canary pictures, here.
 
     ``reasons``: why it is refused; empty when it is not. ``accuracy``: share of pictures whose first class is the true
@@ -60,7 +60,7 @@ class Proof(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Limits:
+class CanaryLimits:
     """What a model may use to prove itself.
 
     Attributes:
@@ -76,18 +76,18 @@ class Limits:
     memory_mb: int | None = None
 
 
-def prove(
+def run_canary(
     bundle: Path,
-    limits: Limits = Limits(),
+    limits: CanaryLimits = CanaryLimits(),
     *,
     name: str | None = None,
     progress: Callable[[int], object] = lambda _pictures: None,
-) -> Proof:
+) -> CanaryResult:
     """Run a bundle's canary pictures in a process of its own. A proof that did not pass says why.
 
     Args:
         bundle: the file, or the directory it was unpacked into.
-        limits: see `Limits`.
+        limits: see `CanaryLimits`.
         name: of the bundle in messages; its path when left out.
         progress: called with the number of pictures done.
 
@@ -159,11 +159,11 @@ def _listen(
 class CanaryReport(msgspec.Struct):
     """The last thing the child says: a proof, or why there is none."""
 
-    proof: Proof | None = None
+    proof: CanaryResult | None = None
     error: str | None = None
 
 
-def _understood(name: str, said: bytes, code: int) -> Proof:
+def _understood(name: str, said: bytes, code: int) -> CanaryResult:
     try:
         report = msgspec.json.decode(said.lstrip(b"."), type=CanaryReport)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -18,7 +18,7 @@ from ..monitoring.system import peak_memory_mb
 
 if TYPE_CHECKING:
     from ..inference.evaluation import Evaluation
-from .canary import CanaryReport, Proof
+from .canary import CanaryReport, CanaryResult
 
 CLEAR_MARGIN = 0.3
 """Between the two highest expected scores. Scores of one int8 file were up to 0.08 apart between x86-64 and aarch64, so
@@ -78,7 +78,7 @@ def _bound(timeout_s: float, memory_mb: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _tried(given: dict[str, Any], done: Callable[[], object]) -> Proof:
+def _tried(given: dict[str, Any], done: Callable[[], object]) -> CanaryResult:
     import numpy as np
 
     from ..bundle import open_bundle
@@ -109,7 +109,7 @@ def _tried(given: dict[str, Any], done: Callable[[], object]) -> Proof:
     there = Evaluation(bundle.labels, truth, np.array([picture.scores for picture in expected], np.float32))
     here = Evaluation(bundle.labels, truth, np.stack(scores), np.array(times))
     whole = bool(np.isfinite(here.scores).all())
-    return Proof(
+    return CanaryResult(
         digest=bundle.digest,
         pictures=len(expected),
         accuracy=here.accuracy,

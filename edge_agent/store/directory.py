@@ -40,7 +40,7 @@ class UnwritableError(StoreError):
     """The disk is full, read-only or somebody else's."""
 
 
-class Disk:
+class StoreDirectory:
     """The files of one store. Several processes and threads may each have one.
 
     Args:

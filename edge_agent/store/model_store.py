@@ -25,8 +25,8 @@ import msgspec
 from ..bundle import Bundle, open_bundle
 from ..bundle.signature import verify_bundle
 from ..errors import StoreError
-from .canary import Limits, prove
-from .directory import CURRENT, Disk, UnwritableError
+from .canary import CanaryLimits, run_canary
+from .directory import CURRENT, StoreDirectory, UnwritableError
 from .state import (
     Failure,
     Installed,
@@ -48,7 +48,7 @@ from .state import (
     rolled_back,
 )
 
-__all__ = ["Failure", "Installed", "Store", "StoreStatus"]
+__all__ = ["Failure", "Installed", "ModelStore", "StoreStatus"]
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ MOST_STARTS = 3
 _STALE_S = 3600.0
 
 
-class Store:
+class ModelStore:
     """The store under one directory. Files alone: several processes and threads may use it at once.
 
     Args:
@@ -65,7 +65,7 @@ class Store:
     """
 
     def __init__(self, state: Path) -> None:
-        self._disk = Disk(state)
+        self._disk = StoreDirectory(state)
 
     # --- looking: without the lock, and changing nothing ---
 
@@ -113,7 +113,7 @@ class Store:
         activate: bool = True,
         force: bool = False,
         allow_downgrade: bool = False,
-        limits: Limits = Limits(),  # noqa: B008  frozen
+        limits: CanaryLimits = CanaryLimits(),  # noqa: B008  frozen
         progress: Callable[[int, int], object] = lambda _done, _of: None,
     ) -> Installed:
         """Verify a bundle, unpack it, prove it on this device, and make it current. On an error nothing has changed.
@@ -268,7 +268,7 @@ class Store:
     # --- under the lock ---
 
     def _proved(
-        self, opened: Bundle, folder: Path, new: Installed, limits: Limits, progress: Callable[[int, int], object]
+        self, opened: Bundle, folder: Path, new: Installed, limits: CanaryLimits, progress: Callable[[int, int], object]
     ) -> Installed:
         pictures = len(opened.canary())
         try:
@@ -277,7 +277,7 @@ class Store:
             raise UnwritableError(
                 f"{self._disk.state}: cannot be written to: {error.strerror or error}; nothing was changed"
             ) from error
-        proof = prove(folder, limits, name=str(opened.path), progress=lambda done: progress(done, pictures))
+        proof = run_canary(folder, limits, name=str(opened.path), progress=lambda done: progress(done, pictures))
         if not proof.passed:
             raise StoreError(f"{opened.path}: the model is refused: {'; '.join(proof.reasons)}")
         if proof.digest != opened.digest:

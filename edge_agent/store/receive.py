@@ -1,6 +1,6 @@
 """A bundle over standard input, taken up again where it broke off, and how it then does: the device's end of a push.
 
-Messages go out as lines of JSON, one `Event` each; bytes come in only when, and as many as, ``have`` says are missing.
+Messages go out as lines of JSON, one `PushEvent` each; bytes come in only when, and as many as, ``have`` says are missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 
 from ..bundle.archive import MAX_BYTES
 from ..errors import StoreError
-from .model_store import Store
+from .model_store import ModelStore
 
 SILENCE_S = 60.0
 """Seconds without a byte after which the sender counts as gone: a half-open connection ends by nothing else."""
@@ -28,10 +28,10 @@ _BLOCK = 256 * 1024
 _POLL_S = 0.25
 _SPARE_BYTES = 2**20
 
-Emit = Callable[["Event"], object]
+Emit = Callable[["PushEvent"], object]
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+class PushEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """What happens to a bundle on the device.
 
     ``have``: ``done`` of its ``of`` bytes are here; the rest is awaited. ``proving``: ``done`` of ``of`` canary
@@ -49,7 +49,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     text: str = ""
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class AnnouncedBundle(msgspec.Struct, frozen=True):
     """The bundle that is to come: ``digest`` of its manifest, ``sha256`` and ``size`` of the file."""
 
     digest: str
@@ -58,7 +58,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def received(store: Store, wanted: Wanted, source: BinaryIO, emit: Emit) -> Iterator[Path]:
+def received(store: ModelStore, wanted: AnnouncedBundle, source: BinaryIO, emit: Emit) -> Iterator[Path]:
     """The bundle's file, whole; what has come stays for the next try when the sender goes away.
 
     Args:
@@ -84,7 +84,7 @@ def received(store: Store, wanted: Wanted, source: BinaryIO, emit: Emit) -> Iter
         have = _resume(file, wanted)
         _need_room(part.parent, 2 * wanted.size - have)
         current = store.current()
-        emit(Event("have", have, wanted.size, before="" if current is None else current.digest))
+        emit(PushEvent("have", have, wanted.size, before="" if current is None else current.digest))
         _append(file, source, wanted.size - have)
         file.seek(0)
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -96,7 +96,7 @@ def received(store: Store, wanted: Wanted, source: BinaryIO, emit: Emit) -> Iter
 
 
 def watch(
-    store: Store, digest: str, emit: Emit, *, timeout_s: float, clock: Callable[[], float] = time.monotonic
+    store: ModelStore, digest: str, emit: Emit, *, timeout_s: float, clock: Callable[[], float] = time.monotonic
 ) -> bool:
     """Follow a bundle through its probation; whether it became good.
 
@@ -115,20 +115,20 @@ def watch(
         failure = next((failure for failure in status.failures if failure.digest == digest), None)
         reason = failure.reason if failure is not None else one.reason if one is not None else None
         if failure is not None or one is None or one != status.current:
-            emit(Event("failed", text=f"{reason or 'another model took its place'}; {status.current} runs"))
+            emit(PushEvent("failed", text=f"{reason or 'another model took its place'}; {status.current} runs"))
             return False
         if one.status == "good":
-            emit(Event("good", model=str(one)))
+            emit(PushEvent("good", model=str(one)))
             return True
         if reason:
-            emit(Event("failed", text=f"{reason}; there was no model to go back to"))
+            emit(PushEvent("failed", text=f"{reason}; there was no model to go back to"))
             return False
         if clock() > deadline:
-            emit(Event("unheard", text=_unheard(one.starts, timeout_s)))
+            emit(PushEvent("unheard", text=_unheard(one.starts, timeout_s)))
             return False
         if clock() - told >= 2:
             told = clock()
-            emit(Event("probation", model=str(one)))
+            emit(PushEvent("probation", model=str(one)))
         time.sleep(_POLL_S)
 
 
@@ -138,7 +138,7 @@ def _unheard(starts: int, timeout_s: float) -> str:
     return f"still on probation after {timeout_s:g} s; edgeloop deploy status tells how it ends"
 
 
-def _resume(file: BinaryIO, wanted: Wanted) -> int:
+def _resume(file: BinaryIO, wanted: AnnouncedBundle) -> int:
     have = os.fstat(file.fileno()).st_size
     if have > wanted.size:
         file.truncate(0)

@@ -9,7 +9,7 @@ import msgspec
 
 from ..bundle.manifest import version_key
 from ..errors import StoreError
-from .canary import Proof
+from .canary import CanaryResult
 
 VERSION = 1
 KEPT = 2
@@ -39,7 +39,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     signer: str | None = None
     installed_at: str = ""
     order: int = 0
-    proof: Proof | None = None
+    proof: CanaryResult | None = None
 
     @property
     def canary_p50_ms(self) -> float | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from converter.quantization.calibration import ALIKE, FIRST, MOST, SETTLED, calibrate, choose, of_folder, of_run
-from converter.run_reader import Photo, Run, open_run
+from converter.run_reader import Run, RunImage, open_run
 from edge_agent.errors import DataError
 from edge_agent.preprocess import Pixels
 
@@ -27,7 +27,7 @@ def model(float32_model: bytes) -> bytes:
 
 def test_pictures_are_balanced_seeded_and_every_beginning_is_balanced_too() -> None:
     photos = [
-        Photo(f"{c}/{i}", c, "train", f"{c}{i:03d}") for c, n in (("a", 300), ("b", 300), ("c", 5)) for i in range(n)
+        RunImage(f"{c}/{i}", c, "train", f"{c}{i:03d}") for c, n in (("a", 300), ("b", 300), ("c", 5)) for i in range(n)
     ]
     chosen = choose(photos, 100, seed=0)
     counts = Counter(photo.label for photo in chosen)

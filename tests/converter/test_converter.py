@@ -11,7 +11,7 @@ import pytest
 
 import edge_agent
 from converter.convert import Method, convert
-from converter.gate import Limits
+from converter.gate import GateLimits
 from converter.packaging.pack import parse_name
 from converter.run_reader import open_run
 from edge_agent.bundle import open_bundle
@@ -22,7 +22,7 @@ from .. import conftest
 from ..conftest import CLASSES, QUIET
 
 # 9 test pictures: one more wrong is 11 points.
-LENIENT = Limits(max_drop=25, max_class_drop=100)
+LENIENT = GateLimits(max_drop=25, max_class_drop=100)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_an_override_packs_the_ruined_model_and_the_bundle_says_so(
 ) -> None:
     ruin(run_copy)
     out = tmp_path / "bad-1.edgeloop"
-    convert(run_copy, out, console=QUIET, limits=Limits(allowed=frozenset({"drop", "class-drop", "constant"})))
+    convert(run_copy, out, console=QUIET, limits=GateLimits(allowed=frozenset({"drop", "class-drop", "constant"})))
     assert "drop" in open_bundle(out).manifest.provenance.overridden
     assert "Packed although refused for: " in open_bundle(out).read("card.md").decode()
     assert "packed although refused for" in edgeloop("inspect", out).out

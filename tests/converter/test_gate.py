@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from converter import gate
-from converter.gate import DEFAULT_MAX_CLASS_DROP, Limits, Verdict, gate_error, latencies_ms, refused
+from converter.gate import DEFAULT_MAX_CLASS_DROP, GateLimits, Verdict, gate_error, latencies_ms, refused
 from edge_agent.inference.evaluation import Evaluation
 
-LENIENT = Limits(100, 100)
+LENIENT = GateLimits(100, 100)
 
 
 def scored(*predicted: int, truth: tuple[int, ...] = (0, 0, 1, 1)) -> Evaluation:
@@ -18,18 +18,18 @@ def scored(*predicted: int, truth: tuple[int, ...] = (0, 0, 1, 1)) -> Evaluation
     return Evaluation(("a", "b"), np.array(truth), scores)
 
 
-def checks(verdict: Verdict, limits: Limits) -> list[str]:
+def checks(verdict: Verdict, limits: GateLimits) -> list[str]:
     return [refusal.check for refusal in verdict.refusals(limits)]
 
 
 def test_what_is_within_the_limit_passes_and_what_is_not_is_refused() -> None:
     verdict = Verdict(scored(0, 0, 1, 1), scored(0, 0, 1, 0))
     assert verdict.drop == pytest.approx(25)
-    assert checks(verdict, Limits(25, 100)) == []
-    (refusal,) = verdict.refusals(Limits(24, 100))
+    assert checks(verdict, GateLimits(25, 100)) == []
+    (refusal,) = verdict.refusals(GateLimits(24, 100))
     assert refusal.check == "drop"
     assert "25.0 points lost, 24 allowed (--max-drop)" in refusal.reason
-    assert checks(Verdict(scored(0, 0, 1, 0), scored(0, 0, 1, 1)), Limits(0, 0)) == []  # better is fine
+    assert checks(Verdict(scored(0, 0, 1, 0), scored(0, 0, 1, 1)), GateLimits(0, 0)) == []  # better is fine
     metrics = verdict.metrics()
     assert (metrics.float32.accuracy, metrics.model.accuracy, metrics.agreement) == (1, 0.75, 0.75)
 
@@ -39,19 +39,19 @@ def test_a_class_that_lost_more_than_one_picture_and_too_many_points_is_named() 
     right = scored(*truth, truth=truth)
     one_lost = scored(1, *truth[1:], truth=truth)
     two_lost = scored(1, 1, *truth[2:], truth=truth)
-    assert checks(Verdict(right, one_lost), Limits(100, 5)) == []  # 10 points, but one picture
-    (refusal,) = Verdict(right, two_lost).refusals(Limits(100, 19.9))
+    assert checks(Verdict(right, one_lost), GateLimits(100, 5)) == []  # 10 points, but one picture
+    (refusal,) = Verdict(right, two_lost).refusals(GateLimits(100, 19.9))
     assert refusal.check == "class-drop"
     assert "a 100 -> 80 %" in refusal.reason
-    assert checks(Verdict(right, two_lost), Limits(100, 20)) == []
+    assert checks(Verdict(right, two_lost), GateLimits(100, 20)) == []
     assert DEFAULT_MAX_CLASS_DROP == 10
 
 
 def test_as_right_but_on_other_pictures_is_refused_where_agreement_is_asked_for() -> None:
     verdict = Verdict(scored(0, 1, 1, 1), scored(1, 0, 1, 1))
-    assert checks(verdict, Limits(0, 100)) == []
-    assert checks(verdict, Limits(0, 100, min_agreement=50)) == []
-    (refusal,) = verdict.refusals(Limits(0, 100, min_agreement=97))
+    assert checks(verdict, GateLimits(0, 100)) == []
+    assert checks(verdict, GateLimits(0, 100, min_agreement=50)) == []
+    (refusal,) = verdict.refusals(GateLimits(0, 100, min_agreement=97))
     assert refusal.check == "agreement"
     assert "the same class as float on 50.0 % of the test pictures, 97 wanted" in refusal.reason
 
@@ -64,7 +64,7 @@ def test_a_broken_model_is_refused_whatever_its_accuracy() -> None:
     refusals = Verdict(scored(0, 0, 1, 1), broken).refusals(LENIENT)
     assert [refusal.check for refusal in refusals] == ["not-a-number"]
     # Nothing can be done with it, so nothing lets it through.
-    assert refused(refusals, Limits(allowed=frozenset({"drop", "constant", "slow", "class-drop"}))) == refusals
+    assert refused(refusals, GateLimits(allowed=frozenset({"drop", "constant", "slow", "class-drop"}))) == refusals
     assert str(gate_error(refusals, "int8")).endswith("nothing was written")
 
 
@@ -81,9 +81,9 @@ def test_a_model_slower_than_float_is_refused_with_the_reason_and_a_way_out() ->
 
 def test_an_override_lets_through_what_it_names_and_nothing_else() -> None:
     verdict = Verdict(scored(0, 0, 1, 1), scored(0, 0, 0, 0), 1.0, 2.0, Counter())
-    refusals = verdict.refusals(Limits(0, 0))
+    refusals = verdict.refusals(GateLimits(0, 0))
     assert [refusal.check for refusal in refusals] == ["constant", "drop", "class-drop", "slow"]
-    left = refused(refusals, Limits(allowed=frozenset({"constant", "slow"})))
+    left = refused(refusals, GateLimits(allowed=frozenset({"constant", "slow"})))
     assert [refusal.check for refusal in left] == ["drop", "class-drop"]
     assert str(gate_error(left, "int8")).endswith("to pack it all the same: --allow drop --allow class-drop")
 

@@ -19,7 +19,7 @@ from converter.quantization.sensitivity import by_damage, layer_name, layers
 from converter.tflite import float_model
 from converter.tflite.graph import LAYERS, Graph
 from converter.tflite.xnnpack import off_the_fast_path, with_fast_operations
-from edge_agent.inference.interpreter import Model
+from edge_agent.inference.interpreter import Interpreter
 from edge_agent.native_stderr import native_noise_hidden
 from edge_agent.preprocess import Pixels, PreprocessSpec
 
@@ -86,7 +86,7 @@ def ranges(ready: bytes, pixels: Pixels) -> Ranges:
 
 def scores(model: bytes, pixels: Pixels) -> npt.NDArray[np.float32]:
     found = []
-    with Model(model, threads=1) as loaded:
+    with Interpreter(model, threads=1) as loaded:
         for picture in pixels:
             loaded.input()[0] = picture
             loaded.invoke()
@@ -103,7 +103,7 @@ def test_int8_takes_uint8_levels_and_gives_float_scores_that_do_not_tie(
     ready: bytes, ranges: Ranges, pixels: Pixels
 ) -> None:
     quantized = to_int8(ready, ranges)
-    with Model(quantized) as loaded:
+    with Interpreter(quantized) as loaded:
         given, made = loaded.tensors.input, loaded.tensors.output
     assert (given.dtype, given.scale, given.zero_point) == ("uint8", 1, 0)
     assert made.dtype == "float32"

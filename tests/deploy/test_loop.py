@@ -17,8 +17,8 @@ from deploy.fleet.rollout import Rollout
 from deploy.pipelines.loop import STATE, Means, State, once_round
 from deploy.pipelines.retrain.pipeline import Terms
 from edge_agent.preprocess import Pixels
-from edge_agent.store.model_store import Store
-from trainer.active_learning.annotations import Decision, Decisions
+from edge_agent.store.model_store import ModelStore
+from trainer.active_learning.annotations import Annotation, Annotations
 from trainer.active_learning.captured_frames import find_frames
 
 from ..conftest import CLASSES, QUIET, Mosquitto, Ran, Run
@@ -40,14 +40,14 @@ def first(bundle_file: Path, tmp_path: Path) -> Path:
 def devices(first: Path, tmp_path: Path) -> Iterator[Fleet]:
     with fleet(tmp_path, DEVICES) as made:
         for name in DEVICES:
-            store = Store(made.root / name / "var/lib/edgeloop")
+            store = ModelStore(made.root / name / "var/lib/edgeloop")
             store.install(first, signers=None, limits=ONE)
             store.good()
         yield made
 
 
 def versions(devices: Fleet) -> list[str]:
-    found = [Store(devices.root / name / "var/lib/edgeloop").current() for name in DEVICES]
+    found = [ModelStore(devices.root / name / "var/lib/edgeloop").current() for name in DEVICES]
     return ["none" if one is None else one.version for one in found]
 
 
@@ -103,11 +103,11 @@ def test_frames_of_a_changed_scene_become_the_model_that_the_devices_run(
     truth = {START_NS // 1_000_000_000 + 120 * (number // 5) + number % 5: label for number, label in enumerate(shown)}
     from datetime import datetime
 
-    log = Decisions(work / "captures")
+    log = Annotations(work / "captures")
     frames = find_frames(work / "captures").frames
     log.add(
         [
-            Decision(
+            Annotation(
                 sha256=frame.sha256,
                 verdict="label",
                 label=truth[int(datetime.fromisoformat(frame.captured_at).timestamp())],

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.pipelines.retrain.comparison import Duel, Match
+from deploy.pipelines.retrain.comparison import Comparison, PairedResults
 from deploy.pipelines.retrain.dataset_version import LIST, SOURCES, make_version
 from edge_agent.errors import DataError
 from edge_agent.images import read_picture
 from edge_agent.inference.evaluation import Evaluation
 from edge_agent.preprocess import Pixels
-from trainer.active_learning.annotations import Decision, Decisions
+from trainer.active_learning.annotations import Annotation, Annotations
 from trainer.data import Photo
 from trainer.run_writer import read_photos
 
@@ -60,7 +60,7 @@ def captured(folder: Path, scene: tuple[list[Pixels], list[str]]) -> dict[str, s
 
 
 def decide(folder: Path, labels: dict[str, str]) -> None:
-    Decisions(folder).add([Decision(sha256=sha256, verdict="label", label=name) for sha256, name in labels.items()])
+    Annotations(folder).add([Annotation(sha256=sha256, verdict="label", label=name) for sha256, name in labels.items()])
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -102,13 +102,13 @@ def test_what_is_left_out_is_said(run_folder: Path, scene: tuple[list[Pixels], l
     (folder / "again.jpg").write_bytes((root / photos[0].path).read_bytes())
     other = next(name for name in CLASSES if name != photos[0].label)
     decide(folder, {h: labels[h] for h in hashes[:10]} | dict.fromkeys(hashes[10:12], "moss"))
-    log = Decisions(folder)
+    log = Annotations(folder)
     log.add(
         [
-            Decision(sha256=photos[0].sha256, verdict="label", label=other),
-            *(Decision(sha256=sha256, verdict="none") for sha256 in hashes[12:15]),
-            Decision(sha256=hashes[15], verdict="skip"),
-            Decision(sha256="f" * 64, verdict="label", label=other),
+            Annotation(sha256=photos[0].sha256, verdict="label", label=other),
+            *(Annotation(sha256=sha256, verdict="none") for sha256 in hashes[12:15]),
+            Annotation(sha256=hashes[15], verdict="skip"),
+            Annotation(sha256="f" * 64, verdict="label", label=other),
         ]
     )
     with log.path.open("a") as file:
@@ -149,36 +149,36 @@ def test_without_labels_or_the_runs_pictures_there_is_no_version(
 # --- champion against challenger ---
 
 
-def match(champion: list[int], challenger: list[int], truth: list[int]) -> Match:
+def match(champion: list[int], challenger: list[int], truth: list[int]) -> PairedResults:
     labels = ("a", "b", "c")
     photos = tuple(Photo(str(number), labels[true], "test") for number, true in enumerate(truth))
 
     def answers(said: list[int]) -> Evaluation:
         return Evaluation(labels, np.array(truth), np.eye(3, dtype=np.float32)[said])
 
-    return Match(photos, answers(champion), answers(challenger))
+    return PairedResults(photos, answers(champion), answers(challenger))
 
 
 def test_a_challenger_that_is_no_worse_is_not_refused() -> None:
     truth = [0] * 50 + [1] * 50 + [2] * 50
-    assert Duel(match(truth, truth, truth), None).refusals() == []
+    assert Comparison(match(truth, truth, truth), None).refusals() == []
     one_wrong = [1, *truth[1:]]
     # One picture, even where that is more than a point.
     few = match(truth[::3], one_wrong[::3], truth[::3])
     assert few.drop > 1
-    assert Duel(few, few).refusals() == []
-    assert Duel(match(one_wrong, truth, truth), match(one_wrong, truth, truth)).refusals() == []
+    assert Comparison(few, few).refusals() == []
+    assert Comparison(match(one_wrong, truth, truth), match(one_wrong, truth, truth)).refusals() == []
 
 
 def test_a_challenger_that_is_worse_is_refused_and_why_is_said() -> None:
     truth = [0] * 50 + [1] * 50 + [2] * 50
     worse = [1] * 9 + truth[9:]
     frozen, same = match(truth, worse, truth), match(truth, truth, truth)
-    said = "; ".join(Duel(frozen, same).refusals())
+    said = "; ".join(Comparison(frozen, same).refusals())
     assert "94.0 % of 150, the model before 100.0 % of 150: 6.0 points lost, 1 allowed" in said
     assert "a 100 -> 82 %" in said
-    assert Duel(frozen, same).refusals(max_drop=10, max_class_drop=20) == []
-    (said,) = Duel(same, frozen).refusals()
+    assert Comparison(frozen, same).refusals(max_drop=10, max_class_drop=20) == []
+    (said,) = Comparison(same, frozen).refusals()
     assert "on new frames it recognises 94.0 %" in said
     assert frozen.lost == list(range(9))
     assert frozen.gained == []

@@ -12,7 +12,7 @@ import pytest
 from deploy.fleet.inventory import Host
 from deploy.fleet.rollout import waves
 from edge_agent.errors import ConfigError
-from edge_agent.store.model_store import Store
+from edge_agent.store.model_store import ModelStore
 
 from ..conftest import Mosquitto, Ran, Run, Subscriber, wait_until
 from ..edge_agent.store.test_store import ONE, repacked
@@ -63,8 +63,8 @@ def devices(bundles: dict[str, Path], tmp_path: Path) -> Iterator[Fleet]:
         yield made
 
 
-def store_of(devices: Fleet, name: str) -> Store:
-    return Store(devices.root / name / "var/lib/edgeloop")
+def store_of(devices: Fleet, name: str) -> ModelStore:
+    return ModelStore(devices.root / name / "var/lib/edgeloop")
 
 
 def versions(devices: Fleet) -> dict[str, str]:

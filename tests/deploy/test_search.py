@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.pipelines.search import Candidate, Found, recommend, train_command
+from deploy.pipelines.search import SearchCandidate, SearchResult, recommend, train_command
 from edge_agent.bench.report import load
 
 from ..conftest import Run
@@ -15,8 +15,10 @@ from ..conftest import Run
 pytestmark = pytest.mark.timeout(300)
 
 
-def found(size: int, accuracy: float, p50_ms: float, pictures: int = 100) -> Found:
-    return Found(Candidate("efficientnet-lite0", size), accuracy, pictures, p50_ms, 2 * p50_ms, 4.0, "0" * 64)
+def found(size: int, accuracy: float, p50_ms: float, pictures: int = 100) -> SearchResult:
+    return SearchResult(
+        SearchCandidate("efficientnet-lite0", size), accuracy, pictures, p50_ms, 2 * p50_ms, 4.0, "0" * 64
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_the_command_is_one_a_shell_takes(tmp_path: Path) -> None:
         f"edgeloop train '{tmp_path}/my birds' --out runs/efficientnet-lite0-96 --backbone efficientnet-lite0 "
         "--image-size 96"
     )
-    assert Candidate("kerashub:mobilenet_v3/small", 64).name == "kerashub-mobilenet-v3-small-64"
+    assert SearchCandidate("kerashub:mobilenet_v3/small", 64).name == "kerashub-mobilenet-v3-small-64"
 
 
 def test_a_search_goes_on_where_it_was_and_measures_what_it_made(

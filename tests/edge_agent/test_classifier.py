@@ -22,7 +22,7 @@ from edge_agent.bundle.manifest import TensorEntry, Tensors
 from edge_agent.errors import ModelError
 from edge_agent.inference.classifier import contract_problems, dequantize
 from edge_agent.inference.evaluation import evaluate
-from edge_agent.inference.interpreter import Model
+from edge_agent.inference.interpreter import Interpreter
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
 from ..support.delegates import compiled_delegate
@@ -146,12 +146,12 @@ def test_every_breach_of_the_contract_is_named() -> None:
 @pytest.mark.parametrize("content", [b"", b"no model", b"TFL3" * 100, bytes(10_000)])
 def test_what_is_no_model_is_refused(content: bytes) -> None:
     with pytest.raises(ModelError, match="does not take the model"):
-        Model(content)
+        Interpreter(content)
 
 
 def test_a_truncated_model_is_refused(models: dict[str, bytes]) -> None:
     with pytest.raises(ModelError):
-        Model(models["uint8"][: len(models["uint8"]) // 2])
+        Interpreter(models["uint8"][: len(models["uint8"]) // 2])
 
 
 def test_frames_that_are_none_are_refused(classifier: Classifier) -> None:
@@ -161,9 +161,9 @@ def test_frames_that_are_none_are_refused(classifier: Classifier) -> None:
 
 
 def test_threads_default_to_the_cores_and_can_be_set(models: dict[str, bytes]) -> None:
-    with Model(models["uint8"]) as model:
+    with Interpreter(models["uint8"]) as model:
         assert 1 <= model.threads <= 4
-    with Model(models["uint8"], threads=2) as model:
+    with Interpreter(models["uint8"], threads=2) as model:
         assert model.threads == 2
 
 
@@ -187,7 +187,7 @@ def test_a_delegate_that_does_not_load_is_refused_with_the_remedy(models: dict[s
     (tmp_path / "text.so").write_text("no library")
     for library in (tmp_path / "none.so", tmp_path / "text.so"):
         with pytest.raises(ModelError, match=r"no usable delegate: .*; install its driver, or run without it"):
-            Model(models["uint8"], delegate=str(library))
+            Interpreter(models["uint8"], delegate=str(library))
 
 
 def test_an_opened_bundle_classifies_like_its_model(bundle_file: Path, frames: list[Pixels]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import edge_agent
-from edge_agent.agent.loaded_model import Model as Loaded
+from edge_agent.agent.loaded_model import LoadedModel
 from edge_agent.agent.pipeline import Agent, Source
 from edge_agent.bundle import open_bundle
 from edge_agent.cameras import ListCamera
@@ -19,7 +19,7 @@ from edge_agent.commands.predict import predict_command
 from edge_agent.images import read_picture
 from edge_agent.inference.classifier import Classifier
 from edge_agent.inference.decision import Rules
-from edge_agent.inference.interpreter import Model
+from edge_agent.inference.interpreter import Interpreter
 from edge_agent.preprocess import Pixels
 from edge_agent.publishers import RecordingPublisher
 
@@ -28,13 +28,13 @@ from edge_agent.publishers import RecordingPublisher
 def invoked(monkeypatch: pytest.MonkeyPatch) -> list[Pixels]:
     """A copy of the input tensor at every invoke of any model."""
     seen: list[Pixels] = []
-    invoke = Model.invoke
+    invoke = Interpreter.invoke
 
-    def record(self: Model) -> None:
+    def record(self: Interpreter) -> None:
         seen.append(self.input()[0].copy())
         invoke(self)
 
-    monkeypatch.setattr(Model, "invoke", record)
+    monkeypatch.setattr(Interpreter, "invoke", record)
     return seen
 
 
@@ -59,7 +59,7 @@ def test_all_four_see_the_same_pixels(
 
     invoked.clear()
     bundle = open_bundle(bundle_file)
-    model = Loaded(bundle, Classifier.from_bundle(bundle), Rules(0.6, 0.4, 0, 0))
+    model = LoadedModel(bundle, Classifier.from_bundle(bundle), Rules(0.6, 0.4, 0, 0))
     # Slow enough that no frame is replaced by the next one.
     camera = ListCamera([read_picture(file) for file in files], interval_s=0.4)
     with Agent("x", model, {"c": Source(lambda: camera)}, RecordingPublisher()) as agent:

@@ -21,8 +21,8 @@ import yaml
 from deploy.fleet.inventory import Host
 from deploy.fleet.push import Choices, Outcome, package, push
 from edge_agent.bundle import open_bundle
-from edge_agent.store.model_store import Store
-from edge_agent.store.receive import Event
+from edge_agent.store.model_store import ModelStore
+from edge_agent.store.receive import PushEvent
 
 from ..conftest import Run, wait_until
 from ..edge_agent.store.test_store import assert_sound, repacked
@@ -125,7 +125,7 @@ def agents_processes(pi: Pi) -> list[int]:
 def test_cut_anywhere_the_old_or_the_new_model_runs(device: Pi, bundle_file: Path, tmp_path: Path) -> None:
     chance = random.Random(7)
     state = device.root / "var/lib/edgeloop"
-    store = Store(state)
+    store = ModelStore(state)
     first = repacked(bundle_file, tmp_path / "0.edgeloop", version="0")
     assert pushed(first, device.ssh_config).state == "active"
     old, ends = open_bundle(first).digest, {"old": 0, "new": 0}
@@ -181,7 +181,7 @@ def _kill_device(pi: Pi, bundle: Path, size: int, chance: random.Random, wire: W
     killed = False
 
     async def run() -> None:
-        def tell(_host: str, event: Event) -> None:
+        def tell(_host: str, event: PushEvent) -> None:
             if event.event == moment and (moment != "have" or event.done > least):
                 kill()
 

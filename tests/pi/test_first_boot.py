@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from deploy.on_device import setup
-from deploy.provisioning.over_ssh import Wanted
+from deploy.provisioning.over_ssh import DeviceSpec
 from deploy.provisioning.sd_card import prepare
 from deploy.provisioning.sd_card.first_boot_config import GROUPS, System, Wifi
-from edge_agent.store.model_store import Store
+from edge_agent.store.model_store import ModelStore
 
 from ..support.card_image import BOOKWORM
 from .root import Pi, processes
@@ -37,7 +37,7 @@ def boot(near: Pi, signed_versions: dict[str, Path], signing_key: Path, tmp_path
     (near.root / "etc/NetworkManager/system-connections").mkdir(parents=True)
     settings = tmp_path / "agent.yaml"
     settings.write_text(yaml.safe_dump({"cameras": {"door": {"source": "/srv/none.avi"}}, "threads": 1}))
-    wanted = Wanted(settings, [signing_key.with_suffix(".pub")], signed_versions["1"])
+    wanted = DeviceSpec(settings, [signing_key.with_suffix(".pub")], signed_versions["1"])
     system = System("porch", "ann", [KEY], Wifi("café;", "ab" * 32, "GB"), "Nowhere/At_All")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "MACHINE", os.uname().machine)
@@ -111,7 +111,7 @@ def test_a_card_makes_itself_a_device_however_often_it_is_cut(near: Pi, boot: Pa
     assert not (boot / "edgeloop").exists()
     assert not wants.is_symlink()
     assert not (etc / "systemd/system/edgeloop-first-boot.service").exists()
-    current = Store(near.root / "var/lib/edgeloop").current()
+    current = ModelStore(near.root / "var/lib/edgeloop").current()
     assert current is not None
     assert (current.version, current.signer) == ("1", "owner")
     assert yaml.safe_load((etc / "edgeloop/agent.yaml").read_text())["device"] == "porch"

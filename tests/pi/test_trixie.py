@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from edge_agent.bench.report import load
-from edge_agent.store.model_store import Store
+from edge_agent.store.model_store import ModelStore
 
 from ..conftest import Run, wait_until
 from .root import Pi, debian_architecture, make_root, processes, remove_root, running
@@ -52,7 +52,7 @@ def test_provision_push_roll_back_and_deprovision(
     assert trixie.ssh("/opt/edgeloop/env/bin/python -c 'import cv2, numpy, uvicorn'").returncode == 0
     ran = edgeloop(*provision, "--trust", signing_key.with_suffix(".pub"), "--page")
     assert "raspberrypi: nothing changed\n" in ran.out
-    store = Store(trixie.root / "var/lib/edgeloop")
+    store = ModelStore(trixie.root / "var/lib/edgeloop")
     for version in "23":
         ran = edgeloop("deploy", "push", signed_versions[version], *there, "--no-wait")
         assert f"raspberrypi: active, ground {version}" in ran.out, ran.out

@@ -25,7 +25,7 @@ from converter.quantization.observers import observed_ranges
 from converter.quantization.quantize import to_int8
 from converter.tflite.float_model import export, load_model, to_float
 from edge_agent.errors import ConfigError, DataError, EdgeloopError
-from edge_agent.inference.interpreter import Model
+from edge_agent.inference.interpreter import Interpreter
 from edge_agent.preprocess import PreprocessSpec, preprocess
 from trainer.backbones import BACKBONES, build_backbone, find_backbone, write_saved_model
 from trainer.backbones.backbone import Application, Lite
@@ -250,7 +250,7 @@ def test_what_is_special_in_a_network_converts_to_tflite(
 
 
 def tflite_features(content: bytes, pixels: Features) -> Features:
-    with Model(content) as model:
+    with Interpreter(content) as model:
         tensor = model.input()
         tensor[...] = pixels.astype(tensor.dtype)
         del tensor

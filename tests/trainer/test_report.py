@@ -21,7 +21,7 @@ import pytest
 
 from edge_agent.inference.evaluation import Evaluation
 from trainer.data import Dataset, Finding, Photo
-from trainer.report import Story, advice, figures, learning_curve, plots, summary, write_report
+from trainer.report import ReportData, advice, figures, learning_curve, plots, summary, write_report
 from trainer.report.activation_maps import activation_maps
 from trainer.report.learning_curve import DataSize, Forecast, Point, learn_from_shares
 from trainer.report.metrics import without_temperature
@@ -61,7 +61,7 @@ def story(
     pixels: npt.NDArray[np.uint8] | None = None,
     findings: tuple[Finding, ...] = (),
     **more: Any,
-) -> Story:
+) -> ReportData:
     """``train`` training and ``tests`` test pictures a class; the first ``wrong`` of a class are taken for the next."""
     photos = [
         Photo(f"{split}/{i}/{number}.jpg", label, split)
@@ -75,10 +75,10 @@ def story(
     if pixels is None:
         pixels = np.zeros((len(photos), SIDE, SIDE, 3), np.uint8)
     dataset = Dataset(tuple(labels), tuple(photos), cast("PixelRows", pixels), None, findings)
-    return Story(dataset=dataset, tested=tested, test=evaluation(labels, truth.tolist(), said), **more)
+    return ReportData(dataset=dataset, tested=tested, test=evaluation(labels, truth.tolist(), said), **more)
 
 
-def written(path: Path, what: Story) -> str:
+def written(path: Path, what: ReportData) -> str:
     write_report(path / "report.html", what)
     return (path / "report.html").read_text(encoding="utf-8")
 

@@ -28,7 +28,7 @@ _Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _Name = Annotated[str, msgspec.Meta(max_length=100)]
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Annotation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of the log.
 
     Attributes:
@@ -57,7 +57,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError(f"a label beside the verdict {self.verdict!r}")
 
 
-_decode = msgspec.json.Decoder(Decision).decode
+_decode = msgspec.json.Decoder(Annotation).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -66,7 +66,7 @@ def now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-class Decisions:
+class Annotations:
     """A folder's log. Not for several threads at once.
 
     Attributes:
@@ -87,7 +87,7 @@ class Decisions:
         self._forget()
         self.refresh()
 
-    def refresh(self) -> list[Decision]:
+    def refresh(self) -> list[Annotation]:
         """Take in what was appended since; all of it where the file was replaced or cut.
 
         Raises:
@@ -113,7 +113,7 @@ class Decisions:
         self._read += len(whole)
         return self._take(whole.splitlines())
 
-    def add(self, decisions: Sequence[Decision]) -> list[Decision]:
+    def add(self, decisions: Sequence[Annotation]) -> list[Annotation]:
         """Append, and return once it is on the disk; with what others appended before.
 
         Raises:
@@ -143,7 +143,7 @@ class Decisions:
         return self.refresh()
 
     @property
-    def disputed(self) -> dict[str, list[Decision]]:
+    def disputed(self) -> dict[str, list[Annotation]]:
         """Frames that several people decided differently: the last decision of each."""
         return {
             sha256: list(people.values())
@@ -152,14 +152,14 @@ class Decisions:
         }
 
     def _forget(self) -> None:
-        self.latest: dict[str, Decision] = {}
+        self.latest: dict[str, Annotation] = {}
         self.problems: list[str] = []
         self.count = 0
         self.generation += 1
-        self._by_person: dict[str, dict[str, Decision]] = defaultdict(dict)
+        self._by_person: dict[str, dict[str, Annotation]] = defaultdict(dict)
         self._read = self._line = 0
 
-    def _take(self, lines: Iterable[bytes]) -> list[Decision]:
+    def _take(self, lines: Iterable[bytes]) -> list[Annotation]:
         taken = []
         for line in lines:
             self._line += 1

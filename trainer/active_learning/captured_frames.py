@@ -19,7 +19,7 @@ _HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class CapturedFrame:
     """One captured frame, known by its picture's content.
 
     Attributes:
@@ -51,7 +51,7 @@ class Frame:
 class Found:
     """The frames by time, each content once, and what was wrong with the rest of the folder, a line each."""
 
-    frames: tuple[Frame, ...]
+    frames: tuple[CapturedFrame, ...]
     problems: tuple[str, ...]
 
 
@@ -79,7 +79,7 @@ def find_frames(folder: Path) -> Found:
         DataError: no such folder, or no pictures in it that can be read.
     """
     names = pictures_of(folder)
-    frames: dict[str, Frame] = {}
+    frames: dict[str, CapturedFrame] = {}
     problems: list[str] = []
     lines: set[Path] = set()
     for name in names:
@@ -100,7 +100,7 @@ def find_frames(folder: Path) -> Found:
     return Found(tuple(by_time), tuple(problems))
 
 
-def frame_at(path: Path, line: Path, name: str, problems: list[str]) -> Frame:
+def frame_at(path: Path, line: Path, name: str, problems: list[str]) -> CapturedFrame:
     """The frame of a picture and the line beside it, which may be missing; a damaged one is told in ``problems``.
 
     Raises:
@@ -109,7 +109,7 @@ def frame_at(path: Path, line: Path, name: str, problems: list[str]) -> Frame:
     if line.exists():
         capture = read_capture(line)
         if capture is not None and _HASH.fullmatch(capture.sha256) and _is_file(path):
-            return Frame(
+            return CapturedFrame(
                 name,
                 capture.sha256,
                 capture.device,
@@ -120,7 +120,7 @@ def frame_at(path: Path, line: Path, name: str, problems: list[str]) -> Frame:
                 capture.reason,
             )
         problems.append(f"{line}: damaged; its picture is shown without what the device knew of it")
-    return Frame(name, hashlib.sha256(read_bytes(path)).hexdigest())
+    return CapturedFrame(name, hashlib.sha256(read_bytes(path)).hexdigest())
 
 
 def _is_file(path: Path) -> bool:

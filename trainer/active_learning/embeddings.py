@@ -55,7 +55,7 @@ class Network:
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
+class Embeddings:
     """What a network saw, a row a picture.
 
     Attributes:
@@ -92,14 +92,14 @@ def network_of(run: Path | None) -> Network:
     return Network(found.labels, found.spec, model, _key((run / "model.keras").read_bytes(), found.spec))
 
 
-def look_at(
+def embed(
     network: Network,
     pictures: Sequence[tuple[str, Path]],
     *,
     what: str,
     console: Console,
     cache: Path | None = None,
-) -> Sight:
+) -> Embeddings:
     """Features and scores of pictures.
 
     Args:
@@ -134,7 +134,7 @@ def look_at(
         raise DataError(
             f"{folder}: what the network saw cannot be kept: {error.strerror}; make room, or move it with --cache"
         ) from error
-    return Sight(features, scores, failed)
+    return Embeddings(features, scores, failed)
 
 
 def batches(

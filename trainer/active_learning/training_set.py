@@ -10,7 +10,7 @@ from rich.console import Console
 from edge_agent.errors import DataError
 
 from ..run_writer import read_photos
-from .embeddings import Network, look_at
+from .embeddings import Network, embed
 from .feature_space import MOST_KNOWN, Floats, Places
 
 
@@ -37,7 +37,7 @@ def training_pictures(
     if not there:
         console.print(f"{root}: the training pictures are gone; frames are not compared with them", markup=False)
         return none
-    seen = look_at(
+    seen = embed(
         network,
         [(photo.sha256, root / photo.path) for photo in there],
         what="Looking at the training pictures",

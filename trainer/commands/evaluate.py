@@ -136,13 +136,13 @@ def _class_table(found: Evaluated) -> Table:
 def _write_report(path: Path, found: Evaluated) -> None:
     from dataclasses import replace
 
-    from ..report import Story, write_report
+    from ..report import ReportData, write_report
 
     pixels = PicturesOnDemand(found.root, found.photos, found.spec)
     photos = tuple(replace(photo, split="test") for photo in found.photos)
     dataset = Dataset(found.evaluation.labels, photos, cast("PixelRows", pixels), None, ())
     kind = "float model" if found.network is not None else "bundle, as the device runs it"
-    story = Story(
+    story = ReportData(
         dataset=dataset,
         tested=range(len(photos)),
         test=found.evaluation,

@@ -96,14 +96,14 @@ def _export(captures: Path, target: Path, console: Console) -> None:
     """What is decided, without looking at the pictures."""
     from edge_agent.errors import ConfigError
 
-    from ..active_learning.annotations import Decisions
+    from ..active_learning.annotations import Annotations
     from ..active_learning.captured_frames import find_frames
     from ..review.export import as_csv
 
     inside, above = captures.resolve(), target.parent.resolve()
     if not inside.is_relative_to(above):
         raise ConfigError(f"{target}: paths in it lead down only; name a file in or above {captures}")
-    decisions, found = Decisions(captures), find_frames(captures)
+    decisions, found = Annotations(captures), find_frames(captures)
     labels = [
         ((inside / frame.path).relative_to(above).as_posix(), decision.label)
         for frame in found.frames

@@ -2,6 +2,6 @@
 
 from .metrics import figures, scored
 from .page import write_report
-from .report_data import Story
+from .report_data import ReportData
 
-__all__ = ["Story", "figures", "scored", "write_report"]
+__all__ = ["ReportData", "figures", "scored", "write_report"]

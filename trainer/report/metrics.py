@@ -8,7 +8,7 @@ import numpy as np
 
 from edge_agent.inference.evaluation import Evaluation
 
-from .report_data import Story
+from .report_data import ReportData
 from .summary import advice_for
 
 MAX_CONFUSION_CLASSES = 100
@@ -16,7 +16,7 @@ MAX_CONFUSION_CLASSES = 100
 MAX_PAIRS = 50
 
 
-def figures(story: Story) -> dict[str, Any]:
+def figures(story: ReportData) -> dict[str, Any]:
     """What `metrics.json` holds; docs/run.md names every field."""
     found: dict[str, Any] = {"test": scored(story.test)}
     if story.val is not None:

@@ -16,7 +16,7 @@ from . import plots
 from .activation_maps import activation_maps
 from .advice import calibration_noise, percent, size_sentence
 from .metrics import without_temperature
-from .report_data import Story
+from .report_data import ReportData
 from .summary import advice_for, doubtful_findings, doubts
 from .templating import environment
 from .thumbnails import data_uri, lit, matrix_uri
@@ -31,7 +31,7 @@ MATRIX_CLASSES = 25
 """Up to so many classes the confusion matrix is a table of numbers; above, a picture and a list."""
 
 
-def write_report(path: Path, story: Story) -> None:
+def write_report(path: Path, story: ReportData) -> None:
     """Write the report.
 
     Args:
@@ -43,7 +43,7 @@ def write_report(path: Path, story: Story) -> None:
         file.write(html.encode("utf-8", "replace"))
 
 
-def render(story: Story) -> str:
+def render(story: ReportData) -> str:
     """The report as HTML: it needs no other file and no network."""
     from markupsafe import Markup
 
@@ -70,7 +70,7 @@ def render(story: Story) -> str:
     )
 
 
-def _verdict(story: Story) -> dict[str, Any]:
+def _verdict(story: ReportData) -> dict[str, Any]:
     error = 1 - story.test.accuracy
     if error == 0:
         words = "None of them was taken for something else."
@@ -82,7 +82,7 @@ def _verdict(story: Story) -> dict[str, Any]:
     return {"words": words, "guess": commonest / len(story.test.truth)}
 
 
-def _charts(story: Story) -> dict[str, list[str]]:
+def _charts(story: ReportData) -> dict[str, list[str]]:
     charts: dict[str, list[str]] = {"learning": [], "size": []}
     if story.history:
         charts["learning"] = plots.learning_charts(story.history, story.kept)
@@ -93,7 +93,7 @@ def _charts(story: Story) -> dict[str, list[str]]:
     return charts
 
 
-def _calibration(story: Story) -> dict[str, float | None]:
+def _calibration(story: ReportData) -> dict[str, float | None]:
     before = without_temperature(story.test, story.temperature).calibration_error() if story.temperature else None
     return {
         "error": story.test.calibration_error(),
@@ -102,7 +102,7 @@ def _calibration(story: Story) -> dict[str, float | None]:
     }
 
 
-def _confusion(story: Story) -> dict[str, Any]:
+def _confusion(story: ReportData) -> dict[str, Any]:
     test, support = story.test, story.test.support()
     pairs = [
         {"label": label, "taken_for": taken_for, "count": count, "pictures": support[label]}
@@ -126,7 +126,7 @@ def _confusion(story: Story) -> dict[str, Any]:
     return {"pairs": pairs, "rows": rows, "picture": ""}
 
 
-def _classes(story: Story) -> list[dict[str, Any]]:
+def _classes(story: ReportData) -> list[dict[str, Any]]:
     """A row a class, worst recall first; classes without test pictures last."""
     recall, precision, f1 = story.test.recall(), story.test.precision(), story.test.f1()
     rows = [
@@ -142,7 +142,7 @@ def _classes(story: Story) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: 2.0 if row["recall"] is None else row["recall"])
 
 
-def _pictures(story: Story) -> dict[str, Any]:
+def _pictures(story: ReportData) -> dict[str, Any]:
     """Mistakes, near misses and typical right pictures, each with where the model looked."""
     test = story.test
     top = np.sort(test.scores, axis=1)[:, -2:]
@@ -166,7 +166,7 @@ def _pictures(story: Story) -> dict[str, Any]:
     }
 
 
-def _typical(story: Story) -> list[int]:
+def _typical(story: ReportData) -> list[int]:
     """For each class, weakest first, the recognised test picture whose score is the middle one."""
     chosen = []
     weakest = sorted(story.test.recall().items(), key=lambda item: item[1])
@@ -179,7 +179,7 @@ def _typical(story: Story) -> list[int]:
     return chosen[:TYPICAL]
 
 
-def _cards(story: Story, places: Sequence[int]) -> list[dict[str, Any]]:
+def _cards(story: ReportData, places: Sequence[int]) -> list[dict[str, Any]]:
     """What to show of test pictures: the picture as the model sees it, and its map for the class it named."""
     pixels = [np.asarray(story.dataset.pixels[int(story.tested[place])]) for place in places]
     named = [int(story.test.predicted[place]) for place in places]
@@ -201,7 +201,7 @@ def _cards(story: Story, places: Sequence[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _findings(story: Story) -> list[dict[str, Any]]:
+def _findings(story: ReportData) -> list[dict[str, Any]]:
     """What was found in the data, with the pictures that show it."""
     places = {photo.path: i for i, photo in enumerate(story.dataset.photos)}
     shown: dict[str, str] = {}

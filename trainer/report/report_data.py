@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Story:
+class ReportData:
     """Everything a report tells. What is left out, it does not speak of.
 
     Attributes:

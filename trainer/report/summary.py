@@ -9,12 +9,12 @@ from trainer.data import Finding
 
 from . import advice
 from .advice import Advice
-from .report_data import Story
+from .report_data import ReportData
 
 MAX_ADVICE = 8
 
 
-def advice_for(story: Story) -> list[Advice]:
+def advice_for(story: ReportData) -> list[Advice]:
     """What to do next, what wins most first."""
     test = story.test
     training = story.counts.get("train", Counter())
@@ -36,12 +36,12 @@ def advice_for(story: Story) -> list[Advice]:
     return sorted(found, key=lambda one: -one.stake)[:MAX_ADVICE]
 
 
-def doubts(story: Story) -> list[str]:
+def doubts(story: ReportData) -> list[str]:
     """What stands against taking the accuracy as it is: a sentence each, none for an honest test."""
     return [*story.doubts, *(finding.message for finding in doubtful_findings(story))]
 
 
-def doubtful_findings(story: Story) -> list[Finding]:
+def doubtful_findings(story: ReportData) -> list[Finding]:
     """Findings by which the test flatters: a test picture belongs together with one of another split."""
     split = {photo.path: photo.split for photo in story.dataset.photos}
     return [
@@ -52,7 +52,7 @@ def doubtful_findings(story: Story) -> list[Finding]:
     ]
 
 
-def about_findings(story: Story) -> list[Advice]:
+def about_findings(story: ReportData) -> list[Advice]:
     """What the findings in the data call for."""
     doubtful = {finding.kind for finding in doubtful_findings(story)}
     found = []

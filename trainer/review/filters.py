@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..active_learning.annotations import Decision, Decisions
-from ..active_learning.captured_frames import Frame
+from ..active_learning.annotations import Annotation, Annotations
+from ..active_learning.captured_frames import CapturedFrame
 
 Mask = npt.NDArray[np.bool_]
 
 
-class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FrameFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which frames a person wants to see; the defaults are all that is open.
 
     Attributes:
@@ -37,7 +37,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     most: float = 1.0
 
 
-def mask_of(frames: Sequence[Frame], wanted: Wanted, *, settled: Mask, decisions: Decisions) -> Mask:
+def mask_of(frames: Sequence[CapturedFrame], wanted: FrameFilter, *, settled: Mask, decisions: Annotations) -> Mask:
     """(n,) whether a frame is wanted by its decision, camera and day; what the model thinks of it is not asked here.
 
     Args:
@@ -64,12 +64,12 @@ def mask_of(frames: Sequence[Frame], wanted: Wanted, *, settled: Mask, decisions
     return mask
 
 
-def camera_of(frame: Frame) -> str:
+def camera_of(frame: CapturedFrame) -> str:
     """Device and camera; empty where nobody knows."""
     return f"{frame.device}/{frame.camera}" if frame.device or frame.camera else ""
 
 
-def _is(decision: Decision | None, wanted: Wanted) -> bool:
+def _is(decision: Annotation | None, wanted: FrameFilter) -> bool:
     if decision is None or decision.verdict != wanted.status:
         return False
     return wanted.status != "label" or decision.label == wanted.label

@@ -18,7 +18,7 @@ from edge_agent.http_server import Guard, read_body, theme
 from edge_agent.images import read_picture
 
 from .export import as_csv
-from .filters import Wanted
+from .filters import FrameFilter
 from .session import Session
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class AskNext(msgspec.Struct, forbid_unknown_fields=True):
     client: _Name
     holding: _Hashes = ()
     count: Annotated[int, msgspec.Meta(ge=1, le=50)] = 8
-    wanted: Wanted = Wanted()
+    wanted: FrameFilter = FrameFilter()
 
 
 class AskDecide(msgspec.Struct, forbid_unknown_fields=True):

@@ -17,14 +17,14 @@ from rich.console import Console
 
 from edge_agent.errors import DataError
 
-from ..active_learning.annotations import Decision, Decisions, now
-from ..active_learning.captured_frames import Frame, find_frames
-from ..active_learning.embeddings import look_at, network_of
+from ..active_learning.annotations import Annotation, Annotations, now
+from ..active_learning.captured_frames import CapturedFrame, find_frames
+from ..active_learning.embeddings import embed, network_of
 from ..active_learning.feature_space import Floats, Places, nearest_known, space_of, squared_distances
 from ..active_learning.label_forecast import Outlook, outlook_on
 from ..active_learning.ranking import GROUP, fit_head, propose, uncertainty
 from ..active_learning.training_set import training_pictures
-from .filters import Wanted, camera_of, mask_of
+from .filters import FrameFilter, camera_of, mask_of
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,11 @@ class Session:
         self.folder = folder
         with console.status("Looking through the folder"):
             found = find_frames(folder)
-            self._decisions = Decisions(folder)
+            self._decisions = Annotations(folder)
         with console.status("Loading the model"):
             network = network_of(run)
         pictures = [(frame.sha256, folder / frame.path) for frame in found.frames]
-        seen = look_at(network, pictures, what="Looking at the frames", console=console, cache=cache)
+        seen = embed(network, pictures, what="Looking at the frames", console=console, cache=cache)
         usable = np.array([place not in seen.failed for place in range(len(pictures))], np.bool_)
         if not usable.any():
             raise DataError(f"{folder}: none of the {len(pictures)} pictures can be read, first: {seen.failed[0]}")
@@ -144,7 +144,7 @@ class Session:
                 "outlook": None if outlook is None else asdict(outlook),
             }
 
-    def groups(self, client: str, *, holding: Sequence[str], count: int, wanted: Wanted) -> dict[str, Any]:
+    def groups(self, client: str, *, holding: Sequence[str], count: int, wanted: FrameFilter) -> dict[str, Any]:
         """The next groups for a person, the most valuable first, and how many frames are wanted in all.
 
         Args:
@@ -194,7 +194,7 @@ class Session:
         try:
             made = [
                 msgspec.convert(
-                    {"sha256": sha256, "verdict": verdict, "label": label, "by": by, "at": at}, Decision, strict=True
+                    {"sha256": sha256, "verdict": verdict, "label": label, "by": by, "at": at}, Annotation, strict=True
                 )
                 for sha256 in dict.fromkeys(hashes)
             ]
@@ -217,12 +217,12 @@ class Session:
             ]
         return {"saved": len(made), "overridden": overridden}
 
-    def frame(self, sha256: str) -> Frame | None:
+    def frame(self, sha256: str) -> CapturedFrame | None:
         """A frame of this folder."""
         place = self._place.get(sha256)
         return None if place is None else self.frames[place]
 
-    def labelled(self) -> list[tuple[Frame, Decision]]:
+    def labelled(self) -> list[tuple[CapturedFrame, Annotation]]:
         """Frames with a decision that is not open, by time."""
         with self._lock:
             self._refresh()
@@ -243,7 +243,7 @@ class Session:
             self._settled[:] = False
         self._take_in(taken)
 
-    def _take_in(self, decisions: Sequence[Decision]) -> None:
+    def _take_in(self, decisions: Sequence[Annotation]) -> None:
         """Distances and classes that follow from decisions; the head learns them in its own time."""
         places = [self._place[one.sha256] for one in decisions if one.sha256 in self._place]
         for decision in decisions:
@@ -264,7 +264,7 @@ class Session:
             self._learned = self._decisions.count
             self._news.set()
 
-    def _mask(self, wanted: Wanted) -> Any:
+    def _mask(self, wanted: FrameFilter) -> Any:
         mask = mask_of(self.frames, wanted, settled=self._settled, decisions=self._decisions)
         if wanted.guess:
             mask &= self._opinion.guess == self._index(wanted.guess)
@@ -366,6 +366,6 @@ def _opinion(scores: Floats, classes: int) -> _Opinion:
     return _Opinion(np.where(score > 0, guess, _NO_GUESS).astype(np.intp), score, uncertainty(scores))
 
 
-def _days(frames: Sequence[Frame]) -> list[str]:
+def _days(frames: Sequence[CapturedFrame]) -> list[str]:
     days = sorted({frame.captured_at[:10] for frame in frames} - {""})
     return [days[0], days[-1]] if days else []

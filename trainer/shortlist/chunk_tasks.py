@@ -18,7 +18,7 @@ from rich.console import Console
 
 from edge_agent.errors import DataError, PictureError
 
-from ..active_learning.captured_frames import Frame, frame_at
+from ..active_learning.captured_frames import CapturedFrame, frame_at
 from ..active_learning.embeddings import Network, ask, batches, network_of, rounded
 from ..active_learning.feature_space import (
     Floats,
@@ -37,7 +37,7 @@ _BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ChunkEmbeddings:
     """Of a chunk's pictures: (n, 32) uint8 hashes, likeliest classes, their scores, which failed, what was wrong."""
 
     hashes: npt.NDArray[np.uint8]
@@ -56,14 +56,14 @@ class Part:
     free: Mask
 
 
-def looking(work: Path, store: Path, run: Path | None) -> Callable[[Chunk], Seen]:
+def looking(work: Path, store: Path, run: Path | None) -> Callable[[Chunk], ChunkEmbeddings]:
     """The pass that looks at a chunk's pictures and keeps what it saw; what is there already is not looked at.
 
     The network is loaded once, with the first chunk that needs it.
     """
     network = cache(partial(network_of, run))
 
-    def look(chunk: Chunk) -> Seen:
+    def look(chunk: Chunk) -> ChunkEmbeddings:
         looked = read_looked(work, chunk.name)
         if looked is None:
             looked = _look(network(), store, chunk)
@@ -72,7 +72,7 @@ def looking(work: Path, store: Path, run: Path | None) -> Callable[[Chunk], Seen
             except OSError as error:
                 raise _no_room(work, error) from error
         hashes = b"".join(bytes.fromhex(frame.sha256) for frame in looked.frames)
-        return Seen(
+        return ChunkEmbeddings(
             np.frombuffer(hashes, np.uint8).reshape(-1, 32),
             # A network without classes has no columns here.
             looked.scores.argmax(axis=1) if looked.scores.size else np.zeros(len(looked.frames), np.intp),
@@ -88,13 +88,13 @@ def _look(network: Network, store: Path, chunk: Chunk) -> Looked:
     if not store.is_dir():
         raise DataError(f"{store}: not on this machine; every worker has to find the captures at this path")
     problems: list[str] = []
-    frames: list[Frame] = []
+    frames: list[CapturedFrame] = []
     for name in chunk.paths:
         path = store / name
         try:
             frames.append(frame_at(path, path.with_suffix(".json"), name, problems))
         except PictureError as error:
-            frames.append(Frame(name, hashlib.sha256(name.encode()).hexdigest()))
+            frames.append(CapturedFrame(name, hashlib.sha256(name.encode()).hexdigest()))
             problems.append(str(error))
     width, classes = (shape[-1] for shape in network.model.output_shape)
     features = np.zeros((len(frames), width), np.float16)

@@ -22,14 +22,14 @@ import numpy.typing as npt
 from edge_agent.atomic_files import replacing
 from edge_agent.errors import DataError
 
-from ..active_learning.captured_frames import Frame
+from ..active_learning.captured_frames import CapturedFrame
 from ..active_learning.feature_space import Floats
 
 CHUNK = 256
 """Pictures in a chunk on average: seconds of work for a network, and not too many files for a million pictures."""
 MOST = 4 * CHUNK
 
-_frames = msgspec.json.Decoder(tuple[Frame, ...])
+_frames = msgspec.json.Decoder(tuple[CapturedFrame, ...])
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, BadZipFile, msgspec.MsgspecError)
 
 
@@ -54,7 +54,7 @@ class Looked:
     wrong with the chunk.
     """
 
-    frames: tuple[Frame, ...]
+    frames: tuple[CapturedFrame, ...]
     features: npt.NDArray[np.float16]
     scores: Floats
     failed: npt.NDArray[np.bool_]

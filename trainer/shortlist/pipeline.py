@@ -16,11 +16,11 @@ from rich.console import Console
 from edge_agent.atomic_files import link_or_copy, replacing
 from edge_agent.errors import DataError
 
-from ..active_learning.annotations import Decisions
+from ..active_learning.annotations import Annotations
 from ..active_learning.captured_frames import pictures_of
 from ..active_learning.embeddings import network_of
 from ..active_learning.training_set import training_pictures
-from .chunk_tasks import Part, Seen, looking
+from .chunk_tasks import ChunkEmbeddings, Part, looking
 from .chunks import Chunk, chunks_of, tidy
 from .executor import Spread
 from .ranking import Ranking, rank
@@ -95,7 +95,7 @@ def make_shortlist(
             work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{out}: cannot be made: {error.strerror}; name another --out") from error
-        logs = [Decisions(store), Decisions(out)]
+        logs = [Annotations(store), Annotations(out)]
     with console.status("Loading the model"):
         network = network_of(run)
     known, _ = training_pictures(network, run, console, cache)
@@ -125,7 +125,9 @@ def make_shortlist(
     )
 
 
-def _parts(chunks: Sequence[Chunk], seen: Sequence[Seen], logs: Sequence[Decisions]) -> tuple[list[Part], int]:
+def _parts(
+    chunks: Sequence[Chunk], seen: Sequence[ChunkEmbeddings], logs: Sequence[Annotations]
+) -> tuple[list[Part], int]:
     """Which frames are usable, each content once, and may be asked; and how many of them have a decision."""
     hashes = np.ascontiguousarray(np.concatenate([one.hashes for one in seen])).view("V32")[:, 0]
     good = np.flatnonzero(~np.concatenate([one.failed for one in seen]))
@@ -158,7 +160,9 @@ def _put(store: Path, out: Path, names: Sequence[str], ranking: Ranking, likes: 
     return len(wanted)
 
 
-def _write_list(out: Path, names: Sequence[str], seen: Sequence[Seen], ranking: Ranking, labels: Sequence[str]) -> None:
+def _write_list(
+    out: Path, names: Sequence[str], seen: Sequence[ChunkEmbeddings], ranking: Ranking, labels: Sequence[str]
+) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("rank", "path", "sha256", "guess", "score", "worth", "alike"))

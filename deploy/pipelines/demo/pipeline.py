@@ -27,7 +27,7 @@ from edge_agent.mqtt import Topics
 
 from .broker import embedded_broker
 from .photographs import SOURCES, load_areas, write_photos
-from .subscriber import Seen, Watcher
+from .subscriber import ReceivedLabels, Watcher
 from .video import FRAMES_PER_S, write_video
 
 DEVICE, CAMERA = "demo", "bench"
@@ -141,7 +141,7 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
     return summary
 
 
-def _run_agent(folder: Path, bundle: Path, host: str, port: int, truth: list[str], console: Console) -> Seen:
+def _run_agent(folder: Path, bundle: Path, host: str, port: int, truth: list[str], console: Console) -> ReceivedLabels:
     """Start `edgeloop run` as a process of its own and follow it over MQTT until its video ends."""
     settings = {
         "device": DEVICE,
@@ -179,7 +179,7 @@ def _run_agent(folder: Path, bundle: Path, host: str, port: int, truth: list[str
     return watcher.seen
 
 
-def _live_line(seen: Seen, truth: list[str]) -> Text:
+def _live_line(seen: ReceivedLabels, truth: list[str]) -> Text:
     """One line for the camera: what is decided, what this frame alone says, and how it goes."""
     if not seen.results:
         return Text(f"{CAMERA}: waiting for the first label")

@@ -17,7 +17,7 @@ from edge_agent.mqtt import Topics
 
 
 @dataclass
-class Seen:
+class ReceivedLabels:
     """What came in so far.
 
     Attributes:
@@ -51,7 +51,7 @@ class Watcher:
     """
 
     def __init__(self, host: str, port: int, topics: Topics, camera: str) -> None:
-        self.seen = Seen()
+        self.seen = ReceivedLabels()
         self._where = f"{host}:{port}"
         self._topics, self._camera = topics, camera
         self._subscribed = threading.Event()

@@ -24,7 +24,7 @@ ALMOST = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class Match:
+class PairedResults:
     """Both models' answers on some pictures, in the challenger's classes.
 
     Attributes:
@@ -55,7 +55,7 @@ class Match:
 
 
 @dataclass(frozen=True, eq=False)
-class Duel:
+class Comparison:
     """How it ended.
 
     Attributes:
@@ -63,8 +63,8 @@ class Duel:
         new: on the labelled frames that nobody learned from; None where there are none.
     """
 
-    frozen: Match
-    new: Match | None
+    frozen: PairedResults
+    new: PairedResults | None
 
     def refusals(self, *, max_drop: float = MAX_DROP, max_class_drop: float = MAX_CLASS_DROP) -> list[str]:
         """Why the challenger is not to take the champion's place; empty where it may.
@@ -105,7 +105,7 @@ def duel(
     new: tuple[Path, Sequence[Photo]],
     *,
     console: Console,
-) -> Duel:
+) -> Comparison:
     """Ask both bundles about the same pictures.
 
     Args:
@@ -130,12 +130,12 @@ def duel(
             matches.append(_match(first, second, root, shown) if photos else None)
     if matches[0] is None:
         raise DataError("the old run has no test split; train it again")
-    return Duel(matches[0], matches[1])
+    return Comparison(matches[0], matches[1])
 
 
 def _match(
     champion: edge_agent.Classifier, challenger: edge_agent.Classifier, root: Path, photos: Iterable[Photo]
-) -> Match:
+) -> PairedResults:
     labels = challenger.labels
     columns = [labels.index(label) for label in champion.labels]
     asked: list[Photo] = []
@@ -149,7 +149,9 @@ def _match(
         new.append(challenger.classify(frame).scores)
         asked.append(photo)
     truth = np.array([labels.index(photo.label) for photo in asked], np.intp)
-    return Match(tuple(asked), Evaluation(labels, truth, np.stack(old)), Evaluation(labels, truth, np.stack(new)))
+    return PairedResults(
+        tuple(asked), Evaluation(labels, truth, np.stack(old)), Evaluation(labels, truth, np.stack(new))
+    )
 
 
 def _percent(found: Evaluation) -> str:

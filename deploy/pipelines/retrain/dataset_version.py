@@ -24,8 +24,8 @@ from rich.progress import track
 from edge_agent.atomic_files import link_or_copy
 from edge_agent.errors import DataError, PictureError
 from edge_agent.images import read_bytes
-from trainer.active_learning.annotations import Decision, Decisions
-from trainer.active_learning.captured_frames import Frame, find_frames
+from trainer.active_learning.annotations import Annotation, Annotations
+from trainer.active_learning.captured_frames import CapturedFrame, find_frames
 from trainer.data import Photo
 from trainer.run_writer import read_photos
 from trainer.threads import in_order
@@ -110,7 +110,7 @@ def make_version(
 
 def _labelled(captures: Path, photos: Sequence[Photo], none_class: str | None) -> tuple[list[_Source], list[str]]:
     """The labelled frames that are not pictures of the run, and what was left out."""
-    found, decisions = find_frames(captures), Decisions(captures)
+    found, decisions = find_frames(captures), Annotations(captures)
     notes = [*found.problems, *decisions.problems]
     trained = {photo.sha256: photo.label for photo in photos}
     there = {frame.sha256 for frame in found.frames}
@@ -141,13 +141,13 @@ def _labelled(captures: Path, photos: Sequence[Photo], none_class: str | None) -
     return sources, notes
 
 
-def _label_of(decision: Decision | None, none_class: str | None) -> str | None:
+def _label_of(decision: Annotation | None, none_class: str | None) -> str | None:
     if decision is None:
         return None
     return decision.label if decision.verdict == "label" else none_class if decision.verdict == "none" else None
 
 
-def _bursts(frames: Sequence[Frame]) -> dict[str, str]:
+def _bursts(frames: Sequence[CapturedFrame]) -> dict[str, str]:
     """A name for each frame's event: frames of one camera that follow one another closely."""
     last: dict[tuple[str, str], tuple[datetime, int]] = {}
     names = {}

@@ -15,7 +15,7 @@ import msgspec
 from rich.console import Console
 
 from converter.convert import convert
-from converter.gate import Limits
+from converter.gate import GateLimits
 from converter.packaging.pack import parse_name
 from edge_agent.atomic_files import replacing
 from edge_agent.errors import DataError, GateError
@@ -23,7 +23,7 @@ from trainer.run_writer import read_photos, refuse_existing
 from trainer.train import Reading, train
 from trainer.training.recipe import Recipe
 
-from .comparison import MAX_CLASS_DROP, MAX_DROP, Duel, Match, duel
+from .comparison import MAX_CLASS_DROP, MAX_DROP, Comparison, PairedResults, duel
 from .dataset_version import LIST, Version, make_version
 from .report import render
 
@@ -41,7 +41,7 @@ class Terms:
 
     max_drop: float = MAX_DROP
     max_class_drop: float = MAX_CLASS_DROP
-    limits: Limits = field(default_factory=Limits)
+    limits: GateLimits = field(default_factory=GateLimits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Retrained:
 
     run: Path
     version: Version
-    duel: Duel | None
+    duel: Comparison | None
     refusals: tuple[str, ...]
     bundle: Path | None
 
@@ -134,7 +134,7 @@ def retrain(
     return Retrained(out, version, fought, tuple(refusals), None if refusals else bundle)
 
 
-_NO_LIMITS = Limits(
+_NO_LIMITS = GateLimits(
     max_drop=100,
     max_class_drop=100,
     allowed=frozenset({"drop", "class-drop", "agreement", "constant", "slow"}),
@@ -168,7 +168,7 @@ def _version(
     return make_version(run, captures, folder, none_class=none_class, console=console)
 
 
-def _duel(champion: Path, challenger: Path, run: Path, out: Path, pictures: Path, console: Console) -> Duel:
+def _duel(champion: Path, challenger: Path, run: Path, out: Path, pictures: Path, console: Console) -> Comparison:
     _, before = read_photos(run)
     _, now = read_photos(out)
     frozen = {photo.sha256 for photo in before if photo.split == "test"}
@@ -183,7 +183,7 @@ def _duel(champion: Path, challenger: Path, run: Path, out: Path, pictures: Path
     )
 
 
-def _record(out: Path, version: Version, fought: Duel | None, refusals: Sequence[str], bundle: Path) -> None:
+def _record(out: Path, version: Version, fought: Comparison | None, refusals: Sequence[str], bundle: Path) -> None:
     """The verdict beside the new run: for programs, and as a page."""
     verdict = {
         "format": 1,
@@ -202,7 +202,7 @@ def _record(out: Path, version: Version, fought: Duel | None, refusals: Sequence
         file.write(json.dumps(verdict, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
-def _figures(match: Match | None) -> dict[str, Any] | None:
+def _figures(match: PairedResults | None) -> dict[str, Any] | None:
     if match is None:
         return None
     return {

@@ -11,14 +11,14 @@ from edge_agent.images import read_picture
 from trainer.report.templating import environment
 from trainer.report.thumbnails import data_uri
 
-from .comparison import Duel, Match
+from .comparison import Comparison, PairedResults
 from .dataset_version import Version
 
 PICTURES = 36
 """Of each kind; more are not looked at."""
 
 
-def render(name: str, version: Version, fought: Duel | None, refusals: Sequence[str]) -> str:
+def render(name: str, version: Version, fought: Comparison | None, refusals: Sequence[str]) -> str:
     """The page: it needs no other file and no network."""
     matches = []
     if fought is not None:
@@ -37,7 +37,7 @@ def render(name: str, version: Version, fought: Duel | None, refusals: Sequence[
     )
 
 
-def _shown(title: str, match: Match, folder: Path) -> dict[str, Any]:
+def _shown(title: str, match: PairedResults, folder: Path) -> dict[str, Any]:
     before, after, support = match.champion.recall(), match.challenger.recall(), match.champion.support()
     return {
         "title": title,
@@ -56,7 +56,7 @@ def _shown(title: str, match: Match, folder: Path) -> dict[str, Any]:
     }
 
 
-def _cards(match: Match, places: Sequence[int], folder: Path) -> list[dict[str, str]]:
+def _cards(match: PairedResults, places: Sequence[int], folder: Path) -> list[dict[str, str]]:
     cards = []
     for place in places[:PICTURES]:
         photo, labels = match.photos[place], match.challenger.labels

@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 from edge_agent.errors import ConfigError
 
 from ...on_device.first_boot import KIT
-from ..over_ssh import Wanted
+from ..over_ssh import DeviceSpec
 from ..payload import make_kit
 from ..wheels import wheels
 from .boot_partition import Boot, InImage, Mounted
@@ -46,7 +46,9 @@ class Prepared:
     written: int | None = None
 
 
-def prepare_mounted(folder: Path, wanted: Wanted, system: System, codename: Codename | None, tell: Tell) -> Prepared:
+def prepare_mounted(
+    folder: Path, wanted: DeviceSpec, system: System, codename: Codename | None, tell: Tell
+) -> Prepared:
     """Prepare a card's boot partition where it is mounted.
 
     Args:
@@ -63,7 +65,7 @@ def prepare_mounted(folder: Path, wanted: Wanted, system: System, codename: Code
 
 
 def prepare_image(
-    image: Path, out: Path, wanted: Wanted, system: System, codename: Codename | None, tell: Tell
+    image: Path, out: Path, wanted: DeviceSpec, system: System, codename: Codename | None, tell: Tell
 ) -> Prepared:
     """Write a prepared copy of an image to a card or file, and read it again. The image is not changed.
 
@@ -139,7 +141,7 @@ def _whole(out: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _put(boot: Boot, place: str, wanted: Wanted, system: System, codename: Codename | None, tell: Tell) -> Prepared:
+def _put(boot: Boot, place: str, wanted: DeviceSpec, system: System, codename: Codename | None, tell: Tell) -> Prepared:
     """The kit onto a boot partition, and then what leads to it."""
     system.check()
     names = boot.names()

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_agent.agent.loaded_model import Model, load_model, rules_of
+from edge_agent.agent.loaded_model import LoadedModel, load_model, rules_of
 from edge_agent.agent.pipeline import Agent, Source
 from edge_agent.bundle import open_bundle
 from edge_agent.bundle.manifest import Thresholds
@@ -39,9 +39,9 @@ def pictures(areas: dict[str, dict[str, Pixels]]) -> dict[str, Pixels]:
     return {label: areas[label]["video"] for label in ("brick", "stars")}
 
 
-def model_of(bundle_file: Path, rules: Rules = AT_ONCE) -> Model:
+def model_of(bundle_file: Path, rules: Rules = AT_ONCE) -> LoadedModel:
     bundle = open_bundle(bundle_file)
-    return Model(bundle, Classifier.from_bundle(bundle, threads=1), rules)
+    return LoadedModel(bundle, Classifier.from_bundle(bundle, threads=1), rules)
 
 
 def agent_of(bundle_file: Path, cameras: dict[str, Camera], publisher: RecordingPublisher, **options: Any) -> Agent:

@@ -25,8 +25,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge_agent.store.canary import Limits
-from edge_agent.store.model_store import Store
+from edge_agent.store.canary import CanaryLimits
+from edge_agent.store.model_store import ModelStore
 
 from ...conftest import Mosquitto, Subscriber, wait_until
 from ..mqtt.test_commands import PAYLOADS
@@ -108,8 +108,8 @@ def agent(
     tmp_path: Path, video_file: Path, models: dict[str, Path], mosquitto: Mosquitto, subscriber: Subscriber
 ) -> Iterator[AgentProcess]:
     """One that runs model 1 of its store."""
-    store = Store(tmp_path / "state")
-    store.install(models["1"], signers=None, limits=Limits(threads=1))
+    store = ModelStore(tmp_path / "state")
+    store.install(models["1"], signers=None, limits=CanaryLimits(threads=1))
     with running(tmp_path, video_file, mosquitto.port) as process:
         subscriber.wait_for("/camera/door/label")
         yield process
@@ -192,7 +192,7 @@ def test_a_download_that_is_not_what_was_asked_for_changes_nothing(
     assert "sha256" in asker.ask("install", url=good["url"], sha256="0" * 64)["error"]
     assert "404" in asker.ask("install", url=good["url"] + "x", sha256=good["sha256"])["error"]
     assert not list((tmp_path / "state" / "incoming").iterdir())
-    assert Store(tmp_path / "state").status().installed[0].version == "1"
+    assert ModelStore(tmp_path / "state").status().installed[0].version == "1"
     assert agent.process.poll() is None
     assert [version_of(m) for m in subscriber.messages("/info")] == ["1"]
 
@@ -205,7 +205,7 @@ def test_without_signers_or_leave_no_model_comes_over_mqtt(
     asker: Asker,
     subscriber: Subscriber,
 ) -> None:
-    Store(tmp_path / "state").install(models["1"], signers=None, limits=Limits(threads=1))
+    ModelStore(tmp_path / "state").install(models["1"], signers=None, limits=CanaryLimits(threads=1))
     with running(tmp_path, video_file, mosquitto.port, install={}):
         subscriber.wait_for("/camera/door/label")
         refused = asker.ask("install", url="http://127.0.0.1:9/x", sha256="0" * 64)
@@ -229,7 +229,7 @@ def test_a_bundle_named_in_agent_yaml_is_not_replaced(
 def test_a_model_proves_itself_over_frames_and_is_good(
     agent: AgentProcess, subscriber: Subscriber, tmp_path: Path, asker: Asker
 ) -> None:
-    store = Store(tmp_path / "state")
+    store = ModelStore(tmp_path / "state")
     assert store.status().on_probation
     # 20 frames a second are a slow film for 500 of them; the camera is the video.
     wait_until(lambda: not store.status().on_probation, 60, "it became good")
@@ -243,9 +243,9 @@ def test_a_model_proves_itself_over_frames_and_is_good(
 def test_what_is_no_fault_of_the_model_does_not_roll_it_back(
     tmp_path: Path, video_file: Path, models: dict[str, Path]
 ) -> None:
-    store = Store(tmp_path / "state")
+    store = ModelStore(tmp_path / "state")
     for number in "12":
-        store.install(models[number], signers=None, limits=Limits(threads=1))
+        store.install(models[number], signers=None, limits=CanaryLimits(threads=1))
         if number == "1":
             store.good()
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -294,7 +294,7 @@ def test_home_assistant_finds_the_device_and_finds_it_again_when_it_starts(
 def test_nonsense_is_answered_and_changes_nothing(
     agent: AgentProcess, asker: Asker, subscriber: Subscriber, tmp_path: Path
 ) -> None:
-    before = Store(tmp_path / "state").status()
+    before = ModelStore(tmp_path / "state").status()
     asker._client.publish("edgeloop/pi/cmd/rollback", "{}", qos=1, retain=True).wait_for_publish(5)
     asker.send("../../etc", b"{}")
     assert not json.loads(asker.messages.get(timeout=20).payload)["ok"]
@@ -308,6 +308,6 @@ def test_nonsense_is_answered_and_changes_nothing(
 
     refused()
     assert agent.process.poll() is None
-    after = Store(tmp_path / "state").status()
+    after = ModelStore(tmp_path / "state").status()
     assert (after.current, after.installed) == (before.current, before.installed)
     assert asker.ask("snapshot")["ok"]

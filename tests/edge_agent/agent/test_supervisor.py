@@ -13,10 +13,10 @@ import pytest
 from msgspec.structs import replace
 
 from edge_agent.agent import supervisor, systemd
-from edge_agent.agent.command_handlers import Control
+from edge_agent.agent.command_handlers import CommandHandlers
 from edge_agent.agent.loaded_model import load_model
 from edge_agent.agent.pipeline import Agent, Source
-from edge_agent.agent.supervisor import Upkeep, first_model
+from edge_agent.agent.supervisor import Supervisor, first_model
 from edge_agent.cameras import ListCamera
 from edge_agent.config import CameraSettings, MqttSettings, Settings
 from edge_agent.errors import CommandError, ModelError
@@ -25,8 +25,8 @@ from edge_agent.mqtt import MqttPublisher
 from edge_agent.mqtt.commands import Set
 from edge_agent.preprocess import Pixels
 from edge_agent.publishers import RecordingPublisher
-from edge_agent.store.canary import Limits
-from edge_agent.store.model_store import Installed, Store
+from edge_agent.store.canary import CanaryLimits
+from edge_agent.store.model_store import Installed, ModelStore
 
 from ...conftest import wait_until
 from .test_command_handlers import models
@@ -37,7 +37,9 @@ __all__ = ["models"]
 class Kept:
     """A running agent with its store and its upkeep; the second model is on probation."""
 
-    def __init__(self, agent: Agent, store: Store, steps: Upkeep, control: Control, heard: RecordingPublisher) -> None:
+    def __init__(
+        self, agent: Agent, store: ModelStore, steps: Supervisor, control: CommandHandlers, heard: RecordingPublisher
+    ) -> None:
         self.agent = agent
         self.store = store
         self.control = control
@@ -64,9 +66,9 @@ class Kept:
 
 @contextmanager
 def kept(folder: Path, models: dict[str, Path], numbers: str = "12", proved_ms: float | None = None) -> Iterator[Kept]:
-    store = Store(folder / "state")
+    store = ModelStore(folder / "state")
     for number in numbers:
-        store.install(models[number], signers=None, limits=Limits(threads=1))
+        store.install(models[number], signers=None, limits=CanaryLimits(threads=1))
         if number != numbers[-1]:
             store.good()
     settings = Settings(
@@ -80,8 +82,8 @@ def kept(folder: Path, models: dict[str, Path], numbers: str = "12", proved_ms: 
         assert running.proof is not None
         running = replace(running, proof=replace(running.proof, p50_ms=proved_ms))
     with Agent("pi", model, {"door": Source(lambda: ListCamera(pictures, interval_s=0.002))}, heard) as agent:
-        control = Control(agent, broker, settings, store)
-        steps = Upkeep(agent, broker, settings, control, recorder=None, store=store, running=running)
+        control = CommandHandlers(agent, broker, settings, store)
+        steps = Supervisor(agent, broker, settings, control, recorder=None, store=store, running=running)
         yield Kept(agent, store, steps, control, heard)
 
 
@@ -142,8 +144,8 @@ def test_a_failing_model_that_agent_yaml_names_ends_the_agent(
     model, broker = load_model(models["1"], settings), MqttPublisher(MqttSettings(), "pi", None)
     camera = Source(lambda: ListCamera(pictures, interval_s=0.002))
     with Agent("pi", model, {"door": camera}, RecordingPublisher()) as agent:
-        control = Control(agent, broker, settings, None)
-        steps = Upkeep(agent, broker, settings, control, recorder=None, store=None, running=None)
+        control = CommandHandlers(agent, broker, settings, None)
+        steps = Supervisor(agent, broker, settings, control, recorder=None, store=None, running=None)
         monkeypatch.setattr(model.classifier, "infer", fails)
         wait_until(lambda: agent.failing is not None, 20, "failures")
         with pytest.raises(ModelError, match="again and again: the accelerator is gone"):

@@ -14,8 +14,8 @@ import pytest
 
 from edge_agent.bundle import open_bundle
 from edge_agent.captures.folder import Captures, read_capture
-from edge_agent.store.canary import Limits
-from edge_agent.store.model_store import Store
+from edge_agent.store.canary import CanaryLimits
+from edge_agent.store.model_store import ModelStore
 
 from ...conftest import Mosquitto, Subscriber, wait_until
 from ..mqtt.test_mqtt import AgentProcess
@@ -33,9 +33,9 @@ def test_kill_9_at_any_moment_leaves_an_agent_that_comes_back(
     tmp_path: Path, video_file: Path, models: dict[str, Path], mosquitto: Mosquitto, subscriber: Subscriber
 ) -> None:
     state = tmp_path / "state"
-    store = Store(state)
+    store = ModelStore(state)
     for number in "12":
-        store.install(models[number], signers=None, limits=Limits(threads=1))
+        store.install(models[number], signers=None, limits=CanaryLimits(threads=1))
         store.good()
     settings = {
         "device": "pi",

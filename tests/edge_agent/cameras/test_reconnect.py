@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge_agent.cameras import ArrayFrame, Frame, reconnect
-from edge_agent.cameras.reconnect import KeptCamera
+from edge_agent.cameras.reconnect import ReconnectingCamera
 from edge_agent.errors import CameraError, ConfigError
 
 
@@ -60,7 +60,7 @@ class Watched:
             self.states.append(state)
             self.reasons.append(reason)
 
-        self.kept = KeptCamera(
+        self.kept = ReconnectingCamera(
             opened, live=live, timeout_s=1.0, frozen_s=frozen_s, deliver=self.frames.append, report=report
         )
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -289,7 +289,7 @@ def pauses_of(script: Callable[[int], Iterator[Frame]], *, count: int, timeout_s
                 self.set()
             return self.is_set()
 
-    KeptCamera(
+    ReconnectingCamera(
         lambda: Scripted(lambda: script(next(openings))),
         live=True,
         timeout_s=timeout_s,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edge_agent.cameras import Frame, reconnect
-from edge_agent.cameras.reconnect import KeptCamera
+from edge_agent.cameras.reconnect import ReconnectingCamera
 from edge_agent.cameras.sources import open_camera
 from edge_agent.config import CameraSettings
 from edge_agent.errors import CameraError
@@ -93,7 +93,7 @@ def test_a_camera_that_is_away_or_hangs_is_noticed_and_comes_back(
     settings = CameraSettings(f"rtsp://127.0.0.1:{free_port}/door", timeout_s=2)
     frames: list[Frame] = []
     reports: list[tuple[str, str, float]] = []
-    kept = KeptCamera(
+    kept = ReconnectingCamera(
         lambda: open_camera(settings),
         live=True,
         timeout_s=settings.timeout_s,

@@ -44,11 +44,11 @@ with open_camera(CameraSettings(42)) as camera:
 KEEP = """
 import json, threading, time
 from functools import partial
-from edge_agent.cameras.reconnect import KeptCamera
+from edge_agent.cameras.reconnect import ReconnectingCamera
 from edge_agent.cameras.sources import open_camera
 from edge_agent.config import CameraSettings
 states, stopping = [], threading.Event()
-kept = KeptCamera(
+kept = ReconnectingCamera(
     partial(open_camera, CameraSettings(42)), live=True, timeout_s=1.0, frozen_s=0,
     deliver=lambda frame: None, report=lambda state, reason: states.append([state, reason, time.monotonic()]),
 )

@@ -21,10 +21,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edge_agent.cameras import ArrayFrame
 from edge_agent.config import PageSettings
-from edge_agent.dashboard import Page
+from edge_agent.dashboard import Dashboard
 from edge_agent.dashboard.images import MIN_AGE_S
 from edge_agent.dashboard.server import VIEWERS
-from edge_agent.dashboard.state import BOUNDS_MS, EVENTS, LABELS, Board
+from edge_agent.dashboard.state import BOUNDS_MS, EVENTS, LABELS, DashboardState
 from edge_agent.errors import ConfigError, MissingExtraError, PictureError
 from edge_agent.http_server import CONNECTIONS, is_this_machine
 from edge_agent.messages import (
@@ -90,7 +90,7 @@ class Rig:
         self.frame: ArrayFrame | None = None
         self.levels: Pixels | None = None
         self.counts = {"feeder": Count()}
-        self.page = Page(
+        self.page = Dashboard(
             PageSettings(port=port),
             "porch-pi",
             frame=lambda name: self.frame if name == "feeder" else None,
@@ -163,7 +163,7 @@ def test_the_state_holds_what_was_published_and_the_stream_says_what_changed(rig
 
 
 def test_the_past_is_bounded_and_sums_up_each_second() -> None:
-    board = Board("porch-pi")
+    board = DashboardState("porch-pi")
     for number in range(1000):
         board.label(observation(str(number), 0.5))
         board.event(observation(str(number), 0.5))

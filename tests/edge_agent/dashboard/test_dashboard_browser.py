@@ -8,7 +8,7 @@ import pytest
 
 from edge_agent.cameras import ArrayFrame
 from edge_agent.config import PageSettings
-from edge_agent.dashboard import Page
+from edge_agent.dashboard import Dashboard
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
 from ...conftest import wait_until
@@ -24,10 +24,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
-def new_page(port: int, picture: Pixels) -> Page:
+def new_page(port: int, picture: Pixels) -> Dashboard:
     frame = ArrayFrame(image=picture, seq=0)
     levels = preprocess(picture, PreprocessSpec(size=(64, 64), fit="crop", channels="bgr"))
-    page = Page(
+    page = Dashboard(
         PageSettings(port=port),
         "porch-pi",
         frame=lambda _name: frame,

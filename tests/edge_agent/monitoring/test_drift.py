@@ -14,9 +14,18 @@ from hypothesis import strategies as st
 
 from edge_agent.bundle import open_bundle
 from edge_agent.monitoring.drift import compare, index, judge
-from edge_agent.monitoring.score_counts import BINS, FILE, Days, Seen, SeenCount, bin_of, since, total
+from edge_agent.monitoring.score_counts import (
+    BINS,
+    FILE,
+    DailyScoreCounts,
+    ScoreCounter,
+    ScoreCounts,
+    bin_of,
+    since,
+    total,
+)
 from edge_agent.preprocess import Pixels
-from edge_agent.store.model_store import Store
+from edge_agent.store.model_store import ModelStore
 
 from ...conftest import Mosquitto, Run, Subscriber, wait_until
 from ...support.fleet import agents, fleet
@@ -25,9 +34,9 @@ from ..store.test_store import ONE
 COUNTS = st.lists(st.integers(0, 10_000), min_size=BINS, max_size=BINS)
 
 
-def around(score: float, frames: int = 1000, spread: float = 0.05, seed: int = 0) -> Seen:
+def around(score: float, frames: int = 1000, spread: float = 0.05, seed: int = 0) -> ScoreCounts:
     """Frames whose highest scores lie about one value."""
-    counted = SeenCount()
+    counted = ScoreCounter()
     for value in np.clip(np.random.default_rng(seed).normal(score, spread, frames), 0, 1):
         counted.add("robin", float(value))
     return counted.now()
@@ -46,34 +55,36 @@ def test_every_score_has_its_bin(score: float) -> None:
 
 @given(COUNTS, COUNTS)
 def test_what_came_since_and_what_was_there_make_the_whole(one: list[int], other: list[int]) -> None:
-    before, more = Seen(tuple(one), {"a": sum(one)}), Seen(tuple(other), {"a": sum(other), "b": 1})
-    assert since(total([before, more]), before) == Seen(tuple(other), {k: v for k, v in more.labels.items() if v})
+    before, more = ScoreCounts(tuple(one), {"a": sum(one)}), ScoreCounts(tuple(other), {"a": sum(other), "b": 1})
+    assert since(total([before, more]), before) == ScoreCounts(
+        tuple(other), {k: v for k, v in more.labels.items() if v}
+    )
 
 
 def test_days_are_kept_added_to_and_forgotten_after_a_season(tmp_path: Path) -> None:
-    days = Days(tmp_path)
+    days = DailyScoreCounts(tmp_path)
     days.add("ab", "door", around(0.9, 100), day="2026-01-01")
     days.add("ab", "door", around(0.9, 50), day="2026-01-02")
     days.add("ab", "door", around(0.9, 50), day="2026-01-02")
     days.add("cd", "gate", around(0.5, 10), day="2026-01-02")
     days.save()
-    again = Days(tmp_path)
+    again = DailyScoreCounts(tmp_path)
     assert {day: seen.frames for day, seen in again.of("ab")["door"].items()} == {"2026-01-01": 100, "2026-01-02": 100}
     assert list(again.of("cd")) == ["gate"]
     again.add("cd", "gate", around(0.5, 10), day="2026-04-02")
     again.save()
-    assert Days(tmp_path).of("ab") == {"door": {}} or not Days(tmp_path).of("ab")
-    assert set(Days(tmp_path).of("cd")["gate"]) == {"2026-04-02"}
+    assert DailyScoreCounts(tmp_path).of("ab") == {"door": {}} or not DailyScoreCounts(tmp_path).of("ab")
+    assert set(DailyScoreCounts(tmp_path).of("cd")["gate"]) == {"2026-04-02"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"models": {"ab": {"2026-01-01": {"door": {"scores": [1]}}}}}'])
 def test_a_damaged_count_is_begun_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
-    days = Days(tmp_path)
+    days = DailyScoreCounts(tmp_path)
     assert days.of("ab") == {}
     days.add("ab", "door", around(0.9, 3))
     days.save()
-    assert len(Days(tmp_path).of("ab")["door"]) == 1
+    assert len(DailyScoreCounts(tmp_path).of("ab")["door"]) == 1
 
 
 # --- comparing ---
@@ -81,7 +92,7 @@ def test_a_damaged_count_is_begun_anew(tmp_path: Path, text: str) -> None:
 
 @given(COUNTS, COUNTS)
 def test_the_index_is_0_of_the_same_and_never_less(one: list[int], other: list[int]) -> None:
-    first, second = Seen(tuple(one)), Seen(tuple(other))
+    first, second = ScoreCounts(tuple(one)), ScoreCounts(tuple(other))
     assert index(first, first) == 0
     assert index(first, second) == pytest.approx(index(second, first))
     assert index(first, second) >= 0
@@ -137,7 +148,7 @@ def test_a_device_whose_scene_changed_says_so_and_one_that_sees_the_same_does_no
         cv2.imwrite(str(scenes["other"] / f"{number}.png"), blurred.astype(np.uint8))
     with fleet(tmp_path, list(scenes)) as devices:
         for name in scenes:
-            store = Store(devices.root / name / "var/lib/edgeloop")
+            store = ModelStore(devices.root / name / "var/lib/edgeloop")
             store.install(bundle_file, signers=None, limits=ONE)
             store.good()
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from edge_agent.mqtt.outbox import WINDOW, Outbox
-from edge_agent.mqtt.spool import Event, Spool
+from edge_agent.mqtt.spool import Spool, SpooledEvent
 
 from ...conftest import NAMESPACE, wait_until
 
 
-def event(number: int, at: float | None = None) -> Event:
-    return Event("a/b", str(number).encode(), time.time() if at is None else at)
+def event(number: int, at: float | None = None) -> SpooledEvent:
+    return SpooledEvent("a/b", str(number).encode(), time.time() if at is None else at)
 
 
 def numbers(spool: Spool, after: int = 0) -> list[int]:
@@ -67,7 +67,7 @@ def test_a_damaged_file_is_set_aside_and_said(
 ) -> None:
     path = tmp_path / "spool.sqlite"
     with Spool(path) as spool:
-        spool.put([Event("a", bytes(2000), 0.0)] * 100)
+        spool.put([SpooledEvent("a", bytes(2000), 0.0)] * 100)
     if isinstance(damage, slice):  # in the middle: all tables, or one page of events
         whole = bytearray(path.read_bytes())
         whole[damage] = random.Random(1).randbytes(damage.stop - damage.start)
@@ -89,7 +89,7 @@ def test_the_log_beside_a_damaged_file_goes_with_it(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.sqlite") as spool:
         spool.put([event(number) for number in range(100)])
     with Spool(tmp_path / "spool.sqlite") as spool:
-        spool.put([Event("a", bytes(2000), 0.0)] * 10)  # the log then holds the first page, but not all
+        spool.put([SpooledEvent("a", bytes(2000), 0.0)] * 10)  # the log then holds the first page, but not all
         shutil.copy(tmp_path / "spool.sqlite-wal", path.parent)  # as a power cut leaves it
     path.write_bytes(b"no database" * 1000)
     for depth in (1, 2):
@@ -130,7 +130,7 @@ def test_a_disk_that_fails_while_it_is_read_leaves_what_could_be_read(
     path = tmp_path / "spool.sqlite"
     with Spool(path, most=2900) as spool:
         for start in range(0, 3000, 100):  # more than SQLite keeps in memory
-            spool.put([Event("a", b"%04d" % number + bytes(2000), 0.0) for number in range(start, start + 100)])
+            spool.put([SpooledEvent("a", b"%04d" % number + bytes(2000), 0.0) for number in range(start, start + 100)])
     with Spool(path, most=2900) as spool:
         half = path.stat().st_size // 2
         with path.open("r+b") as file:
@@ -238,7 +238,7 @@ class Network:
         self.left_s: list[float] = []
         self.connected = True
 
-    def send(self, one: Event, left_s: float) -> int | None:
+    def send(self, one: SpooledEvent, left_s: float) -> int | None:
         if not self.connected:
             return None
         packet = len(self.sent) + 1
@@ -315,7 +315,7 @@ def test_what_was_stamped_before_the_clock_was_set_is_as_new_as_it_is(tmp_path: 
 def test_a_disk_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     hanging, gate = threading.Event(), threading.Event()
 
-    def hang(_self: Spool, _events: list[Event]) -> None:
+    def hang(_self: Spool, _events: list[SpooledEvent]) -> None:
         hanging.set()
         gate.wait(20)
 

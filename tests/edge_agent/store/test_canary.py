@@ -19,13 +19,13 @@ from edge_agent.bundle.archive import EXPECTED, MODEL
 from edge_agent.bundle.manifest import CanaryPicture
 from edge_agent.errors import StoreError
 from edge_agent.inference.evaluation import Evaluation
-from edge_agent.store.canary import Limits, prove
+from edge_agent.store.canary import CanaryLimits, run_canary
 from edge_agent.store.canary_worker import problems_of
 
 from ...support.delegates import compiled_delegate
 from .test_store import repacked
 
-ONE = Limits(threads=1)
+ONE = CanaryLimits(threads=1)
 
 # As its vendor ships it, but with a mind of its own; see DELEGATE in test_classifier.py.
 
@@ -35,14 +35,14 @@ def bundle(bundle_file: Path) -> Bundle:
     return open_bundle(bundle_file)
 
 
-def delegate(folder: Path, act: str) -> Limits:
+def delegate(folder: Path, act: str) -> CanaryLimits:
     """A delegate that does this when the model is loaded on it."""
-    return Limits(threads=1, delegate=str(compiled_delegate(folder, act)))
+    return CanaryLimits(threads=1, delegate=str(compiled_delegate(folder, act)))
 
 
-def refused(bundle: Path, limits: Limits = ONE) -> str:
+def refused(bundle: Path, limits: CanaryLimits = ONE) -> str:
     with pytest.raises(StoreError) as caught:
-        prove(bundle, limits)
+        run_canary(bundle, limits)
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(f"{bundle}: ")
@@ -63,7 +63,7 @@ def processes_of(bundle: Path) -> list[str]:
 
 def test_a_sound_model_proves_itself(bundle_file: Path, bundle: Bundle) -> None:
     done: list[int] = []
-    proof = prove(bundle_file, ONE, progress=done.append)
+    proof = run_canary(bundle_file, ONE, progress=done.append)
     assert proof.passed, proof
     assert proof.digest == bundle.digest
     assert proof.pictures == len(bundle.canary()) == done[-1]
@@ -94,7 +94,7 @@ def test_what_takes_its_process_down_is_refused_in_a_line_and_leaves_none_behind
 ) -> None:
     own = repacked(bundle_file, tmp_path / "own.edgeloop")
     limits = delegate(tmp_path, act)
-    limits = Limits(threads=1, delegate=limits.delegate, timeout_s=3 if "through" in said else 60, memory_mb=300)
+    limits = CanaryLimits(threads=1, delegate=limits.delegate, timeout_s=3 if "through" in said else 60, memory_mb=300)
     start = time.monotonic()
     assert said in refused(own, limits)
     assert time.monotonic() - start < 30
@@ -106,8 +106,8 @@ def test_a_child_whose_parent_was_killed_ends_by_itself(bundle_file: Path, tmp_p
     own = repacked(bundle_file, tmp_path / "own.edgeloop")
     limits = delegate(tmp_path, "for (;;) pause()")
     code = (
-        "import sys; from pathlib import Path; from edge_agent.store.canary import Limits, prove\n"
-        "prove(Path(sys.argv[1]), Limits(threads=1, delegate=sys.argv[2], timeout_s=2))"
+        "import sys; from pathlib import Path; from edge_agent.store.canary import CanaryLimits, run_canary\n"
+        "run_canary(Path(sys.argv[1]), CanaryLimits(threads=1, delegate=sys.argv[2], timeout_s=2))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(own), str(limits.delegate)])
     deadline = time.monotonic() + 20
@@ -128,13 +128,13 @@ def test_the_child_knows_no_secret_and_no_module_of_the_working_directory(
     monkeypatch.setenv("EDGELOOP_MQTT_PASSWORD", "secret")
     monkeypatch.chdir(tmp_path)
     Path("json.py").write_text("raise SystemExit('not me')")
-    proof = prove(bundle_file, limits)
+    proof = run_canary(bundle_file, limits)
     assert proof.passed
     assert proof.delegate == limits.delegate
 
 
 def test_a_delegate_that_does_not_load_is_passed_over_as_the_agent_does(bundle_file: Path, tmp_path: Path) -> None:
-    proof = prove(bundle_file, Limits(threads=1, delegate=str(tmp_path / "none.so")))
+    proof = run_canary(bundle_file, CanaryLimits(threads=1, delegate=str(tmp_path / "none.so")))
     assert proof.passed
     assert proof.delegate is None
 
@@ -147,7 +147,7 @@ def test_a_model_that_sees_something_else_here_is_refused_with_every_reason(
         CanaryPicture(one.file, bundle.labels[int(np.argmax(one.scores))], one.scores) for one in turned
     ]  # right where it was made, wrong here
     own = repacked(bundle_file, tmp_path / "own.edgeloop", expected=wrong)
-    proof = prove(own, ONE)
+    proof = run_canary(own, ONE)
     assert not proof.passed
     assert len(proof.reasons) == 3, proof.reasons
     assert "clear pictures are taken for another class" in proof.reasons[0]
@@ -173,7 +173,7 @@ def test_a_damaged_model_takes_at_most_its_own_process_down(bundle_file: Path, b
         data[random.integers(8, len(data), 200)] = random.integers(0, 256, 200)
         own = repacked(bundle_file, tmp_path / "own.edgeloop", files={MODEL: data.tobytes()})
         with suppress(StoreError):
-            prove(own, ONE)
+            run_canary(own, ONE)
 
 
 def scored(rows: list[list[float]], truth: list[int]) -> Evaluation:
@@ -205,8 +205,8 @@ def test_a_model_that_lost_its_mind_is_refused(here: list[list[float]], said: st
 PROVES = """
 import sys
 from pathlib import Path
-from edge_agent.store.canary import Limits, prove
-print(prove(Path(sys.argv[1]), Limits(threads=1, delegate=sys.argv[2])).passed)
+from edge_agent.store.canary import CanaryLimits, run_canary
+print(run_canary(Path(sys.argv[1]), CanaryLimits(threads=1, delegate=sys.argv[2])).passed)
 """
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 
@@ -252,5 +252,5 @@ def test_a_picture_is_read_from_the_bundle_that_was_verified(bundle_file: Path, 
     black = cv2.imencode(".png", np.zeros((96, 96, 3), np.uint8))[1].tobytes()
     pictures = open_bundle(bundle_file).canary()
     own = repacked(bundle_file, tmp_path / "own.edgeloop", files={picture.file: black for picture in pictures})
-    assert not prove(own, ONE).passed
+    assert not run_canary(own, ONE).passed
     assert EXPECTED in open_bundle(own).manifest.files

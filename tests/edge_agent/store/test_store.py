@@ -24,12 +24,12 @@ from edge_agent.bundle.archive import EXPECTED, MODEL
 from edge_agent.bundle.manifest import CanaryPicture
 from edge_agent.bundle.signature import sign
 from edge_agent.errors import BundleError, SignatureError, StoreError
-from edge_agent.store.canary import Limits
-from edge_agent.store.model_store import MOST_STARTS, Installed, Store
+from edge_agent.store.canary import CanaryLimits
+from edge_agent.store.model_store import MOST_STARTS, Installed, ModelStore
 
 from ...conftest import NAMESPACE, wait_until
 
-ONE = Limits(threads=1)
+ONE = CanaryLimits(threads=1)
 
 
 def repacked(
@@ -64,7 +64,7 @@ def versions(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def filled(versions: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with 1 to 4 in it: 2 is current and good, 1 is previous and good, 3 and 4 are only stored."""
     state = tmp_path_factory.mktemp("filled") / "state"
-    store = Store(state)
+    store = ModelStore(state)
     for number in "12":
         store.install(versions[number], signers=None, limits=ONE)
         store.good()
@@ -95,7 +95,7 @@ def contents(state: Path) -> dict[str, bytes]:
 
 def assert_sound(state: Path) -> None:
     """Links and notes agree, both links lead to whole bundles, and nothing half done is left."""
-    status = Store(state).status()
+    status = ModelStore(state).status()
     for name, one in (("current", status.current), ("previous", status.previous)):
         if one is None:
             assert not os.path.lexists(state / name)
@@ -116,7 +116,7 @@ def assert_sound(state: Path) -> None:
 
 
 def test_a_first_bundle_is_installed_proved_and_current(versions: dict[str, Path], tmp_path: Path) -> None:
-    store = Store(tmp_path / "var" / "state")
+    store = ModelStore(tmp_path / "var" / "state")
     assert store.status().installed == ()
     assert store.current_link() is None
     seen: list[tuple[int, int]] = []
@@ -133,7 +133,7 @@ def test_a_first_bundle_is_installed_proved_and_current(versions: dict[str, Path
 
 
 def test_a_new_one_takes_over_and_a_rollback_brings_the_old_one_back(state: Path, versions: dict[str, Path]) -> None:
-    store = Store(state)
+    store = ModelStore(state)
     link = store.current_link()
     store.install(versions["5"], signers=None, limits=ONE)
     assert store.current_link() != link
@@ -159,7 +159,7 @@ def test_a_new_one_takes_over_and_a_rollback_brings_the_old_one_back(state: Path
 
 
 def test_the_same_bundle_twice_is_there_once_and_a_good_one_stays_good(state: Path, versions: dict[str, Path]) -> None:
-    store = Store(state)
+    store = ModelStore(state)
     again = store.install(versions["2"], signers=None, limits=ONE)
     assert again.status == "good"
     assert len(store.status().installed) == 4
@@ -172,7 +172,7 @@ def test_the_same_bundle_twice_is_there_once_and_a_good_one_stays_good(state: Pa
 @pytest.mark.parametrize("activate", [True, False])
 def test_an_older_bundle_is_refused_unless_allowed(state: Path, versions: dict[str, Path], *, activate: bool) -> None:
     """A signature never goes out of date: an old bundle of the owner's is still one of the owner's."""
-    store = Store(state)
+    store = ModelStore(state)
     before = contents(state)
     for force in (False, True):
         with pytest.raises(StoreError, match=r"ground 1 .* is older than ground 2 .*--allow-downgrade"):
@@ -187,7 +187,7 @@ def test_an_older_bundle_is_refused_unless_allowed(state: Path, versions: dict[s
     ("which", "found"), [("ground-3", "3"), ("digest", "3"), ("ground", None), ("bird", None), ("", None), ("..", None)]
 )
 def test_what_is_activated_is_named_clearly_or_the_choice_is_listed(state: Path, which: str, found: str | None) -> None:
-    store = Store(state)
+    store = ModelStore(state)
     digests = {one.version: one.digest for one in store.status().installed}
     which = digests["3"][:10] if which == "digest" else which
     if found is None:
@@ -200,7 +200,7 @@ def test_what_is_activated_is_named_clearly_or_the_choice_is_listed(state: Path,
 
 
 def test_old_ones_go_but_never_the_current_or_the_previous(state: Path, versions: dict[str, Path]) -> None:
-    store = Store(state)
+    store = ModelStore(state)
     store.install(versions["5"], signers=None, limits=ONE, activate=False)
     assert [one.version for one in store.status().installed] == ["5", "4", "2", "1"]
     assert (version_of(store.current()), version_of(store.previous())) == ("2", "1")
@@ -208,7 +208,7 @@ def test_old_ones_go_but_never_the_current_or_the_previous(state: Path, versions
 
 
 def test_probation_ends_after_which_starts_are_not_counted(state: Path) -> None:
-    store = Store(state)
+    store = ModelStore(state)
     store.activate("ground-3")
     assert store.starting().starts == 1
     store.good("another" * 8)
@@ -223,7 +223,7 @@ def test_probation_ends_after_which_starts_are_not_counted(state: Path) -> None:
 
 
 def test_stops_that_were_asked_for_are_no_crash_loop(state: Path) -> None:
-    store = Store(state)
+    store = ModelStore(state)
     store.activate("ground-3")
     for _ in range(2 * MOST_STARTS):
         assert store.starting().version == "3"
@@ -231,14 +231,14 @@ def test_stops_that_were_asked_for_are_no_crash_loop(state: Path) -> None:
 
 
 STARTS = (
-    "import sys; from pathlib import Path; from edge_agent.store.model_store import Store; "
-    "print(Store(Path(sys.argv[1])).starting().version, flush=True); sys.stdin.read()"
+    "import sys; from pathlib import Path; from edge_agent.store.model_store import ModelStore; "
+    "print(ModelStore(Path(sys.argv[1])).starting().version, flush=True); sys.stdin.read()"
 )
 
 
 def test_a_crash_loop_leads_back_across_processes(state: Path) -> None:
     """An agent that is killed each time it has loaded the model."""
-    Store(state).activate("ground-3")
+    ModelStore(state).activate("ground-3")
     ran = []
     for _ in range(MOST_STARTS + 1):
         with subprocess.Popen(
@@ -248,13 +248,13 @@ def test_a_crash_loop_leads_back_across_processes(state: Path) -> None:
             ran.append(agent.stdout.readline().strip())
             agent.kill()
     assert ran == ["3", "3", "2", "2"]
-    status = Store(state).status()
+    status = ModelStore(state).status()
     assert status.failures[0].reason == "started 3 times without becoming good"
     assert_sound(state)
 
 
 def test_the_first_bundle_has_nothing_to_go_back_to_and_stays(versions: dict[str, Path], tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ModelStore(tmp_path)
     store.install(versions["1"], signers=None, limits=ONE)
     for _ in range(MOST_STARTS + 2):
         assert store.starting().version == "1"
@@ -270,7 +270,7 @@ def test_the_first_bundle_has_nothing_to_go_back_to_and_stays(versions: dict[str
 
 
 def test_a_failure_of_a_model_that_was_replaced_meanwhile_leaves_its_successor(state: Path) -> None:
-    store = Store(state)
+    store = ModelStore(state)
     late = store.activate("ground-3")
     store.activate("ground-4")
     assert store.failed("slow", late.digest).version == "4"
@@ -282,7 +282,7 @@ def test_a_failure_of_a_model_that_was_replaced_meanwhile_leaves_its_successor(s
 
 @pytest.mark.parametrize("how", ["changed", "cut", "gone", "linked"])
 def test_a_bundle_damaged_on_the_disk_is_found_at_the_start(state: Path, tmp_path: Path, how: str) -> None:
-    store = Store(state)
+    store = ModelStore(state)
     three = Path(store.activate("ground-3").path)
     if how == "changed":
         data = bytearray((three / MODEL).read_bytes())
@@ -304,7 +304,7 @@ def test_a_bundle_damaged_on_the_disk_is_found_at_the_start(state: Path, tmp_pat
 
 
 def test_a_damaged_bundle_is_mended_by_installing_it_again(state: Path, versions: dict[str, Path]) -> None:
-    store = Store(state)
+    store = ModelStore(state)
     current = store.current()
     assert current is not None
     os.truncate(Path(current.path) / MODEL, 100)
@@ -316,7 +316,7 @@ def test_a_damaged_bundle_is_mended_by_installing_it_again(state: Path, versions
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"v":1,"current":"../../etc"}', b"\xff" * 100, b"[" * 10**6])
 def test_damaged_notes_are_made_again_from_the_links(state: Path, content: bytes) -> None:
     (state / "state.json").write_bytes(content)
-    store = Store(state)
+    store = ModelStore(state)
     assert version_of(store.current()) == "2"
     assert store.starting().version == "2"
     assert (state / "state.damaged").read_bytes() == content
@@ -330,7 +330,7 @@ def test_notes_of_a_newer_edgeloop_are_left_alone(state: Path) -> None:
     (state / "state.json").write_text('{"v":2,"current":17}')
     before = contents(state)
     with pytest.raises(StoreError, match="newer edgeloop wrote it"):
-        Store(state).starting()
+        ModelStore(state).starting()
     assert contents(state) == before
 
 
@@ -355,7 +355,7 @@ def test_hostile_bundles_of_every_kind_change_nothing(
     hostile = ["cut", "changed", "text", "empty", "pipe", "missing", "wrong", "bare", "model"]
     for name in hostile:
         with pytest.raises((StoreError, BundleError)) as caught:
-            Store(state).install(tmp_path / name, signers=None, limits=ONE)
+            ModelStore(state).install(tmp_path / name, signers=None, limits=ONE)
         assert str(tmp_path / name) in str(caught.value), name
         assert "\n" not in str(caught.value)
         assert contents(state) == before, name
@@ -372,7 +372,7 @@ def test_only_what_an_allowed_signer_signed_is_installed(
     signers.write_text(f"me@example.org {(tmp_path / 'key.pub').read_text()}")
     by_other = repacked(versions["5"], tmp_path / "other.edgeloop", key=tmp_path / "other")
     by_me = repacked(versions["5"], tmp_path / "me.edgeloop", key=tmp_path / "key")
-    before, store = contents(state), Store(state)
+    before, store = contents(state), ModelStore(state)
     for refused in (versions["5"], by_other):
         with pytest.raises(SignatureError):
             store.install(refused, signers=signers, limits=ONE)
@@ -392,7 +392,7 @@ def test_links_planted_in_the_store_lead_nowhere(state: Path, versions: dict[str
     (state / "bundles" / f"ground-5-{new.digest[:12]}").symlink_to(outside)
     (state / "bundles" / ".new-link").symlink_to(outside)
     (state / ".current.part").symlink_to(outside)
-    store = Store(state)
+    store = ModelStore(state)
     store.install(versions["5"], signers=None, limits=ONE)
     assert [path.name for path in outside.iterdir()] == ["file"]
     assert_sound(state)
@@ -410,7 +410,7 @@ def test_links_planted_in_the_store_lead_nowhere(state: Path, versions: dict[str
 def test_a_directory_that_is_not_the_stores_is_left_alone(state: Path) -> None:
     (state / "bundles" / "notes").mkdir()
     (state / "bundles" / "README").write_text("mine")
-    Store(state).activate("ground-3")
+    ModelStore(state).activate("ground-3")
     assert (state / "bundles" / "notes").is_dir()
     assert (state / "bundles" / "README").read_text() == "mine"
 
@@ -421,11 +421,11 @@ FULL = """
     import shutil, sys
     from pathlib import Path
     from edge_agent.errors import StoreError
-    from edge_agent.store.canary import Limits
-    from edge_agent.store import Store
+    from edge_agent.store.canary import CanaryLimits
+    from edge_agent.store.model_store import ModelStore
     one, two = map(Path, sys.argv[1:])
     state, ballast, size = Path("disk/state"), Path("disk/ballast"), two.stat().st_size
-    store = Store(state)
+    store = ModelStore(state)
     def fill(left):
         ballast.unlink(missing_ok=True)
         ballast.write_bytes(bytes(shutil.disk_usage("disk").free - left))
@@ -441,12 +441,12 @@ FULL = """
         names = sorted(path.name for path in state.rglob("*") if "." in path.name[:1] or "-" in path.name)
         print(said, len(names), store.current().version, store.starting().version)
     def install(progress=lambda done, of: None):
-        store.install(two, signers=None, limits=Limits(threads=1), progress=progress)
+        store.install(two, signers=None, limits=CanaryLimits(threads=1), progress=progress)
     def files(left):
         # No room for files, though there is for bytes.
         for number in range(100):
             Path(f"disk/{number}").touch()
-    store.install(one, signers=None, limits=Limits(threads=1))
+    store.install(one, signers=None, limits=CanaryLimits(threads=1))
     store.good()
     fill(0); tell(install)
     fill(size // 2); tell(install)
@@ -488,8 +488,8 @@ def test_a_read_only_disk_runs_what_is_there(state: Path, versions: dict[str, Pa
         import sys
         from pathlib import Path
         from edge_agent.errors import StoreError
-        from edge_agent.store import Store
-        store = Store(Path(sys.argv[1]))
+        from edge_agent.store.model_store import ModelStore
+        store = ModelStore(Path(sys.argv[1]))
         print(store.starting().version, store.status().current.version)
         for change in (lambda: store.install(Path(sys.argv[2]), signers=None), lambda: store.rollback(reason="x"),
                        store.good, lambda: store.failed("x"), lambda: store.incoming):
@@ -513,8 +513,8 @@ def test_a_read_only_disk_runs_what_is_there(state: Path, versions: dict[str, Pa
 
 def test_two_installers_at_once_both_succeed(state: Path, versions: dict[str, Path], tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from edge_agent.store.model_store import Store\n"
-        "print(Store(Path(sys.argv[1])).install(Path(sys.argv[2]), signers=None).version)"
+        "import sys; from pathlib import Path; from edge_agent.store.model_store import ModelStore\n"
+        "print(ModelStore(Path(sys.argv[1])).install(Path(sys.argv[2]), signers=None).version)"
     )
     for state_, pair in ((state, ("3", "5")), (tmp_path / "fresh", ("5", "5"))):
         running = [
@@ -525,7 +525,7 @@ def test_two_installers_at_once_both_succeed(state: Path, versions: dict[str, Pa
         ]
         assert [one.communicate(timeout=60)[0].strip() for one in running] == list(pair)
         assert_sound(state_)
-        assert {"5"} <= {one.version for one in Store(state_).status().installed}
+        assert {"5"} <= {one.version for one in ModelStore(state_).status().installed}
 
 
 def test_threads_that_change_it_all_at_once_mix_nothing(state: Path) -> None:
@@ -534,10 +534,10 @@ def test_threads_that_change_it_all_at_once_mix_nothing(state: Path) -> None:
 
     def turn(which: str) -> None:
         for _ in range(10):
-            Store(state).activate(which)
+            ModelStore(state).activate(which)
 
     def look() -> None:
-        store = Store(state)
+        store = ModelStore(state)
         while not stop.is_set():
             status = store.status()
             if status.current is None or len(status.installed) != 4 or store.current_link() is None:
@@ -561,17 +561,17 @@ def test_what_root_installs_belongs_to_the_agents_user(state: Path, versions: di
         os.chown(path, 65534, 65534, follow_symlinks=False)
     for folder in (state, *state.parents[:-1]):
         folder.chmod(folder.stat().st_mode | 0o055)
-    new = Store(state).install(versions["5"], signers=None, limits=ONE)
+    new = ModelStore(state).install(versions["5"], signers=None, limits=ONE)
     owned = [Path(new.path), *Path(new.path).rglob("*"), state / "state.json", state / "store.lock"]
     assert {path.lstat().st_uid for path in owned} == {65534}
 
 
 def test_a_download_that_was_left_goes_at_a_start_much_later(state: Path) -> None:
-    incoming = Store(state).incoming
+    incoming = ModelStore(state).incoming
     (incoming / ".x.part").write_bytes(b"x")
     (incoming / ".y.part").write_bytes(b"y")
     os.utime(incoming / ".x.part", (time.time() - 7200,) * 2)
-    Store(state).starting()
+    ModelStore(state).starting()
     assert [path.name for path in incoming.iterdir()] == [".y.part"]
 
 
@@ -580,17 +580,17 @@ def test_a_download_that_was_left_goes_at_a_start_much_later(state: Path) -> Non
 
 def cleaned(state: Path) -> bool:
     """Whether no leftover is there after the next one that takes the lock."""
-    Store(state).good("0" * 64)
+    ModelStore(state).good("0" * 64)
     return not [path for path in (state / "bundles").iterdir() if path.name.startswith(".")]
 
 
 INSTALLER = """
     import sys
     from pathlib import Path
-    from edge_agent.store.canary import Limits
-    from edge_agent.store import Store
+    from edge_agent.store.canary import CanaryLimits
+    from edge_agent.store.model_store import ModelStore
     print("ready", flush=True)
-    Store(Path(sys.argv[1])).install(Path(sys.argv[2]), signers=None, limits=Limits(threads=1), force=True)
+    ModelStore(Path(sys.argv[1])).install(Path(sys.argv[2]), signers=None, limits=CanaryLimits(threads=1), force=True)
     print("done", flush=True)
 """
 
@@ -599,7 +599,7 @@ def test_installers_killed_at_any_point_leave_a_store_that_works(state: Path, ve
     draw, outcomes = random.Random(7), []
     for turn in range(21):
         number = "5" if turn % 2 else "3"
-        before = Store(state).current()
+        before = ModelStore(state).current()
         installer = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(INSTALLER), str(state), str(versions[number])],
             stdout=subprocess.PIPE,
@@ -614,10 +614,10 @@ def test_installers_killed_at_any_point_leave_a_store_that_works(state: Path, ve
         said = installer.stdout.read()
         installer.wait(60)
         installer.stdout.close()
-        link = Store(state).current_link()
+        link = ModelStore(state).current_link()
         assert link is not None
         assert open_bundle(state / "bundles" / link).digest.startswith(link.rpartition("-")[2])
-        started = Store(state).starting()
+        started = ModelStore(state).starting()
         assert before is not None
         assert started.version in {number, before.version}
         if "done" in said:
@@ -626,7 +626,7 @@ def test_installers_killed_at_any_point_leave_a_store_that_works(state: Path, ve
         # A process that was just being started may hold the leftovers' lock for a moment yet.
         wait_until(lambda: cleaned(state), 10, "the leftovers to be gone")
         assert_sound(state)
-        Store(state).good()
+        ModelStore(state).good()
     assert set(outcomes) == {True, False}, outcomes
 
 
@@ -636,7 +636,7 @@ KILLED = """
     import os, shutil, signal, sys
     from pathlib import Path
     from edge_agent.bundle import open_bundle
-    from edge_agent.store import Store
+    from edge_agent.store.model_store import ModelStore
 
     filled, work = Path(sys.argv[1]), Path(sys.argv[2])
     CALLS = {"open", "write", "close", "fsync", "fchmod", "rename", "replace", "unlink", "symlink",
@@ -657,7 +657,7 @@ KILLED = """
         shutil.rmtree(work / "base", ignore_errors=True)
         shutil.copytree(filled, work / "base", symlinks=True)
         if first is not None:
-            first(Store(work / "base"))
+            first(ModelStore(work / "base"))
         seen = set()
         while not through:
             number += 1
@@ -674,15 +674,15 @@ KILLED = """
                         if left == 0:
                             os.kill(os.getpid(), signal.SIGKILL)
                 sys.setprofile(count)
-                change(Store(state))
+                change(ModelStore(state))
                 os._exit(0)
             through = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-            link = Store(state).current_link()
+            link = ModelStore(state).current_link()
             assert link is not None, (name, number)
             assert link.endswith(open_bundle(state / "bundles" / link).digest[:12]), (name, number)
             try:
-                Store(state).good("0" * 64)  # takes the lock, and so finishes what was begun
-                status = Store(state).status()
+                ModelStore(state).good("0" * 64)  # takes the lock, and so finishes what was begun
+                status = ModelStore(state).status()
                 assert Path(status.current.path) == (state / "current").resolve(), (name, number)
                 assert Path(status.previous.path) == (state / "previous").resolve(), (name, number)
                 assert open_bundle(status.current.path).digest == status.current.digest
@@ -727,7 +727,7 @@ class StoreMachine(RuleBasedStateMachine):
         type(self).turn += 1
         self.state = self.folder / str(self.turn)
         shutil.copytree(self.filled, self.state, symlinks=True)
-        self.store = Store(self.state)
+        self.store = ModelStore(self.state)
         self.damaged = False
 
     def teardown(self) -> None:

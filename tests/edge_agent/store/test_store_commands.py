@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.store.model_store import Store
+from edge_agent.store.model_store import ModelStore
 
 from ...conftest import Ran, Run
 from .test_store import assert_sound, repacked, version_of
@@ -43,7 +43,7 @@ def test_a_model_is_installed_replaced_and_rolled_back(
     assert ran.out.endswith("now current\n")
     ran = edgeloop("install", versions["2"], "--root", tmp_path, "--no-activate")
     assert ran.out.endswith("stored\n")
-    assert version_of(Store(state).current()) == "1"
+    assert version_of(ModelStore(state).current()) == "1"
     value = json.loads(edgeloop("install", versions["2"], "--root", tmp_path, "--json").out)
     assert (value["version"], value["status"], value["path"]) == ("2", "probation", str(Path(value["path"])))
     assert value["proof"]["reasons"] == []
@@ -75,7 +75,7 @@ def test_agent_yaml_says_where_the_store_is_and_who_may_sign(
     config = tmp_path / "etc/edgeloop/agent.yaml"
     config.write_text("device: d\ncameras: {c: {source: 0}}\nstate: /srv/models\nthreads: 1\n")
     assert edgeloop("install", versions["1"], "--root", tmp_path).code == 0
-    assert version_of(Store(tmp_path / "srv/models").current()) == "1"
+    assert version_of(ModelStore(tmp_path / "srv/models").current()) == "1"
     (tmp_path / "own.yaml").write_text("device: d\ncameras: {c: {source: 0}}\nstate: own\nallowed_signers: signers\n")
     (tmp_path / "signers").write_text("")
     ran = edgeloop("install", versions["1"], "--config", tmp_path / "own.yaml")
@@ -108,7 +108,7 @@ def test_what_is_refused_is_refused_in_a_line(edgeloop: Run, bundle_file: Path, 
         assert str(bundle) in ran.line
         assert ran.out == ""
     assert edgeloop("install").code == 2
-    assert Store(tmp_path / "var/lib/edgeloop").status().installed == ()
+    assert ModelStore(tmp_path / "var/lib/edgeloop").status().installed == ()
 
 
 @pytest.mark.needs("cc")

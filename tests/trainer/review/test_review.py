@@ -26,13 +26,13 @@ from hypothesis import strategies as st
 from edge_agent.errors import DataError
 from edge_agent.images import decode_picture
 from edge_agent.preprocess import Pixels
-from trainer.active_learning.annotations import LOG, Decision, Decisions
+from trainer.active_learning.annotations import LOG, Annotation, Annotations
 from trainer.active_learning.captured_frames import find_frames
 from trainer.active_learning.feature_space import nearest_known, space_of
 from trainer.active_learning.label_forecast import outlook_on
 from trainer.active_learning.ranking import fit_head, propose, uncertainty
 from trainer.data import find_photos
-from trainer.review.filters import Wanted
+from trainer.review.filters import FrameFilter
 from trainer.review.session import Session
 
 from ...conftest import CLASSES, QUIET, Run, find_free_port, wait_until
@@ -44,16 +44,16 @@ A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 # --- the log of decisions ---
 
 
-def label(sha256: str, name: str, by: str = "") -> Decision:
-    return Decision(sha256=sha256, verdict="label", label=name, by=by)
+def label(sha256: str, name: str, by: str = "") -> Annotation:
+    return Annotation(sha256=sha256, verdict="label", label=name, by=by)
 
 
 def test_a_decision_is_on_the_disk_when_it_is_made_and_others_take_it_in(tmp_path: Path) -> None:
-    mine, yours = Decisions(tmp_path), Decisions(tmp_path)
+    mine, yours = Annotations(tmp_path), Annotations(tmp_path)
     mine.add([label(A, "robin", "anna")])
     assert json.loads((tmp_path / LOG).read_text())["label"] == "robin"
     assert [one.label for one in yours.refresh()] == ["robin"]
-    yours.add([label(A, "wren", "ben"), Decision(sha256=B, verdict="none")])
+    yours.add([label(A, "wren", "ben"), Annotation(sha256=B, verdict="none")])
     mine.refresh()
     assert mine.latest[A].label == "wren"
     assert mine.latest[B].verdict == "none"
@@ -61,23 +61,23 @@ def test_a_decision_is_on_the_disk_when_it_is_made_and_others_take_it_in(tmp_pat
 
 
 def test_who_thinks_again_disputes_nothing_and_an_open_frame_is_undisputed(tmp_path: Path) -> None:
-    log = Decisions(tmp_path)
+    log = Annotations(tmp_path)
     log.add([label(A, "robin", "anna"), label(A, "wren", "anna")])
     assert not log.disputed
-    log.add([label(A, "robin", "ben"), Decision(sha256=A, verdict="open", by="ben")])
+    log.add([label(A, "robin", "ben"), Annotation(sha256=A, verdict="open", by="ben")])
     assert not log.disputed
     assert log.latest[A].verdict == "open"
 
 
 def test_a_line_that_was_not_finished_costs_nothing_but_itself(tmp_path: Path) -> None:
-    Decisions(tmp_path).add([label(A, "robin")])
+    Annotations(tmp_path).add([label(A, "robin")])
     with (tmp_path / LOG).open("ab") as file:
         file.write(b'{"v":1,"sha256":"bbbb')
-    log = Decisions(tmp_path)
+    log = Annotations(tmp_path)
     assert (log.count, log.problems) == (1, [])  # it may be under way
     log.add([label(C, "wren")])
     assert set(log.latest) == {A, C}
-    assert set(Decisions(tmp_path).latest) == {A, C}
+    assert set(Annotations(tmp_path).latest) == {A, C}
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_a_line_that_was_not_finished_costs_nothing_but_itself(tmp_path: Path) -
     ],
 )
 def test_a_line_edited_wrongly_is_named_and_stays_and_the_others_count(tmp_path: Path, line: str, said: str) -> None:
-    log = Decisions(tmp_path)
+    log = Annotations(tmp_path)
     log.add([label(A, "robin")])
     text = (tmp_path / LOG).read_bytes() + line.encode("latin-1") + b"\n"
     (tmp_path / LOG).write_bytes(text)
-    log = Decisions(tmp_path)
+    log = Annotations(tmp_path)
     log.add([label(C, "wren")])
     assert set(log.latest) == {A, C}
     (problem,) = log.problems
@@ -109,7 +109,7 @@ def test_a_line_edited_wrongly_is_named_and_stays_and_the_others_count(tmp_path:
 
 
 def test_a_log_that_somebody_replaced_is_read_anew(tmp_path: Path) -> None:
-    log = Decisions(tmp_path)
+    log = Annotations(tmp_path)
     log.add([label(A, "robin"), label(B, "wren")])
     lines = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
     (tmp_path / "edited").write_bytes(lines[1])
@@ -122,7 +122,7 @@ def test_a_log_that_somebody_replaced_is_read_anew(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_takes_half_a_decision_has_taken_none(tmp_path: Path) -> None:
-    log = Decisions(tmp_path)
+    log = Annotations(tmp_path)
     log.add([label(A, "robin")])
     before = (tmp_path / LOG).read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -137,7 +137,7 @@ def test_a_disk_that_takes_half_a_decision_has_taken_none(tmp_path: Path) -> Non
     assert (tmp_path / LOG).read_bytes() == before
     assert set(log.latest) == {A}
     log.add([label(B, "wren")])
-    assert set(Decisions(tmp_path).latest) == {A, B}
+    assert set(Annotations(tmp_path).latest) == {A, B}
 
 
 @settings(deadline=None, max_examples=25)
@@ -146,7 +146,7 @@ def test_people_who_decide_at_the_same_time_end_with_the_same_labels(
     tmp_path_factory: pytest.TempPathFactory, made: list[tuple[int, str, str]]
 ) -> None:
     folder = tmp_path_factory.mktemp("log")
-    people = [Decisions(folder) for _ in range(4)]
+    people = [Annotations(folder) for _ in range(4)]
 
     def work(person: int) -> None:
         for who, sha256, name in made:
@@ -324,7 +324,7 @@ def folder(scene: tuple[list[Pixels], list[str]], tmp_path: Path) -> Path:
 
 
 def everything(session: Session, client: str = "me", **wanted: Any) -> list[list[dict[str, Any]]]:
-    return list(session.groups(client, holding=(), count=50, wanted=Wanted(**wanted))["groups"])
+    return list(session.groups(client, holding=(), count=50, wanted=FrameFilter(**wanted))["groups"])
 
 
 def test_a_session_asks_about_every_open_frame_once(folder: Path, run_folder: Path) -> None:
@@ -384,10 +384,10 @@ def test_frames_guessed_to_be_none_of_the_classes_stay_so_when_a_class_is_added(
             return {frame["guess"] for group in everything(session) for frame in group}
 
         wait_until(lambda: "none of these" in guesses(), 60, "a guess that it is none of them")
-        before = session.groups("me", holding=(), count=1, wanted=Wanted(guess="none of these"))["wanted"]
+        before = session.groups("me", holding=(), count=1, wanted=FrameFilter(guess="none of these"))["wanted"]
         session.decide([everything(session)[0][0]["id"]], "label", "moss", "")
         assert "moss" not in guesses()
-        after = session.groups("me", holding=(), count=1, wanted=Wanted(guess="none of these"))["wanted"]
+        after = session.groups("me", holding=(), count=1, wanted=FrameFilter(guess="none of these"))["wanted"]
         assert before - after in (0, 1)
 
 
@@ -416,7 +416,7 @@ def test_frames_are_found_by_camera_day_guess_and_score(folder: Path, run_folder
     with Session(folder, run=run_folder, console=QUIET) as session:
 
         def count(**wanted: Any) -> int:
-            return int(session.groups("me", holding=(), count=1, wanted=Wanted(**wanted))["wanted"])
+            return int(session.groups("me", holding=(), count=1, wanted=FrameFilter(**wanted))["wanted"])
 
         assert session.state()["cameras"] == ["gate-pi/gate", "porch-pi/door"]
         assert (count(), count(camera="gate-pi/gate")) == (64, 4)
@@ -527,7 +527,7 @@ def test_the_page_gives_groups_takes_decisions_and_shows_pictures(
         ids = [frame["id"] for frame in group]
         assert server.ask("POST", "/api/decide", {"frames": ids, "verdict": "label", "label": "a,b"})[0] == 200
         server.kill()  # not even a moment later
-        assert set(Decisions(folder).latest) == set(ids)
+        assert set(Annotations(folder).latest) == set(ids)
         server.start()
         assert server.ask("GET", "/api/state")[1]["counts"]["label"] == len(ids)
         status, text = server.ask("GET", "/labels.csv")
@@ -601,7 +601,7 @@ def test_a_full_disk_is_said_and_the_decision_can_be_made_once_there_is_room(fol
         assert (folder / LOG).stat().st_size == size
         subprocess.run([*limit, "--fsize=unlimited"], check=True)
         assert server.ask("POST", "/api/decide", {"frames": ids[1:], "verdict": "none"})[0] == 200
-        assert set(Decisions(folder).latest) == set(ids)
+        assert set(Annotations(folder).latest) == set(ids)
 
 
 @pytest.mark.parametrize(
@@ -639,16 +639,16 @@ def test_what_the_network_saw_is_remembered_and_damage_to_that_is_noticed(
     monkeypatch.setattr(embeddings, "ask", counted)
     network = embeddings.network_of(run_folder)
     pictures = [(hash_of(path), path) for path in sorted(folder.rglob("*.jpg"))]
-    first = embeddings.look_at(network, pictures, what="", console=QUIET, cache=tmp_path)
+    first = embeddings.embed(network, pictures, what="", console=QUIET, cache=tmp_path)
     assert sum(asked) == 60
-    again = embeddings.look_at(network, pictures, what="", console=QUIET, cache=tmp_path)
+    again = embeddings.embed(network, pictures, what="", console=QUIET, cache=tmp_path)
     assert sum(asked) == 60
     assert (again.features == first.features).all()
     (kept,) = (tmp_path / "sight").iterdir()
     data = bytearray(kept.read_bytes())
     data[100] ^= 1
     kept.write_bytes(bytes(data) + b"half a rec")
-    mended = embeddings.look_at(network, pictures, what="", console=QUIET, cache=tmp_path)
+    mended = embeddings.embed(network, pictures, what="", console=QUIET, cache=tmp_path)
     assert sum(asked) == 61
     assert (mended.features == first.features).all()
     assert os.stat(kept).st_mode & 0o077 == 0

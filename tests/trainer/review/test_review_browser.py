@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_agent.preprocess import Pixels
-from trainer.active_learning.annotations import Decisions
+from trainer.active_learning.annotations import Annotations
 
 from ...conftest import CLASSES, wait_until
 from ...support.browser import Browser, shows
@@ -58,7 +58,7 @@ def group(browser: Browser) -> list[str]:
 
 
 def latest(folder: Path) -> dict[str, tuple[str, str]]:
-    return {sha256: (one.verdict, one.label) for sha256, one in Decisions(folder).latest.items()}
+    return {sha256: (one.verdict, one.label) for sha256, one in Annotations(folder).latest.items()}
 
 
 def saved(folder: Path, expected: dict[str, tuple[str, str]]) -> None:

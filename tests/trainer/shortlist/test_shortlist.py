@@ -24,8 +24,8 @@ import pytest
 
 from edge_agent.errors import DataError, EdgeloopError, MissingExtraError, ResourceError
 from edge_agent.preprocess import Pixels
-from trainer.active_learning.annotations import Decision, Decisions
-from trainer.active_learning.captured_frames import Frame, find_frames, pictures_of
+from trainer.active_learning.annotations import Annotation, Annotations
+from trainer.active_learning.captured_frames import CapturedFrame, find_frames, pictures_of
 from trainer.active_learning.feature_space import nearest_known, space_of, squared_distances
 from trainer.active_learning.ranking import propose, uncertainty
 from trainer.shortlist import chunk_tasks
@@ -58,7 +58,7 @@ def made_up(
         seen = ((things[thing] + random.normal(0, noise, (count, 12))) @ wide).astype(np.float16)
         scores = random.dirichlet(np.full(4, 0.4), count).astype(np.float32)
         frames = tuple(
-            Frame(f"{number}/{i}", hashlib.sha256(f"{number} {i}".encode()).hexdigest()) for i in range(count)
+            CapturedFrame(f"{number}/{i}", hashlib.sha256(f"{number} {i}".encode()).hexdigest()) for i in range(count)
         )
         write_looked(work, str(number), Looked(frames, seen, scores, np.zeros(count, np.bool_), ()))
         usable = random.random(count) < 0.9
@@ -329,10 +329,10 @@ def test_what_is_labelled_is_not_asked_again_and_a_second_list_adds_to_the_first
     out = tmp_path / "out"
     shortlist(store, out, run_folder, count=3)
     first = [row["sha256"] for row in rows(out)]
-    Decisions(out).add(
-        [Decision(sha256=first[0], verdict="label", label="brick"), Decision(sha256=first[1], verdict="open")]
+    Annotations(out).add(
+        [Annotation(sha256=first[0], verdict="label", label="brick"), Annotation(sha256=first[1], verdict="open")]
     )
-    Decisions(store).add([Decision(sha256=first[2], verdict="none")])
+    Annotations(store).add([Annotation(sha256=first[2], verdict="none")])
     made = shortlist(store, out, run_folder, count=3)
     second = [row["sha256"] for row in rows(out)]
     assert made.labelled == 2
