@@ -2,7 +2,7 @@
 
     python -m benchmarks [PART...] [--work .bench] [--again]
 
-Each part is a program of its own that anyone can run; what it needs (pictures, a run, bundles, the peers' environment)
+Each part is a program of its own that anyone can run; what it needs (images, a run, bundles, the peers' environment)
 is made into the work folder first. Finished parts stay there: interrupted, the same command goes on, and with names it
 measures those alone. Some hours altogether; leave the machine alone meanwhile.
 """
@@ -42,7 +42,7 @@ PARTS: dict[str, tuple[str, str, Callable[[Path], Sequence[object]]]] = {
         "int8",
         lambda work: [inputs.run(work, LITE0)],
     ),
-    "ingest": ("Reading pictures", "ingest", lambda _work: []),
+    "ingest": ("Reading images", "ingest", lambda _work: []),
     "throughput": ("Training steps", "train_throughput", lambda _work: []),
     "peers-lite0": (
         "From a frame to its label beside the peers, EfficientNet-Lite0",
@@ -67,14 +67,14 @@ PARTS: dict[str, tuple[str, str, Callable[[Path], Sequence[object]]]] = {
         "label_budget",
         lambda work: [inputs.stamps(work), "--plot", work / "label_budget.png"],
     ),
-    "shortlist": ("A million captures ranked", "shortlist", lambda work: [inputs.pictures(work)]),
+    "shortlist": ("A million captures ranked", "shortlist", lambda work: [inputs.images(work)]),
     "memory": ("Memory of a training", "train_memory", lambda _work: []),
     "keras-guide": (
         "Training beside the recipe of Keras' guide",
         "keras_guide",
         lambda work: [inputs.stamps(work)],
     ),
-    "few-pictures": ("Training on a handful of pictures", "few_pictures", lambda work: [inputs.stamps(work)]),
+    "few-pictures": ("Training on a handful of images", "few_pictures", lambda work: [inputs.stamps(work)]),
     "rollout": ("A roll-out to 200 devices", "rollout", of(LITE0)),
     "fit": ("Which fit recognises best", "fit", lambda work: [inputs.stamps(work)]),
 }

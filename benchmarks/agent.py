@@ -166,7 +166,7 @@ def sustained(bundle: Path, threads: int, seconds: float) -> None:
 def around(bundle: Path) -> None:
     model = load(bundle, 1)
     bare = bare_ms(model)
-    frames = [ArrayFrame(image=picture, seq=seq) for seq, picture in enumerate(photographs())]
+    frames = [ArrayFrame(image=image, seq=seq) for seq, image in enumerate(photographs())]
     scores, _ = model.classifier.infer(preprocess(frames[0].image, model.classifier.spec))
     with broker() as port, MqttPublisher(MqttSettings(host="127.0.0.1", port=port, results=True), "bench") as publisher:
         time.sleep(1)
@@ -195,8 +195,8 @@ def latency(bundle: Path, seconds: float) -> None:
 
         class Noting(ListCamera):
             def __iter__(self) -> Iterator[ArrayFrame]:
-                for seq, picture in enumerate(itertools.cycle(photographs())):
-                    frame = ArrayFrame(image=picture, seq=seq)
+                for seq, image in enumerate(itertools.cycle(photographs())):
+                    frame = ArrayFrame(image=image, seq=seq)
                     captured[seq] = frame.captured_ns
                     yield frame
                     time.sleep(4 * bare / 1000)
@@ -227,8 +227,8 @@ def mjpeg(bundle: Path, quality: int) -> None:
         source = Path(__file__).parent.parent / "tests" / "support" / "camera_shim.c"
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", f"{folder}/shim.so", source, "-ldl"], check=True)
         files = [f"{folder}/{number}.jpg" for number, _ in enumerate(photographs())]
-        for file, picture in zip(files, photographs(), strict=True):
-            cv2.imwrite(file, picture, options)
+        for file, image in zip(files, photographs(), strict=True):
+            cv2.imwrite(file, image, options)
         kilobytes = statistics.mean(Path(file).stat().st_size for file in files) / 1000
         camera = {"LD_PRELOAD": f"{folder}/shim.so", "SHIM_MODE": "mjpg", "SHIM_FRAMES": ":".join(files)}
         environment = {**os.environ, **camera}
@@ -291,9 +291,9 @@ def cold_start(bundle: Path) -> None:
 
 def growth(bundle: Path, frames: int) -> None:
     model = load(bundle, 1)
-    pictures = itertools.cycle(photographs())
+    images = itertools.cycle(photographs())
     sizes: list[float] = []
-    camera = Source(lambda: ListCamera(pictures, interval_s=0.0005))
+    camera = Source(lambda: ListCamera(images, interval_s=0.0005))
 
     class Forgetful(RecordingPublisher):
         def result(self, observation: object) -> None:
@@ -318,7 +318,7 @@ def motion(bundle: Path, seconds: float) -> None:
     rng = np.random.default_rng(0)
     still = photographs()[0]
     noisy = [np.clip(still + rng.integers(-4, 5, still.shape), 0, 255).astype(np.uint8) for _ in range(8)]
-    jpegs = [encoded(picture) for picture in noisy]
+    jpegs = [encoded(image) for image in noisy]
 
     class Camera(ListCamera):
         def __iter__(self) -> Iterator[JpegFrame]:

@@ -1,9 +1,9 @@
-"""What does training make of a handful of pictures? The head alone against `edgeloop train` as it is.
+"""What does training make of a handful of images? The head alone against `edgeloop train` as it is.
 
-    python -m benchmarks.few_pictures STAMPS [--pictures 5 15] [--draws 4]
+    python -m benchmarks.few_pictures STAMPS [--images 5 15] [--draws 4]
 
 STAMPS is an unpacked Debian package; benchmarks/support/synthetic_images.py says which and how. Eight classes; the
-objects tested with are held out, before other backgrounds. Each draw has other pictures, and both train on the same
+objects tested with are held out, before other backgrounds. Each draw has other images, and both train on the same
 ones.
 """
 
@@ -30,11 +30,11 @@ TEST = 30
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stamps", type=Path)
-    parser.add_argument("--pictures", type=int, nargs="+", default=(5, 15), help="to train on, a class")
+    parser.add_argument("--images", type=int, nargs="+", default=(5, 15), help="to train on, a class")
     parser.add_argument("--draws", type=int, default=4)
     arguments = parser.parse_args()
     recipes: dict[str, Any] = {"head only": "none", "edgeloop train": "auto"}
-    for count in arguments.pictures:
+    for count in arguments.images:
         found: dict[str, list[float]] = {name: [] for name in recipes}
         counts = {"train": count, "val": max(1, count // 4), "test": TEST}
         for draw in range(arguments.draws):
@@ -47,7 +47,7 @@ def main() -> None:
                     run = train(folder / "data", folder / name, recipe, console=Console(stderr=True), reading=reading)
                     found[name].append(100 * run.test_accuracy)
         for name, some in found.items():
-            tell(f"{count} pictures a class, {name}, test accuracy", statistics.mean(some), "%")
+            tell(f"{count} images a class, {name}, test accuracy", statistics.mean(some), "%")
             print(f"  {min(some):.1f} to {max(some):.1f} in {len(some)} draws", flush=True)
 
 

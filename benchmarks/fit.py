@@ -5,7 +5,7 @@
 STAMPS is an unpacked Debian package; benchmarks/support/synthetic_images.py says which and how.
 
 Each object is pasted on photographed backgrounds as a 16:9 camera would see it, in four scenes: near
-the frame's centre, anywhere, at its sides, and anywhere after training on upright 3:4 pictures, as
+the frame's centre, anywhere, at its sides, and anywhere after training on upright 3:4 images, as
 phones take them. Whole objects are held out for the test. Every fit trains on the same frames,
 through `edgeloop train`'s own code.
 """
@@ -45,7 +45,7 @@ SCENES = (
     Scene("near the centre", (0.4, 0.5)),
     Scene("anywhere", (0.0, 0.5)),
     Scene("at the sides", (0.0, 0.15)),
-    Scene("anywhere, trained on upright pictures", (0.0, 0.5), PHONE),
+    Scene("anywhere, trained on upright images", (0.0, 0.5), PHONE),
 )
 
 

@@ -1,9 +1,9 @@
-"""How near does reading pictures into the cache come to bare decoding and resizing on all cores?
+"""How near does reading images into the cache come to bare decoding and resizing on all cores?
 
-    python -m benchmarks.ingest [--pictures 1000]
+    python -m benchmarks.ingest [--images 1000]
 
 Bare is one thread a core that decodes and brings to size, the result thrown away: by OpenCV's bilinear `resize`,
-or, as the pictures must be, by the device's own preprocessing; with room for augmentation every picture is brought to
+or, as the images must be, by the device's own preprocessing; with room for augmentation every image is brought to
 two sizes. Reading does that, hashes, looks for duplicates and writes the cache. All take turns on the same files.
 """
 
@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import skimage
 
-from edge_agent.images import read_picture
+from edge_agent.images import read_image
 from edge_agent.inference.interpreter import cores
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 from trainer.data import load_dataset
@@ -37,7 +37,7 @@ def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> list[P
     """Random parts of photographs, as JPEG files in two folders."""
     random = np.random.default_rng(0)
     sources = [
-        read_picture(Path(skimage.__file__).parent / "data" / name)
+        read_image(Path(skimage.__file__).parent / "data" / name)
         for name in ("coffee.png", "rocket.jpg", "motorcycle_left.png", "gravel.png")
     ]
     paths = []
@@ -64,7 +64,7 @@ def bare(paths: list[Path], resize: Callable[[Pixels], object]) -> None:
 
 
 def seconds(paths: list[Path], data: Path, scratch: Path, rounds: int) -> dict[str, float]:
-    """Median time of each way to read the pictures, the ``paths`` of the folder ``data``."""
+    """Median time of each way to read the images, the ``paths`` of the folder ``data``."""
     ways: dict[str, Callable[[Path], object]] = {
         "bilinear": lambda _: bare(paths, lambda frame: cv2.resize(frame, SPEC.size)),
         "bare": lambda _: bare(paths, lambda frame: preprocess(frame, SPEC)),
@@ -84,17 +84,17 @@ def seconds(paths: list[Path], data: Path, scratch: Path, rounds: int) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     for size in SIZES:
         with tempfile.TemporaryDirectory() as scratch:
-            paths = write_photographs(Path(scratch) / "data", arguments.pictures, size)
+            paths = write_photographs(Path(scratch) / "data", arguments.images, size)
             took = seconds(paths, Path(scratch) / "data", Path(scratch), arguments.rounds)
         for way in ("", ", room"):
             read_s = took[f"read{way}"]
             of = f"reading JPEGs of {size[0]}x{size[1]}{', with room for augmentation' if way else ''}"
-            tell(of, len(paths) / read_s, "pictures/s")
+            tell(of, len(paths) / read_s, "images/s")
             tell(f"{of}, of the bare rate", took[f"bare{way}"] / read_s, at_least=0.8)
             tell(f"{of}, of the bare rate with bilinear resizing", took["bilinear"] / read_s)
 

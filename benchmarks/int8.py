@@ -2,7 +2,7 @@
 
     python -m benchmarks.int8 RUN...
 
-Each RUN is a directory that `edgeloop train` made, its pictures where they were. Every row of a table is one model on
+Each RUN is a directory that `edgeloop train` made, its images where they were. Every row of a table is one model on
 the run's test split through the device's classifier; times are medians of inferences taken in turn, as ratios to float.
 """
 
@@ -40,12 +40,12 @@ ROUNDS = 5
 
 
 def by_tensorflow(run: Run, scratch: Path, pixels: Pixels, output: str) -> bytes:
-    """The TensorFlow Lite converter's own quantizer, on the same pictures."""
+    """The TensorFlow Lite converter's own quantizer, on the same images."""
     import tensorflow as tf
 
     def feed() -> Iterator[list[Any]]:
-        for picture in pixels:
-            yield [picture[np.newaxis].astype(np.float32)]
+        for image in pixels:
+            yield [image[np.newaxis].astype(np.float32)]
 
     folder = scratch / "saved_model"
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder if folder.is_dir() else run.path / "saved_model"))
@@ -74,8 +74,8 @@ def by_litert_all_int8(model: bytes, seen: Representative) -> bytes:
 def scored(run: Run, models: Mapping[str, bytes], console: Console) -> dict[str, Evaluation]:
     classifiers = [Classifier(model, labels=run.labels, spec=run.spec) for model in models.values()]
     photos = run.split("test")
-    pictures = ((frame, photo.label) for frame, photo in run.read(photos))
-    shown = track(pictures, "Testing", total=len(photos), console=console)
+    images = ((frame, photo.label) for frame, photo in run.read(photos))
+    shown = track(images, "Testing", total=len(photos), console=console)
     return dict(zip(models, evaluate_together(classifiers, shown), strict=True))
 
 
@@ -127,7 +127,7 @@ def compare(path: Path, limits: GateLimits, console: Console) -> None:
     ratios = np.median(times[:, :1] / times, axis=0)
     truth = found["float32"]
     heads = "model", "accuracy %", "lost", "agrees %", "log loss", "off by %", "ties %", "size", "speed"
-    print(f"\n{run.backbone}, {len(truth.truth)} test pictures; float32 {np.median(times[:, 0]):.1f} ms\n")
+    print(f"\n{run.backbone}, {len(truth.truth)} test images; float32 {np.median(times[:, 0]):.1f} ms\n")
     print(f"| {' | '.join(heads)} |")
     print("| --- " * len(heads) + "|")
     for place, (name, model) in enumerate(models.items()):

@@ -1,11 +1,11 @@
-"""How much better and faster than the Keras guide's recipe? On at least 1,000 held-out pictures.
+"""How much better and faster than the Keras guide's recipe? On at least 1,000 held-out images.
 
     python -m benchmarks.keras_guide STAMPS
 
 STAMPS is an unpacked Debian package; benchmarks/support/synthetic_images.py says which and how.
 
 The baseline is the transfer learning recipe of Keras' own guide (keras.io, "Transfer learning &
-fine-tuning", end-to-end example) on the same network, weights, pictures and splits: random flips and
+fine-tuning", end-to-end example) on the same network, weights, images and splits: random flips and
 rotations, the backbone frozen and in inference mode, dropout 0.2, Adam at 0.001 for 20 epochs, then all
 of the backbone at 0.00001 for 10 epochs; decoding done beforehand, batches of 32. It has no early stopping;
 here its test accuracy is the best it had after any epoch, which nobody could have chosen, in its favour.
@@ -110,7 +110,7 @@ def main() -> None:
         dataset = load_dataset(folder / "data", PreprocessSpec((SIDE, SIDE)), cache=folder / "cache")
         curve = guide(dataset, seed=seed, head_epochs=arguments.head_epochs, fine_epochs=arguments.fine_epochs)
     best = max(accuracy for _, accuracy in curve)
-    print(f"{len(dataset.indices('train'))} pictures to train on, {len(dataset.indices('test'))} to test on")
+    print(f"{len(dataset.indices('train'))} images to train on, {len(dataset.indices('test'))} to test on")
     rows = {
         "guide, frozen backbone": curve[arguments.head_epochs - 1],
         "guide, to its end": curve[-1],

@@ -8,7 +8,7 @@ other backgrounds, a darker light with another tint, a blurred and noisy camera.
 come by for 5 to 24 frames each, moving, some of them often and most seldom (the k-th most frequent object 1/k as often
 as the first). Labelled are, one after the other, frames drawn at random, and those that `propose` asks about in rounds
 of ten, the head learning in between, as the page does it; and these with all frames that the page shows beside them,
-which one key labels, too. Heads learn the old pictures and the labelled frames, and are tested on other frames of the
+which one key labels, too. Heads learn the old images and the labelled frames, and are tested on other frames of the
 new scene, as many of each class. Everything was tuned on other classes of the package (clothes, music, christmas,
 halloween, roadsigns, vehicles, money, planets) and other draws.
 """
@@ -37,7 +37,7 @@ from .support.figures import tell
 from .support.synthetic_images import CLASSES, backgrounds, cut_outs
 
 POOL, TRAIN, TEST = 2000, 60, 40
-"""Frames the device kept; old pictures and test frames of each class."""
+"""Frames the device kept; old images and test frames of each class."""
 BUDGETS = (0.01, 0.025, 0.05, 0.1)
 SHAPE = 360, 640
 FIRST_DRAW = 100
@@ -56,7 +56,7 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """Features and classes of old pictures, kept frames and test frames."""
+    """Features and classes of old images, kept frames and test frames."""
 
     old: tuple[Floats, Places]
     pool: tuple[Floats, Places]
@@ -223,9 +223,9 @@ _cut_outs: dict[Path, npt.NDArray[np.uint8]] = {}
 
 def _cut_out(path: Path) -> npt.NDArray[np.uint8]:
     if path not in _cut_outs:
-        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        assert picture is not None
-        _cut_outs[path] = np.asarray(picture, np.uint8)
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert image is not None
+        _cut_outs[path] = np.asarray(image, np.uint8)
     return _cut_outs[path]
 
 

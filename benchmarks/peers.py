@@ -97,9 +97,9 @@ def main() -> None:
         subprocess.run([str(part) for part in command], check=True)
         for kind in ("png", "jpeg"):
             (work / kind).mkdir()
-        for number, picture in enumerate(photographs()):
-            cv2.imwrite(str(work / "png" / f"{number}.png"), picture)
-            (work / "jpeg" / f"{number}.jpg").write_bytes(encoded(picture))
+        for number, image in enumerate(photographs()):
+            cv2.imwrite(str(work / "png" / f"{number}.png"), image)
+            (work / "jpeg" / f"{number}.jpg").write_bytes(encoded(image))
         for threads in sorted({1, cores()}):
             for kind in ("png", "jpeg"):
                 compare(models, python, work / kind, threads, given.turns)

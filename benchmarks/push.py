@@ -5,7 +5,7 @@
 The device is a store of its own behind an SSH server on loopback (see tests/support/fleet.py); between it and the
 desktop is a link that carries RATE megabytes a second each way. Three parts of a push, told apart at the link: until
 the first of the bundle's bytes (connecting, asking what is there), moving them, and what the device does with them
-(hashes, signature, canary pictures in a process of its own). The bound is the size over the rate.
+(hashes, signature, canary images in a process of its own). The bound is the size over the rate.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m benchmarks.review RUN [--frames 1000]
 
-The frames are parts of the demo's photographs. From a key's event until the next frame's picture is decoded and about
+The frames are parts of the demo's photographs. From a key's event until the next frame's image is decoded and about
 to be painted; the server, the browser and the learning beside them share the cores. Once with keys as fast as frames
 come, hundreds a second, and once with ten a second, which nobody keeps up.
 """
@@ -40,19 +40,19 @@ def main() -> None:
     given = parser.parse_args()
     random, areas = np.random.default_rng(0), load_areas()
     names = sorted(areas)
-    pictures = []
+    images = []
     for number in range(given.frames):
         area = areas[names[number % len(names)]]["video"]
         top, left = (int(random.integers(0, limit - SIDE)) for limit in area.shape[:2])
-        pictures.append(np.ascontiguousarray(area[top : top + SIDE, left : left + SIDE]))
+        images.append(np.ascontiguousarray(area[top : top + SIDE, left : left + SIDE]))
     for pace_ms, said in ((0, "at once"), (PACE_MS, f"{1000 // PACE_MS} keys a second")):
-        measure(pictures, names, given.run, pace_ms, said)
+        measure(images, names, given.run, pace_ms, said)
 
 
-def measure(pictures: Sequence[Pixels], names: Sequence[str], run: Path, pace_ms: int, said: str) -> None:
+def measure(images: Sequence[Pixels], names: Sequence[str], run: Path, pace_ms: int, said: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         captures = Path(folder) / "captures"
-        frames = set(keep(captures, pictures, [names[0]] * len(pictures), classes=names))
+        frames = set(keep(captures, images, [names[0]] * len(images), classes=names))
         command = [sys.executable, "-m", "edge_agent.cli", "review", str(captures), "--run", str(run)]
         with subprocess.Popen([*command, "--port", "0", "--no-open"], stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None

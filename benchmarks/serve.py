@@ -109,14 +109,14 @@ def batch(model: bytes, size: int = 8) -> None:
         times["one by one"].append(between - start)
         times["at once"].append(time.perf_counter() - between)
     ratio = statistics.median(times["at once"]) / statistics.median(times["one by one"])
-    tell(f"{size} pictures in one invoke over {size} invokes, time", ratio)
+    tell(f"{size} images in one invoke over {size} invokes, time", ratio)
 
 
 def answered(port: int, clients: int, seconds: float) -> tuple[float, list[float]]:
     """Answers a second, and the time each took."""
     requests = []
-    for picture in photographs():
-        jpeg = encoded(np.asarray(cv2.resize(picture, (640, 480)), np.uint8))
+    for image in photographs():
+        jpeg = encoded(np.asarray(cv2.resize(image, (640, 480)), np.uint8))
         head = f"POST /v1/classify HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-length: {len(jpeg)}\r\n\r\n"
         requests.append(head.encode() + jpeg)
     chosen = selectors.DefaultSelector()

@@ -1,10 +1,10 @@
 """A million captures ranked: on one process, on several workers, and as the review page would, frame by frame.
 
-    python -m benchmarks.shortlist [PICTURES] [--frames 1000000] [--picks 1000] [--workers 2]
+    python -m benchmarks.shortlist [IMAGES] [--frames 1000000] [--picks 1000] [--workers 2]
 
 The frames are made up: features of things that come by in bursts of 5 to 24 frames, as wide as EfficientNet-Lite0's,
-and scores of eight classes; 3 GB in a temporary folder. All three rankings have to be the same. With PICTURES, a
-folder of pictures, it also tells how fast pictures are looked at, which is nearly all of the work in practice.
+and scores of eight classes; 3 GB in a temporary folder. All three rankings have to be the same. With IMAGES, a
+folder of images, it also tells how fast images are looked at, which is nearly all of the work in practice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from trainer.active_learning.captured_frames import CapturedFrame, pictures_of
+from trainer.active_learning.captured_frames import CapturedFrame, images_of
 from trainer.active_learning.embeddings import network_of
 from trainer.active_learning.feature_space import Floats, nearest_known, space_of
 from trainer.active_learning.ranking import propose, uncertainty
@@ -70,8 +70,8 @@ def main() -> None:
         plain = by_frame(work, parts, known, given.picks, console)
         tell("The same, frame by frame in memory", time.monotonic() - start, "s")
         tell("Picks that are as frame by frame", float(np.mean(alone.numbers == plain)), "", at_least=1)
-    if given.pictures:
-        look(given.pictures.resolve(), given.workers, console)
+    if given.images:
+        look(given.images.resolve(), given.workers, console)
 
 
 def made_up(number: int, count: int, things: Floats, spread_out: Floats, random: np.random.Generator) -> Looked:
@@ -141,9 +141,9 @@ def by_frame(work: Path, parts: Sequence[Part], known: Floats, picks: int, conso
     return np.array([group[0] for group in groups])
 
 
-def look(pictures: Path, workers: int, console: Console) -> None:
-    names = pictures_of(pictures)
-    chunks = chunks_of(pictures, names, network_of(None).key)
+def look(images: Path, workers: int, console: Console) -> None:
+    names = images_of(images)
+    chunks = chunks_of(images, names, network_of(None).key)
     rates = []
     for what, spreading in (
         ("one process", nullcontext(here(console))),
@@ -152,9 +152,9 @@ def look(pictures: Path, workers: int, console: Console) -> None:
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
             with spreading as spread:
-                spread(partial(looking, Path(folder), pictures, None), chunks, "Looking", loads=True)
+                spread(partial(looking, Path(folder), images, None), chunks, "Looking", loads=True)
             rates.append(len(names) / (time.monotonic() - start))
-            tell(f"Pictures looked at by {what}, start included", rates[-1], "a second")
+            tell(f"Images looked at by {what}, start included", rates[-1], "a second")
     tell("Looking, several workers over one process", rates[1] / rates[0], "times as fast")
 
 

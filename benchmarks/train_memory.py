@@ -1,4 +1,4 @@
-"""Does training need more memory for more pictures? Peak memory of `edgeloop train` at 1,000 and 20,000.
+"""Does training need more memory for more images? Peak memory of `edgeloop train` at 1,000 and 20,000.
 
     python -m benchmarks.train_memory [--counts 1000 20000]
 
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from .support.figures import tell
-from .train_throughput import write_pictures
+from .train_throughput import write_images
 
 
 def peak_mib(command: list[str]) -> float:
@@ -42,7 +42,7 @@ def main() -> None:
     for count in arguments.counts:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            write_pictures(folder / "data", count)
+            write_images(folder / "data", count)
             command = [
                 sys.executable,
                 "-m",
@@ -54,7 +54,7 @@ def main() -> None:
             ]
             peaks[count] = peak_mib([*command, "--cache", str(folder / "cache"), "--image-size", "64", "--epochs", "1"])
     for count, peak in peaks.items():
-        tell(f"peak memory of training on {count} pictures", peak, "MiB")
+        tell(f"peak memory of training on {count} images", peak, "MiB")
     few, many = peaks.values()
     tell("peak of the many over that of the few", many / few)
 

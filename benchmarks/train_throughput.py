@@ -1,6 +1,6 @@
-"""Does reading pictures slow the training down? Steps from the pixel cache against one batch that is there already.
+"""Does reading images slow the training down? Steps from the pixel cache against one batch that is there already.
 
-    python -m benchmarks.train_throughput [--pictures 2000] [--batch-size 32]
+    python -m benchmarks.train_throughput [--images 2000] [--batch-size 32]
 
 Both run the same compiled training step, augmentation and all, through Keras' own `fit`. The one is
 fed from the cache as `edgeloop train` feeds it, in shuffled order; the other is given one and the same batch
@@ -33,8 +33,8 @@ from .support.figures import tell
 SIDE, CLASSES = 224, 8
 
 
-def write_pictures(folder: Path, count: int) -> None:
-    """``count`` different pictures of 360x640 in eight folders."""
+def write_images(folder: Path, count: int) -> None:
+    """``count`` different images of 360x640 in eight folders."""
     random = np.random.default_rng(0)
     for number in range(count):
         target = folder / f"class{number % CLASSES}"
@@ -51,7 +51,7 @@ def again(batch: Any) -> Iterator[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=4, help="a round")
@@ -64,7 +64,7 @@ def main() -> None:
     recipe, batch = Recipe(fine_tune="all", batch_size=arguments.batch_size), arguments.batch_size
     backbone = find_backbone(recipe.backbone)
     with tempfile.TemporaryDirectory() as scratch:
-        write_pictures(Path(scratch) / "data", arguments.pictures)
+        write_images(Path(scratch) / "data", arguments.images)
         dataset = load_dataset(
             Path(scratch) / "data",
             PreprocessSpec((SIDE, SIDE)),
@@ -96,7 +96,7 @@ def main() -> None:
     rates = {name: arguments.steps * batch / statistics.median(times) for name, times in seconds.items()}
     ratios = [resident / cache for resident, cache in zip(seconds["resident"], seconds["cache"], strict=True)]
     for name, rate in rates.items():
-        tell(f"training from {'the cache' if name == 'cache' else 'one resident batch'}", rate, "pictures/s")
+        tell(f"training from {'the cache' if name == 'cache' else 'one resident batch'}", rate, "images/s")
     low, middle, high = statistics.quantiles(ratios, n=4)
     tell("from the cache over one resident batch", middle, at_least=0.9)
     print(f"in half of the rounds {low:.3f} to {high:.3f}")

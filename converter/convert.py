@@ -33,9 +33,9 @@ from .tflite.xnnpack import off_the_fast_path, with_fast_operations
 
 Method: TypeAlias = Literal["auto", "int8", "float16", "float32"]
 WATCHED = 64
-"""Validation pictures on which a rung has to help; they must be enough for a mean divergence, no more."""
+"""Validation images on which a rung has to help; they must be enough for a mean divergence, no more."""
 TAUGHT = 2000
-"""Training pictures that quantization-aware fine-tuning holds in memory at most."""
+"""Training images that quantization-aware fine-tuning holds in memory at most."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ def convert(
         method: ``int8``, ``float16``, ``float32``, or ``auto``: int8 by every means of `ladder` until the gate lets it
             through.
         limits: what quantization may cost.
-        data: where the run's pictures lie now, if they moved.
-        calibration: a folder of pictures to measure ranges on, in place of the run's training pictures.
+        data: where the run's images lie now, if they moved.
+        calibration: a folder of images to measure ranges on, in place of the run's training images.
         key: SSH key to sign the bundle with.
 
     Raises:
-        DataError: the run or its pictures are not what they were.
+        DataError: the run or its images are not what they were.
         ModelError: the network cannot be converted.
         GateError: too much was lost. In each case nothing is written.
     """
@@ -139,7 +139,7 @@ def _representative(run: Run, model: bytes, frames: Iterable[Frame], source: str
         seen = calibrate(model, run.spec, frames, source=source, advance=advance)
     if seen.spread < ALIKE:
         console.print(
-            f"[yellow]the {seen.record.pictures} calibration pictures are nearly the same: they differ by "
+            f"[yellow]the {seen.record.images} calibration images are nearly the same: they differ by "
             f"{seen.spread:.1f} levels of 255. Other scenes may leave the ranges they set; add different ones[/]",
             highlight=False,
             soft_wrap=True,
@@ -172,7 +172,7 @@ def _say(console: Console, text: str) -> None:
 
 
 def _prepared(run: Run, photos: list[RunImage], count: int) -> Pixels:
-    """Up to that many pictures as the model sees them, balanced over the classes: (n, height, width, 3) uint8."""
+    """Up to that many images as the model sees them, balanced over the classes: (n, height, width, 3) uint8."""
     chosen = choose(photos, count, seed=1)
     pixels = np.empty((len(chosen), *run.spec.shape), np.uint8)
     for place, (frame, _) in enumerate(run.read(chosen)):
@@ -213,11 +213,11 @@ def _climb(
 def _score(
     run: Run, models: Mapping[str, bytes], float32: Evaluation | None, console: Console
 ) -> dict[str, Evaluation]:
-    """Score models on the test split, picture by picture, as the device will; the float model only the first time."""
+    """Score models on the test split, image by image, as the device will; the float model only the first time."""
     photos = run.split("test")
     waiting = {name: model for name, model in models.items() if name != "float32" or float32 is None}
 
-    def pictures() -> Iterator[tuple[Pixels, str]]:
+    def images() -> Iterator[tuple[Pixels, str]]:
         for frame, photo in track(
             run.read(photos), f"Testing {' and '.join(waiting)}", total=len(photos), console=console
         ):
@@ -231,7 +231,7 @@ def _score(
         for name, classifier in classifiers.items():
             if not name.startswith("float") and classifier.tensors.input.dtype == "float32":
                 raise ModelError("the quantizer left the input in float32; this network cannot be packed as int8")
-        found = dict(zip(classifiers, evaluate_together(list(classifiers.values()), pictures()), strict=True))
+        found = dict(zip(classifiers, evaluate_together(list(classifiers.values()), images()), strict=True))
     if float32 is not None:
         found["float32"] = float32
     return found

@@ -19,7 +19,7 @@ from edge_agent.monitoring.score_counts import ScoreCounter, ScoreCounts
 DEFAULT_MAX_DROP = 1.0
 """Points of accuracy. EfficientNet-Lite0 lost 0.3 and 0.5 in our measurements, 0.7 in Google's; over 1 is broken."""
 DEFAULT_MAX_CLASS_DROP = 10.0
-"""Points of one class's recall. On 100 pictures of a class two evaluations of like models differ by some 4."""
+"""Points of one class's recall. On 100 images of a class two evaluations of like models differ by some 4."""
 ALLOWABLE = ("drop", "class-drop", "agreement", "constant", "slow")
 """What may be let through by name. Scores that are not numbers may not: no device could act on them."""
 NOISE = 1.05
@@ -43,7 +43,7 @@ class GateLimits:
     Attributes:
         max_drop: points of accuracy.
         max_class_drop: points of one class's recall.
-        min_agreement: percent of the pictures on which float and int8 must name the same class.
+        min_agreement: percent of the images on which float and int8 must name the same class.
         allowed: names of `ALLOWABLE` checks that do not refuse.
     """
 
@@ -55,7 +55,7 @@ class GateLimits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The float model and the one made of it, scored on the same pictures by the device's classifier, and timed.
+    """The float model and the one made of it, scored on the same images by the device's classifier, and timed.
 
     Attributes:
         float32: the float model's scores.
@@ -79,13 +79,13 @@ class Verdict:
 
     @property
     def agreement(self) -> float:
-        """Share of pictures on which both name the same class first."""
+        """Share of images on which both name the same class first."""
         return self.model.agreement(self.float32)
 
     def metrics(self) -> Metrics:
         """As the bundle records it. Without the times, which would differ from one conversion to the next."""
         return Metrics(
-            pictures=len(self.model.truth),
+            images=len(self.model.truth),
             float32=_scored(self.float32),
             model=_scored(self.model),
             agreement=self.agreement,
@@ -98,13 +98,13 @@ class Verdict:
             return [Refusal("not-a-number", "it gives scores that are not numbers")]
         found = []
         if len(self.model.scores) > 1 and (self.model.scores == self.model.scores[0]).all():
-            found.append(Refusal("constant", "it gives the same scores for every picture"))
-        # The share of one picture must not slip through as a rounding error of floats.
+            found.append(Refusal("constant", "it gives the same scores for every image"))
+        # The share of one image must not slip through as a rounding error of floats.
         if self.drop > limits.max_drop + 1e-9:
             found.append(
                 Refusal(
                     "drop",
-                    f"it recognises {100 * self.model.accuracy:.1f} % of {len(self.model.truth)} test pictures, float "
+                    f"it recognises {100 * self.model.accuracy:.1f} % of {len(self.model.truth)} test images, float "
                     f"{100 * self.float32.accuracy:.1f} %: {self.drop:.1f} points lost, {limits.max_drop:g} allowed "
                     "(--max-drop)",
                 )
@@ -114,7 +114,7 @@ class Verdict:
             found.append(
                 Refusal(
                     "agreement",
-                    f"it names the same class as float on {100 * self.agreement:.1f} % of the test pictures, "
+                    f"it names the same class as float on {100 * self.agreement:.1f} % of the test images, "
                     f"{limits.min_agreement:g} wanted (--min-agreement)",
                 )
             )
@@ -129,13 +129,13 @@ class Verdict:
         return found
 
     def _lost_classes(self, allowed: float) -> list[Refusal]:
-        before, after, pictures = self.float32.recall(), self.model.recall(), self.model.support()
+        before, after, images = self.float32.recall(), self.model.recall(), self.model.support()
         lost = {label: before[label] - after[label] for label in before}
-        # One picture of a class is never enough to say that the class was lost.
+        # One image of a class is never enough to say that the class was lost.
         worst = [
             label
             for label in sorted(lost, key=lambda label: -lost[label])
-            if 100 * lost[label] > allowed + 1e-9 and lost[label] * pictures[label] > 1.5
+            if 100 * lost[label] > allowed + 1e-9 and lost[label] * images[label] > 1.5
         ]
         if not worst:
             return []

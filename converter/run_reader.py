@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.bundle.archive import problems_of_labels
-from edge_agent.errors import DataError, PictureError
-from edge_agent.images import decode_picture, read_bytes
+from edge_agent.errors import DataError, ImageError
+from edge_agent.images import decode_image, read_bytes
 from edge_agent.preprocess import Pixels, PreprocessSpec
 
 FORMAT = 1
@@ -49,7 +49,7 @@ class RunImage:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, and where its pictures lie now."""
+    """A run directory, and where its images lie now."""
 
     path: Path
     data: Path
@@ -62,28 +62,28 @@ class Run:
     photos: tuple[RunImage, ...]
 
     def split(self, name: str) -> list[RunImage]:
-        """The pictures of one split."""
+        """The images of one split."""
         return [photo for photo in self.photos if photo.split == name]
 
     def read(self, photos: Iterable[RunImage]) -> Iterator[tuple[Pixels, RunImage]]:
-        """Decode pictures, each only if it is still the one the run was made with.
+        """Decode images, each only if it is still the one the run was made with.
 
         Yields:
             (H, W, 3) uint8 BGR, and the row of split.csv it belongs to.
 
         Raises:
-            DataError: a picture is missing, unreadable or changed since.
+            DataError: an image is missing, unreadable or changed since.
         """
         for photo in photos:
             try:
                 data = read_bytes(self.data / photo.path)
-            except PictureError as error:
-                raise DataError(f"{error}. If the pictures moved, name their folder with --data") from error
+            except ImageError as error:
+                raise DataError(f"{error}. If the images moved, name their folder with --data") from error
             if hashlib.sha256(data).hexdigest() != photo.sha256:
                 raise DataError(
                     f"{self.data / photo.path}: changed since {self.path} was trained; bring it back or train again"
                 )
-            yield decode_picture(data, self.data / photo.path), photo
+            yield decode_image(data, self.data / photo.path), photo
 
 
 def open_run(path: Path, *, data: Path | None = None) -> Run:
@@ -91,7 +91,7 @@ def open_run(path: Path, *, data: Path | None = None) -> Run:
 
     Args:
         path: the directory.
-        data: the folder its pictures lie in now, where they moved since the training.
+        data: the folder its images lie in now, where they moved since the training.
 
     Raises:
         DataError: not a run, or one whose files contradict each other. All problems at once.
@@ -117,7 +117,7 @@ def open_run(path: Path, *, data: Path | None = None) -> Run:
     if unknown:
         problems.append(f"split.csv: classes that labels.txt lacks: {', '.join(unknown)}")
     problems += [
-        f"split.csv: no {split} pictures" for split in ("train", "test") if not any(p.split == split for p in photos)
+        f"split.csv: no {split} images" for split in ("train", "test") if not any(p.split == split for p in photos)
     ]
     if problems:
         raise DataError(f"{path}: {'; '.join(problems)}")

@@ -5,7 +5,7 @@ The few names most scripts need, loaded only when used::
     import edge_agent
 
     with edge_agent.open("birds-3.edgeloop") as model:
-        label, score = model.classify(edge_agent.read_picture("robin.jpg")).best
+        label, score = model.classify(edge_agent.read_image("robin.jpg")).best
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .bundle import Bundle, open_bundle
     from .errors import EdgeloopError
-    from .images import read_picture
+    from .images import read_image
     from .inference.classifier import Classifier, Result, Score
     from .preprocess import PreprocessSpec
 
@@ -39,7 +39,7 @@ __all__ = [
     "__version__",
     "open",
     "open_bundle",
-    "read_picture",
+    "read_image",
 ]
 
 _HOME = {
@@ -50,7 +50,7 @@ _HOME = {
     "Result": "inference.classifier",
     "Score": "inference.classifier",
     "open_bundle": "bundle",
-    "read_picture": "images",
+    "read_image": "images",
 }
 
 

@@ -39,10 +39,10 @@ TopicPrefix = Annotated[
 
 
 class MotionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Classify only when the picture changed; see `edge_agent.cameras.motion`.
+    """Classify only when the image changed; see `edge_agent.cameras.motion`.
 
     Attributes:
-        threshold: levels, of 255, by which some part of the picture must differ from when it was last classified.
+        threshold: levels, of 255, by which some part of the image must differ from when it was last classified.
         every_s: seconds after which it is classified although nothing changed.
     """
 
@@ -55,14 +55,14 @@ class CameraSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         source: a device number (``0``), a device (``/dev/video0``), ``picamera`` or ``picamera:1``, an ``rtsp://``
-            or ``http://`` address, a video file or a folder of pictures, the last two relative to agent.yaml.
+            or ``http://`` address, a video file or a folder of images, the last two relative to agent.yaml.
         loop: start a video file or a folder again when it ends.
         size: width and height to ask the camera for, pixels; the camera's own choice when left out.
-        fps: frames a second to ask the camera for, or to show a folder of pictures at.
-        region: part of the picture to classify: left, top, right, bottom, each a fraction of width or height.
+        fps: frames a second to ask the camera for, or to show a folder of images at.
+        region: part of the image to classify: left, top, right, bottom, each a fraction of width or height.
         timeout_s: seconds without a frame after which the camera counts as lost.
-        frozen_s: seconds of exactly the same picture after which it counts as frozen; 0 never.
-        motion: classify only when the picture changed; ``{}`` is enough.
+        frozen_s: seconds of exactly the same image after which it counts as frozen; 0 never.
+        motion: classify only when the image changed; ``{}`` is enough.
     """
 
     source: int | str
@@ -161,7 +161,7 @@ class RecordSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         per_hour: frames kept in an hour at most, of all cameras together.
-        random_every_s: seconds between frames kept for no reason, so that the pictures stay representative.
+        random_every_s: seconds between frames kept for no reason, so that the images stay representative.
         max_mb: megabytes the captures may take; the oldest of the most frequent kind go first.
         min_free_mb: megabytes to be left free on the disk whatever ``max_mb`` says.
     """
@@ -279,7 +279,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     for name, camera in settings.cameras.items():
         left, top, right, bottom = camera.region
         if left >= right or top >= bottom:
-            yield f"cameras.{name}.region: left, top, right, bottom {list(camera.region)} hold no picture between them"
+            yield f"cameras.{name}.region: left, top, right, bottom {list(camera.region)} hold no image between them"
     for label, of_class in decision.classes.items():
         if of_class.enter is not None and of_class.leave is not None and of_class.leave > of_class.enter:
             yield f"decision.classes.{label}: leave ({of_class.leave}) must not be above enter ({of_class.enter})"

@@ -2,7 +2,7 @@
 
     EdgeloopError
      ├─ ConfigError     agent.yaml, or an argument that contradicts it
-     ├─ PictureError    a file that is not a picture we can use
+     ├─ ImageError    a file that is not an image we can use
      ├─ BundleError     a bundle that is damaged, hostile or too new
      ├─ SignatureError  a bundle that is not signed by whom it must be
      ├─ ModelError      a model the runtime refuses, or that breaks the contract
@@ -42,8 +42,8 @@ class ConfigError(EdgeloopError):
     exit_code = 2
 
 
-class PictureError(EdgeloopError):
-    """A file that is not a whole picture of a usable size."""
+class ImageError(EdgeloopError):
+    """A file that is not a whole image of a usable size."""
 
 
 class BundleError(EdgeloopError):

@@ -39,7 +39,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
-    # Pictures of the cameras are neither kept by browsers nor shown inside other sites.
+    # Images of the cameras are neither kept by browsers nor shown inside other sites.
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
@@ -52,7 +52,7 @@ class Guard:
     Args:
         app: what is guarded.
         loopback: refuse hosts that are not this machine: another site whose name was made to point
-            here would otherwise read the pictures through its visitor's browser (DNS rebinding).
+            here would otherwise read the images through its visitor's browser (DNS rebinding).
         methods: the others are refused. Those that change something are refused from other sites' pages, too.
         token: who does not know it is refused. It comes in the address once (``?token=``) and is kept as a cookie, or
             as ``Authorization: Bearer``.

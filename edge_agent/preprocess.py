@@ -1,6 +1,6 @@
 """Camera frame to model input: the only resize in the repository.
 
-The trainer's cache, the calibrator, `predict` and the agent all call `preprocess`, so a picture
+The trainer's cache, the calibrator, `predict` and the agent all call `preprocess`, so an image
 gives the same bytes in all four. Frames are BGR everywhere in edgeloop, as OpenCV and Picamera2
 deliver them; the channel order the model wants is in the spec, and the swap happens here, after
 the resize, where it is cheapest.
@@ -30,7 +30,7 @@ aspect ratio; takes half of stretch's time. docs/preprocessing.md has the figure
 
 MIN_SIZE, MAX_SIZE = 8, 2048
 PAD_LEVEL = 114
-"""Grey of letterbox bars. Any constant does, as the network is trained with it; this is near most pictures' mean."""
+"""Grey of letterbox bars. Any constant does, as the network is trained with it; this is near most images' mean."""
 
 _Side = Annotated[int, msgspec.Meta(ge=MIN_SIZE, le=MAX_SIZE)]
 
@@ -57,7 +57,7 @@ class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of one input picture: height, width, 3."""
+        """Shape of one input image: height, width, 3."""
         return (*self.size, 3)
 
 

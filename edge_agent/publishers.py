@@ -40,7 +40,7 @@ class Publisher(Protocol):
         """What can be set while the agent runs has these values now."""
 
     def snapshot(self, camera: str, jpeg: bytes) -> None:
-        """A picture somebody asked for."""
+        """An image somebody asked for."""
 
 
 class RecordingPublisher:

@@ -1,4 +1,4 @@
-"""Classify pictures from a script: python examples/classify.py birds-3.edgeloop robin.jpg ..."""
+"""Classify images from a script: python examples/classify.py birds-3.edgeloop robin.jpg ..."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import edge_agent
 
 
 def main() -> None:
-    bundle, *pictures = sys.argv[1:]
+    bundle, *images = sys.argv[1:]
     with edge_agent.open(bundle) as model:
-        for path in pictures:
-            label, score = model.classify(edge_agent.read_picture(path)).best
+        for path in images:
+            label, score = model.classify(edge_agent.read_image(path)).best
             print(f"{path}: {label} ({score:.2f})")
 
 

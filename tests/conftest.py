@@ -188,7 +188,7 @@ def photo_folder(areas: dict[str, dict[str, Pixels]], tmp_path_factory: pytest.T
 
 
 def write_crop(path: Path, area: Pixels, random: np.random.Generator, side: int = 120) -> None:
-    """A random part of a photograph as a picture file."""
+    """A random part of a photograph as an image file."""
     top, left = (int(random.integers(0, limit - side)) for limit in area.shape[:2])
     cv2.imwrite(str(path), area[top : top + side, left : left + side])
 
@@ -220,7 +220,7 @@ def bundle_file(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from converter.gate import GateLimits
 
     out = tmp_path_factory.mktemp("bundles") / "ground-1.2.edgeloop"
-    # 9 test pictures: one more wrong is 11 points. These tests are not about the gate.
+    # 9 test images: one more wrong is 11 points. These tests are not about the gate.
     convert(run_folder, out, console=QUIET, limits=GateLimits(max_drop=12, max_class_drop=100))
     return out
 
@@ -303,7 +303,7 @@ class Subscriber:
         self._command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(port), "-t", topic, "-F", "%j", "-V", "5"]
 
     def __enter__(self) -> Self:
-        # Pictures are no text; what is looked at are the other messages.
+        # Images are no text; what is looked at are the other messages.
         self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True, errors="replace")
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()

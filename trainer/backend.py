@@ -53,7 +53,7 @@ def memory_explained(batch_size: int) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ in _OUT_OF_MEMORY or "RESOURCE_EXHAUSTED" in str(error):
             raise ResourceError(
-                f"out of memory with {batch_size} pictures a step; "
+                f"out of memory with {batch_size} images a step; "
                 "give a smaller --batch-size or --image-size, and --resume where a training was under way"
             ) from error
         raise

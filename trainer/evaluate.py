@@ -1,7 +1,7 @@
-"""How good a run or a bundle is on labelled pictures: the same scorer as the training's report and the gate.
+"""How good a run or a bundle is on labelled images: the same scorer as the training's report and the gate.
 
 A run predicts through Keras in batches, a bundle through the device's own classifier, frame by frame. Neither the
-number of pictures nor their size decides how much memory that takes.
+number of images nor their size decides how much memory that takes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import track
 
 from edge_agent.bundle.archive import problems_of_labels
-from edge_agent.errors import DataError, PictureError
-from edge_agent.images import decode_picture, read_bytes
+from edge_agent.errors import DataError, ImageError
+from edge_agent.images import decode_image, read_bytes
 from edge_agent.inference.evaluation import Evaluation
 from edge_agent.native_stderr import native_noise_hidden
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
@@ -40,16 +40,16 @@ KNOWN_NAMED = 20
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """A model's answers on labelled pictures.
+    """A model's answers on labelled images.
 
     Attributes:
         model: path of the run or bundle.
         root: the folder that the photos' paths are relative to.
-        photos: the pictures, in the evaluation's order.
+        photos: the images, in the evaluation's order.
         evaluation: what the model said of them.
         spec: how they became its input.
-        unreadable: pictures that could not be read, with the reason.
-        trained_on: how many pictures were left out because the model was trained on them.
+        unreadable: images that could not be read, with the reason.
+        trained_on: how many images were left out because the model was trained on them.
         doubts: what stands against taking the figures as they are, a sentence each.
         network: the Keras model of a run.
     """
@@ -65,7 +65,7 @@ class Evaluated:
     network: keras.Model | None = None
 
     def mistakes(self) -> list[dict[str, Any]]:
-        """Every picture taken for something else, the surest mistake first."""
+        """Every image taken for something else, the surest mistake first."""
         found, labels = self.evaluation, self.evaluation.labels
         wrong = np.flatnonzero(~found.right)
         scores = found.scores[wrong, found.predicted[wrong]]
@@ -111,18 +111,18 @@ def evaluate_model(
     everything: bool = False,
     run: Path | None = None,
 ) -> Evaluated:
-    """Ask a run's or a bundle's model for every picture and score its answers.
+    """Ask a run's or a bundle's model for every image and score its answers.
 
     Args:
         model: a run directory, a bundle file, or the directory a bundle was unpacked into.
         data: a folder per class, train/val/test folders of those, or a CSV file.
         console: where progress goes.
         split: evaluate only this split of ``data``.
-        everything: do not leave out pictures the model was trained on.
-        run: the run a bundle was made from, to know on which pictures; a run knows by itself.
+        everything: do not leave out images the model was trained on.
+        run: the run a bundle was made from, to know on which images; a run knows by itself.
 
     Raises:
-        DataError: neither a run nor a bundle, classes the model does not know, or no picture is left.
+        DataError: neither a run nor a bundle, classes the model does not know, or no image is left.
         BundleError, ModelError: the bundle is not usable.
         MissingExtraError: a run needs Keras, and it is not installed.
     """
@@ -134,7 +134,7 @@ def evaluate_model(
         raise DataError(f"{model}: {found}; name what `edgeloop train` or `edgeloop convert` wrote")
     photos = [photo for photo in find_photos(data) if split in (None, photo.split)]
     if not photos:
-        raise DataError(f"{data}: its pictures are not split, or none are in {split}; leave --split out")
+        raise DataError(f"{data}: its images are not split, or none are in {split}; leave --split out")
     record = run or (model if is_run else None)
     splits = read_split(record) if record else {}
     learned = frozenset(sha256 for sha256, where in splits.items() if where != "test")
@@ -148,8 +148,8 @@ def evaluate_model(
         predictor.close()
     if not answers.photos:
         raise DataError(
-            f"{data}: no picture is left to evaluate on: {answers.trained_on} of {len(photos)} were trained on and "
-            f"{len(answers.unreadable)} cannot be read; name other pictures, or give --all to include the former"
+            f"{data}: no image is left to evaluate on: {answers.trained_on} of {len(photos)} were trained on and "
+            f"{len(answers.unreadable)} cannot be read; name other images, or give --all to include the former"
         )
     index = {label: i for i, label in enumerate(predictor.labels)}
     truth = np.array([index[photo.label] for photo in answers.photos], np.intp)
@@ -177,17 +177,17 @@ class _Answers:
 def _ask(
     predictor: Predictor, root: Path, photos: Sequence[Photo], left_out: frozenset[str], console: Console
 ) -> _Answers:
-    """Read and predict all pictures but those whose hashes are in ``left_out``."""
+    """Read and predict all images but those whose hashes are in ``left_out``."""
     answers = _Answers()
 
-    def read(photo: Photo) -> tuple[Photo, Pixels | None] | PictureError:
+    def read(photo: Photo) -> tuple[Photo, Pixels | None] | ImageError:
         try:
             data = read_bytes(root / photo.path)
             photo = replace(photo, sha256=hashlib.sha256(data).hexdigest())
             if photo.sha256 in left_out:
                 return photo, None
-            return photo, predictor.prepare(decode_picture(data, root / photo.path))
-        except PictureError as error:
+            return photo, predictor.prepare(decode_image(data, root / photo.path))
+        except ImageError as error:
             return error
 
     waiting: list[Pixels] = []
@@ -196,9 +196,9 @@ def _ask(
         answers.scores.extend(predictor.predict(waiting))
         waiting.clear()
 
-    with closing(in_order(read, photos, ahead=predictor.batch)) as pictures:
-        for _, result in track(pictures, "Evaluating", total=len(photos), console=console):
-            if isinstance(result, PictureError):
+    with closing(in_order(read, photos, ahead=predictor.batch)) as images:
+        for _, result in track(images, "Evaluating", total=len(photos), console=console):
+            if isinstance(result, ImageError):
                 answers.unreadable.append(str(result))
             elif result[1] is None:
                 answers.trained_on += 1
@@ -242,13 +242,13 @@ def run_predictor(run: Path) -> Predictor:
             f"need {(None, *spec.shape)} to {(None, len(labels))}"
         )
 
-    def predict(pictures: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+    def predict(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
         # Always a whole batch: another shape would compile the network again.
         batch = np.zeros((BATCH, *spec.shape), np.float32)
-        batch[: len(pictures)] = pictures
+        batch[: len(images)] = images
         with native_noise_hidden():
             scores = keras.ops.convert_to_numpy(model.predict_on_batch(batch))
-        return np.asarray(scores[: len(pictures)], np.float32)
+        return np.asarray(scores[: len(images)], np.float32)
 
     return Predictor(labels, spec, lambda frame: preprocess(frame, spec), predict, BATCH, network=model)
 
@@ -265,7 +265,7 @@ def _bundle_predictor(bundle: Path) -> Predictor:
 
 
 def _check_labels(data: Path, photos: Sequence[Photo], known: Sequence[str]) -> None:
-    """Refuse pictures of classes the model has never heard of: they would all count as mistakes.
+    """Refuse images of classes the model has never heard of: they would all count as mistakes.
 
     Raises:
         DataError: naming every such class, and the nearest one the model knows.
@@ -288,17 +288,17 @@ def _check_labels(data: Path, photos: Sequence[Photo], known: Sequence[str]) -> 
 def _doubts(photos: Sequence[Photo], learned: frozenset[str], *, known: bool) -> tuple[str, ...]:
     if not known:
         doubt = (
-            "A bundle does not say which pictures it was trained on. If they are among these, the figures flatter: "
+            "A bundle does not say which images it was trained on. If they are among these, the figures flatter: "
             "name its run with --run, and they are left out."
         )
         return (doubt,)
     seen = sum(photo.sha256 in learned for photo in photos)
     if seen:
-        return (f"{seen} of the {len(photos)} pictures were used in training: the figures flatter.",)
+        return (f"{seen} of the {len(photos)} images were used in training: the figures flatter.",)
     return ()
 
 
-class PicturesOnDemand:
+class ImagesOnDemand:
     """Pixels of photos, read from their files when they are asked for: few of many are ever shown."""
 
     def __init__(self, root: Path, photos: Sequence[Photo], spec: PreprocessSpec) -> None:
@@ -308,6 +308,6 @@ class PicturesOnDemand:
         """(height, width, 3) uint8 in the spec's channel order; grey where the file has gone meanwhile."""
         path = self._root / self._photos[place].path
         try:
-            return preprocess(decode_picture(read_bytes(path), path), self._spec)
-        except PictureError:
+            return preprocess(decode_image(read_bytes(path), path), self._spec)
+        except ImageError:
             return np.full(self._spec.shape, 127, np.uint8)

@@ -56,7 +56,7 @@ def new_run(out: Path) -> Iterator[Path]:
 
 
 def write_inputs(folder: Path, dataset: Dataset, spec: PreprocessSpec) -> None:
-    """`labels.txt`, `preprocess.json` and `split.csv`: what the model is about, and on which pictures."""
+    """`labels.txt`, `preprocess.json` and `split.csv`: what the model is about, and on which images."""
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in dataset.labels), encoding="utf-8")
     (folder / "preprocess.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
     with (folder / "split.csv").open("w", newline="", encoding="utf-8") as file:
@@ -77,7 +77,7 @@ def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_split(run: Path) -> dict[str, str]:
-    """The frozen split of an earlier run: sha256 of a picture to ``train``, ``val`` or ``test``.
+    """The frozen split of an earlier run: sha256 of an image to ``train``, ``val`` or ``test``.
 
     Raises:
         DataError: there is none, or it is damaged.
@@ -86,7 +86,7 @@ def read_split(run: Path) -> dict[str, str]:
 
 
 def read_photos(run: Path) -> tuple[Path, list[Photo]]:
-    """The pictures of a run with their splits, and the folder that their paths are relative to.
+    """The images of a run with their splits, and the folder that their paths are relative to.
 
     Raises:
         DataError: the run does not say, or is damaged.

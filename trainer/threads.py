@@ -1,4 +1,4 @@
-"""Work on many things at once, in threads: reading and decoding pictures release Python's lock."""
+"""Work on many things at once, in threads: reading and decoding images release Python's lock."""
 
 from __future__ import annotations
 

@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """The directory written, and how good its model is on pictures it never saw."""
+    """The directory written, and how good its model is on images it never saw."""
 
     path: Path
     test_accuracy: float
     test_interval_95: tuple[float, float]
-    test_pictures: int
+    test_images: int
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Reading:
     """How the data is read.
 
     Attributes:
-        max_unreadable: share of the pictures that may be unreadable; those are named and left out.
-        group_by: pattern in picture paths; pictures with the same match stay in one split.
-        split_from: an earlier run, whose pictures keep their splits.
+        max_unreadable: share of the images that may be unreadable; those are named and left out.
+        group_by: pattern in image paths; images with the same match stay in one split.
+        split_from: an earlier run, whose images keep their splits.
         cache: folder of the pixel cache; the user's own cache folder when None.
     """
 
@@ -126,7 +126,7 @@ def train(
         val = len(splits["val"])
         with console.status("Judging the model"), native_noise_hidden():
             judged = np.concatenate([splits["val"], splits["test"]])
-            # Features are of the backbone as it was; they save a pass over the pictures where it stayed so.
+            # Features are of the backbone as it was; they save a pass over the images where it stayed so.
             network, inputs = (classifier, dataset.pixels) if checkpoint.best_epoch else (head, features)
             logits = predict(network, inputs, judged, batch)
             suspicious = suspicious_labels(features, truth, dataset.photos, dataset.labels, seed=recipe.seed)
@@ -269,7 +269,7 @@ def _fine_tune(
 
 
 def class_weights(truth: npt.NDArray[np.intp], classes: int) -> npt.NDArray[np.float32]:
-    """What a picture of each class counts, so that rare classes count as much as common ones; mean 1 over pictures."""
+    """What an image of each class counts, so that rare classes count as much as common ones; mean 1 over images."""
     counts = np.bincount(truth, minlength=classes)
     weights: npt.NDArray[np.float32] = (counts.sum() / (classes * counts)).astype(np.float32)
     return weights
@@ -290,7 +290,7 @@ def _tell_about(dataset: Dataset, console: Console) -> None:
     """What there is to learn from, and what is wrong with it."""
     counts = {split: len(dataset.indices(split)) for split in SPLITS}
     console.print(
-        f"{len(dataset.photos)} pictures, {len(dataset.labels)} classes: "
+        f"{len(dataset.photos)} images, {len(dataset.labels)} classes: "
         f"{counts['train']} to train, {counts['val']} to validate, {counts['test']} to test"
     )
     for finding in dataset.findings:
@@ -308,7 +308,7 @@ def _in_words(setup: _Setup) -> dict[str, str]:
     }
     if settled.epochs:
         said["fine-tuning"] = (
-            f"{settled.epochs} epochs at most, {recipe.batch_size} pictures a step, "
+            f"{settled.epochs} epochs at most, {recipe.batch_size} images a step, "
             f"learning rate {settled.learning_rate:g}, augmentation {recipe.augment:g}"
         )
     return said | {"seed": str(recipe.seed)}

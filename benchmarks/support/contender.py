@@ -1,7 +1,7 @@
 """One way from a frame to its label, timed by itself: `contender.py WAY MODEL SOURCE THREADS RUNS`.
 
 Started by benchmarks/peers.py in a process of its own, with the Python that has what the way needs. Prints the median
-of time and the mean CPU time a frame, milliseconds. SOURCE is a folder of pictures: PNG files are decoded beforehand,
+of time and the mean CPU time a frame, milliseconds. SOURCE is a folder of images: PNG files are decoded beforehand,
 JPEG files are what a camera sends, and decoding them counts.
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 
 SIDE = 224
 WARM_UP = 50
-Picture = Any  # uint8, height x width x BGR
-Classify = Callable[[Picture], object]
+Image = Any  # uint8, height x width x BGR
+Classify = Callable[[Image], object]
 
 
 def bare(model: Path, threads: int) -> Classify:
@@ -45,7 +45,7 @@ def opencv(model: Path, threads: int) -> Classify:
     interpreter = litert(model, threads)
     given, scores = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
-    def classify(frame: Picture) -> int:
+    def classify(frame: Image) -> int:
         interpreter.set_tensor(given, resized(frame))
         interpreter.invoke()
         return int(np.argmax(interpreter.get_tensor(scores)))
@@ -75,14 +75,14 @@ def mediapipe(model: Path, _threads: int) -> Classify:
     options = vision.ImageClassifierOptions(base_options=BaseOptions(model_asset_path=str(model)), max_results=1)
     classifier = vision.ImageClassifier.create_from_options(options)
 
-    def classify(frame: Picture) -> object:
+    def classify(frame: Image) -> object:
         image = mp.Image(image_format=mp.ImageFormat.SRGB, data=cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
         return classifier.classify(image)
 
     return classify
 
 
-def resized(frame: Picture) -> Picture:
+def resized(frame: Image) -> Image:
     """Uint8, 1 x 224 x 224 x RGB."""
     return cv2.cvtColor(cv2.resize(frame, (SIDE, SIDE)), cv2.COLOR_BGR2RGB)[np.newaxis]
 
@@ -108,9 +108,9 @@ WAYS: dict[str, Callable[[Path, int], Classify]] = {
 }
 
 
-def opened(source: Path, way: str) -> Iterator[Callable[[], Picture]]:
+def opened(source: Path, way: str) -> Iterator[Callable[[], Image]]:
     """How each frame is come by: at hand from PNG files, to be decoded from a camera's JPEGs. Without end."""
-    pictures = [cv2.imread(str(path)) for path in sorted(source.glob("*.png"))]
+    images = [cv2.imread(str(path)) for path in sorted(source.glob("*.png"))]
     jpegs = [path.read_bytes() for path in sorted(source.glob("*.jpg"))]
     spec = None
     if way == "edgeloop":
@@ -118,10 +118,10 @@ def opened(source: Path, way: str) -> Iterator[Callable[[], Picture]]:
 
         spec = PreprocessSpec((SIDE, SIDE), "letterbox")
     ways = [partial(decoded, data, spec) for data in jpegs]
-    return itertools.cycle([*ways, *(partial(as_it_is, picture) for picture in pictures)])
+    return itertools.cycle([*ways, *(partial(as_it_is, image) for image in images)])
 
 
-def decoded(data: bytes, spec: Any) -> Picture:
+def decoded(data: bytes, spec: Any) -> Image:
     """As the agent does it, no larger than the network needs; or, without ``spec``, whole."""
     if spec is None:
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -131,8 +131,8 @@ def decoded(data: bytes, spec: Any) -> Picture:
     return view(JpegFrame(data=data, seq=0), spec)
 
 
-def as_it_is(picture: Picture) -> Picture:
-    return picture
+def as_it_is(image: Image) -> Image:
+    return image
 
 
 def main() -> None:

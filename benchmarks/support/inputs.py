@@ -17,7 +17,7 @@ from .synthetic_images import write_frames
 
 SIZE = (1280, 720)
 PACKAGE = "tuxpaint-stamps-default"
-# 880 pictures to train on, 240 to validate, 1,200 to test; a third of the objects is tested with alone.
+# 880 images to train on, 240 to validate, 1,200 to test; a third of the objects is tested with alone.
 FRAMES = {"train": 110, "val": 30, "test": 150}
 SHARES = {"val": 1 / 6, "test": 1 / 3}
 
@@ -25,8 +25,8 @@ SHARES = {"val": 1 / 6, "test": 1 / 3}
 def photographs() -> list[Pixels]:
     """A camera's frames: uint8, 720 x 1280 x BGR."""
     folder = Path(skimage.__file__).parent / "data"
-    pictures = [cv2.imread(str(folder / name)) for name in ("coffee.png", "rocket.jpg", "motorcycle_left.png")]
-    return [np.asarray(cv2.resize(picture, SIZE), np.uint8) for picture in pictures if picture is not None]
+    images = [cv2.imread(str(folder / name)) for name in ("coffee.png", "rocket.jpg", "motorcycle_left.png")]
+    return [np.asarray(cv2.resize(image, SIZE), np.uint8) for image in images if image is not None]
 
 
 def stamps(work: Path) -> Path:
@@ -43,11 +43,11 @@ def stamps(work: Path) -> Path:
     return target
 
 
-def pictures(work: Path) -> Path:
+def images(work: Path) -> Path:
     """Frames made of the stamps, as `edgeloop train` takes them."""
     target = work / "pictures"
     if not target.exists():
-        half = work / "pictures.part"
+        half = work / "images.part"
         shutil.rmtree(half, ignore_errors=True)
         write_frames(half, stamps(work), FRAMES, seed=0, shares=SHARES)
         half.rename(target)
@@ -58,7 +58,7 @@ def run(work: Path, backbone: str, *options: str) -> Path:
     """A run on the stamps; ``options`` are those of `edgeloop train`."""
     target = work / f"run-{backbone}"
     if not target.exists():
-        edgeloop("train", pictures(work), "--out", target, "--backbone", backbone, "--cache", work / "cache", *options)
+        edgeloop("train", images(work), "--out", target, "--backbone", backbone, "--cache", work / "cache", *options)
     return target
 
 

@@ -116,11 +116,11 @@ def activated(network: Network, name: str, operator: Any) -> str:
 
 
 def convolved(network: Network, operator: Any, *, depthwise: bool) -> str:
-    picture, kernel, *bias = (int(index) for index in operator.inputs)
+    image, kernel, *bias = (int(index) for index in operator.inputs)
     options = operator.builtinOptions
     order = (3, 0, 1, 2) if depthwise else (0, 3, 1, 2)
-    inputs = [network.value(picture), network.weights(kernel, order), *(network.weights(index) for index in bias)]
-    channels = network.graph.tensors[picture].shape[3]
+    inputs = [network.value(image), network.weights(kernel, order), *(network.weights(index) for index in bias)]
+    channels = network.graph.tensors[image].shape[3]
     name = network.add(
         "Conv",
         inputs,

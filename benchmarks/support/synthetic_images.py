@@ -1,4 +1,4 @@
-"""Camera-like pictures of real objects, in any number: cut-out photographs pasted on photographed backgrounds.
+"""Camera-like images of real objects, in any number: cut-out photographs pasted on photographed backgrounds.
 
 The objects are those of the Debian package `tuxpaint-stamps-default`, which come with transparency:
 
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import skimage
 
-from edge_agent.images import read_picture
+from edge_agent.images import read_image
 from edge_agent.preprocess import Pixels
 
 CLASSES = {
@@ -48,7 +48,7 @@ def cut_outs(stamps: Path, label: str) -> list[Path]:
 def backgrounds(split: str) -> list[Pixels]:
     """The photographs behind the objects of a split."""
     folder = Path(skimage.__file__).parent / "data"
-    return [read_picture(folder / name) for name in BACKGROUNDS["test" if split == "test" else "train"]]
+    return [read_image(folder / name) for name in BACKGROUNDS["test" if split == "test" else "train"]]
 
 
 def hold_out(
@@ -69,17 +69,17 @@ def compose(
     """One frame with the object at 35 to 80 % of the frame's shorter side."""
     rows, columns = size
     frame = cv2.resize(background, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32)
-    picture = cv2.imread(str(stamp), cv2.IMREAD_UNCHANGED)
-    assert picture is not None
-    scale = random.uniform(0.35, 0.8) * min(size) / max(picture.shape[:2])
-    picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.float32)
-    height, width = picture.shape[:2]
+    image = cv2.imread(str(stamp), cv2.IMREAD_UNCHANGED)
+    assert image is not None
+    scale = random.uniform(0.35, 0.8) * min(size) / max(image.shape[:2])
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.float32)
+    height, width = image.shape[:2]
     place = random.uniform(*across)
     left = round((columns - width) * (place if random.random() < 0.5 else 1 - place))
     top = round((rows - height) * random.random())
-    alpha = picture[..., 3:] / 255
+    alpha = image[..., 3:] / 255
     area = frame[top : top + height, left : left + width]
-    area[...] = alpha * picture[..., :3] + (1 - alpha) * area
+    area[...] = alpha * image[..., :3] + (1 - alpha) * area
     lit: Pixels = np.clip(frame * random.uniform(0.7, 1.2), 0, 255).astype(np.uint8)
     return lit
 

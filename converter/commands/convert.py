@@ -26,8 +26,8 @@ from ..gate import ALLOWABLE, DEFAULT_MAX_CLASS_DROP, DEFAULT_MAX_DROP, GateLimi
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Folder of pictures to measure the integer ranges on, best frames of the very camera; by default the run's "
-    "training pictures.",
+    help="Folder of images to measure the integer ranges on, best frames of the very camera; by default the run's "
+    "training images.",
 )
 @click.option(
     "--max-drop",
@@ -41,14 +41,14 @@ from ..gate import ALLOWABLE, DEFAULT_MAX_CLASS_DROP, DEFAULT_MAX_DROP, GateLimi
     type=click.FloatRange(0, 100),
     default=DEFAULT_MAX_CLASS_DROP,
     show_default=True,
-    help="Points of one class's recall that may be lost, a single picture aside.",
+    help="Points of one class's recall that may be lost, a single image aside.",
 )
 @click.option(
     "--min-agreement",
     type=click.FloatRange(0, 100),
     default=0.0,
     show_default=True,
-    help="Percent of the test pictures on which float and int8 must name the same class.",
+    help="Percent of the test images on which float and int8 must name the same class.",
 )
 @click.option(
     "--allow",
@@ -59,7 +59,7 @@ from ..gate import ALLOWABLE, DEFAULT_MAX_CLASS_DROP, DEFAULT_MAX_DROP, GateLimi
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder the run's pictures lie in, if they moved since training.",
+    help="Folder the run's images lie in, if they moved since training.",
 )
 @click.option(
     "--sign",
@@ -99,7 +99,7 @@ def convert_command(
     for one in converted.judged:
         click.echo(f"{one.rung.name}: {one.rung.did}")
     click.echo(f"bundle:  {converted.path}")
-    click.echo(f"next:    edgeloop predict {converted.path} PICTURE...")
+    click.echo(f"next:    edgeloop predict {converted.path} IMAGE...")
 
 
 def _table(converted: Converted) -> Table:
@@ -113,7 +113,7 @@ def _table(converted: Converted) -> Table:
         "size",
         "time here",
         "",
-        title=f"{len(verdict.model.truth)} test pictures",
+        title=f"{len(verdict.model.truth)} test images",
     )
     table.add_row(
         "float",

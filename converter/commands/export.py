@@ -18,7 +18,7 @@ from rich.console import Console
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder the run's pictures lie in, if they moved since training.",
+    help="Folder the run's images lie in, if they moved since training.",
 )
 def export_command(run: Path, kind: str, out: Path, name: str | None, data: Path | None) -> None:  # noqa: ARG001
     """Write RUN for TensorFlow Serving: JPEG bytes to labels and scores, preprocessing included.
@@ -29,7 +29,7 @@ def export_command(run: Path, kind: str, out: Path, name: str | None, data: Path
     from ..tf_serving import export_saved_model
 
     exported = export_saved_model(run, out, console=Console(stderr=True), name=name, data=data)
-    click.echo(f"answers as the run does on {exported.pictures} test pictures, to {exported.furthest:.1g} of a score")
+    click.echo(f"answers as the run does on {exported.images} test images, to {exported.furthest:.1g} of a score")
     click.echo(f"model:   {exported.path}")
     click.echo(
         f"next:    tensorflow_model_server --rest_api_port=8501 --model_name={exported.path.parent.name} "

@@ -1,4 +1,4 @@
-"""Canary pictures: test pictures that travel with the model, for the device to prove it with."""
+"""Canary images: test images that travel with the model, for the device to prove it with."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.bundle.manifest import CanaryPicture
-from edge_agent.images import decode_picture
+from edge_agent.bundle.manifest import CanaryImage
+from edge_agent.images import decode_image
 from edge_agent.inference.classifier import Classifier
 from edge_agent.inference.evaluation import Evaluation
 from edge_agent.preprocess import halve
@@ -17,19 +17,19 @@ from edge_agent.preprocess import halve
 from ..run_reader import Run
 
 CLEAR = 24
-"""Pictures decided by a clear margin: what a sound device gets right, whatever its arithmetic."""
+"""Images decided by a clear margin: what a sound device gets right, whatever its arithmetic."""
 CLOSE = 6
-"""Pictures near the border between two classes: where a slightly different arithmetic shows first."""
+"""Images near the border between two classes: where a slightly different arithmetic shows first."""
 CLEAR_MARGIN = 0.3
 """Between the two highest scores. The same int8 file differed by up to 0.08 between x86-64 and aarch64."""
 JPEG_QUALITY = 95
 
 
 def choose(scored: Evaluation) -> list[int]:
-    """Places of the pictures to take: right and clear ones, as many of each class as possible, then the closest calls.
+    """Places of the images to take: right and clear ones, as many of each class as possible, then the closest calls.
 
-    A class without a clear picture is stood for by its best ones, and one without a right picture by a wrong one, so
-    that all classes are there. The same evaluation chooses the same pictures.
+    A class without a clear image is stood for by its best ones, and one without a right image by a wrong one, so
+    that all classes are there. The same evaluation chooses the same images.
 
     Args:
         scored: of the model in the bundle, on the test split.
@@ -42,7 +42,7 @@ def choose(scored: Evaluation) -> list[int]:
     queues = [_clear_first(np.flatnonzero(scored.truth == label), sure, share) for label in classes]
     chosen: list[int] = []
     for turn in range(max(len(queue) for queue in queues)):
-        # Beyond one picture a class, only clear ones: there is nothing to prove with the others.
+        # Beyond one image a class, only clear ones: there is nothing to prove with the others.
         chosen += [
             queue[turn] for queue in queues if len(queue) > turn and (turn == 0 or sure[queue[turn]] >= CLEAR_MARGIN)
         ]
@@ -54,7 +54,7 @@ def choose(scored: Evaluation) -> list[int]:
 
 
 def _clear_first(places: npt.NDArray[np.intp], sure: npt.NDArray[np.float32], share: int) -> list[int]:
-    """A class's pictures: ``share`` of them evenly from the clearest to the least clear, then the rest by clearness."""
+    """A class's images: ``share`` of them evenly from the clearest to the least clear, then the rest by clearness."""
     ranked = places[np.argsort(-sure[places], kind="stable")]
     clear = int((sure[ranked] >= CLEAR_MARGIN).sum())
     spread = np.linspace(0, clear - 1, min(clear, share)).round().astype(int) if clear else np.empty(0, int)
@@ -62,15 +62,15 @@ def _clear_first(places: npt.NDArray[np.intp], sure: npt.NDArray[np.float32], sh
     return [*first, *(place for place in ranked.tolist() if place not in first)]
 
 
-def canaries(run: Run, places: Sequence[int], classifier: Classifier) -> tuple[dict[str, bytes], list[CanaryPicture]]:
-    """The pictures as files, and the scores this model gives them here.
+def canaries(run: Run, places: Sequence[int], classifier: Classifier) -> tuple[dict[str, bytes], list[CanaryImage]]:
+    """The images as files, and the scores this model gives them here.
 
-    Pictures much larger than the input are halved first, by the device's own code: the bundle stays
+    Images much larger than the input are halved first, by the device's own code: the bundle stays
     small, and the scores are those of the very file that travels.
 
     Args:
         run: whose test split they are from.
-        places: of the pictures in that split.
+        places: of the images in that split.
         classifier: the model in the bundle.
     """
     test = run.split("test")
@@ -80,7 +80,7 @@ def canaries(run: Run, places: Sequence[int], classifier: Classifier) -> tuple[d
         name = f"canary/{number:03d}.jpg"
         small = halve(frame, 2 * height, 2 * width)
         data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-        scores = classifier.classify(decode_picture(data, name)).scores
+        scores = classifier.classify(decode_image(data, name)).scores
         files[name] = data
-        expected.append(CanaryPicture(name, photo.label, tuple(round(float(score), 6) for score in scores)))
+        expected.append(CanaryImage(name, photo.label, tuple(round(float(score), 6) for score in scores)))
     return files, expected

@@ -27,8 +27,8 @@ def card(manifest: Manifest, run: Run, confused: list[tuple[str, str, int]]) -> 
         f"Tells {len(run.labels)} classes apart in one camera frame: {', '.join(run.labels)}.",
         "",
         f"- Network: {provenance.backbone}, {manifest.precision}, input {height}x{width} ({manifest.preprocess.fit})",
-        f"- Trained on {len(run.split('train'))} pictures (run {provenance.run})",
-        f"- Tested on {metrics.pictures} pictures it never saw",
+        f"- Trained on {len(run.split('train'))} images (run {provenance.run})",
+        f"- Tested on {metrics.images} images it never saw",
         f"- Recognises {_percent(metrics.model.accuracy)} of those, {_percent(metrics.float32.accuracy)} in float",
         f"- Names the same class as in float on {_percent(metrics.agreement)} of them",
         f"- Scores are off by {_percent(metrics.model.calibration_error)} on average",
@@ -44,7 +44,7 @@ def card(manifest: Manifest, run: Run, confused: list[tuple[str, str, int]]) -> 
         "",
     ]
     if confused:
-        lines += ["## Where it fails", "", "| class | taken for | pictures |", "| --- | --- | --- |"]
+        lines += ["## Where it fails", "", "| class | taken for | images |", "| --- | --- | --- |"]
         lines += [f"| {_cell(label)} | {_cell(taken)} | {count} |" for label, taken, count in confused[:_WORST]]
         lines.append("")
     lines += ["## How it was made", "", *_made(manifest), ""]
@@ -56,8 +56,8 @@ def _made(manifest: Manifest) -> list[str]:
     seen = provenance.calibration
     lines = [f"Converted by {provenance.converter}."]
     if seen:
-        kind = "training pictures" if seen.source == "train" else "pictures of one's own"
-        lines.append(f"Integer ranges measured on {seen.pictures} {kind}.")
+        kind = "training images" if seen.source == "train" else "images of one's own"
+        lines.append(f"Integer ranges measured on {seen.images} {kind}.")
     lines += [
         "",
         "| rung | what was done | size | accuracy | same answer as float | |",
@@ -76,4 +76,4 @@ def _cell(text: str) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "no test pictures" if share is None else f"{100 * share:.1f} %"
+    return "no test images" if share is None else f"{100 * share:.1f} %"

@@ -1,4 +1,4 @@
-"""Model, labels, figures and canary pictures put together as a bundle."""
+"""Model, labels, figures and canary images put together as a bundle."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Bias correction: what rounding the weights adds to a layer's output on average is taken off its bias.
 
-After Nagel et al. 2019 (arXiv:1906.04721), section 4.2, with the mean inputs measured on pictures.
+After Nagel et al. 2019 (arXiv:1906.04721), section 4.2, with the mean inputs measured on images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def corrected(model: bytes, quantized: bytes, pixels: Pixels, *, advance: Callab
     Args:
         model: the float32 ``.tflite``.
         quantized: the int8 model made of it.
-        pixels: (pictures, height, width, 3) uint8, to measure mean inputs on.
+        pixels: (images, height, width, 3) uint8, to measure mean inputs on.
         advance: called after each.
     """
     graph, rounded = Graph(model), Graph(quantized)
@@ -50,7 +50,7 @@ def _mean_output(
 ) -> npt.NDArray[np.float64]:
     """The mean over all places of what a layer with these weights and no bias makes of an input: (channels,).
 
-    A layer is linear, so the mean output over pictures is its output for the mean input.
+    A layer is linear, so the mean output over images is its output for the mean input.
     """
     if layer.kind == "FULLY_CONNECTED":
         flat: npt.NDArray[np.float64] = (mean.reshape(-1, weights.shape[1]) @ weights.T.astype(np.float64)).mean(axis=0)

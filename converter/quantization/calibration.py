@@ -1,4 +1,4 @@
-"""The representative dataset: the pictures whose activations set the integer ranges, as many as it takes."""
+"""The representative dataset: the images whose activations set the integer ranges, as many as it takes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.bundle.manifest import Calibration
-from edge_agent.errors import DataError, PictureError, one_line
-from edge_agent.images import SUFFIXES, decode_picture, read_bytes
+from edge_agent.errors import DataError, ImageError, one_line
+from edge_agent.images import SUFFIXES, decode_image, read_bytes
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
 from ..run_reader import Run, RunImage
@@ -25,17 +25,17 @@ from .observers import Ranges, activations, extremes, widest
 SEED = 0
 SPLIT = "train"
 FIRST = 64
-"""Pictures looked at before the first look at whether their ranges have settled."""
+"""Images looked at before the first look at whether their ranges have settled."""
 MOST = 512
-"""EfficientNet-Lite0's ranges settle at 128 pictures; Google's guides take 100 to 500."""
+"""EfficientNet-Lite0's ranges settle at 128 images; Google's guides take 100 to 500."""
 SETTLED = 0.02
-"""Doubling the pictures widens the ranges by less than this share of their width, on average over the tensors."""
+"""Doubling the images widens the ranges by less than this share of their width, on average over the tensors."""
 ALIKE = 4.0
-"""Levels of 255 by which pictures differ from their mean, on average; a fixed camera's noise is 1 to 3."""
+"""Levels of 255 by which images differ from their mean, on average; a fixed camera's noise is 1 to 3."""
 
 
 Frame: TypeAlias = tuple[Pixels, str, str]
-"""A picture to calibrate on: (H, W, 3) uint8 BGR, its class or "", and the sha256 of its file."""
+"""An image to calibrate on: (H, W, 3) uint8 BGR, its class or "", and the sha256 of its file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +43,11 @@ class Representative:
     """What the ranges were measured on, and the ranges.
 
     Attributes:
-        pixels: (pictures + 2, height, width, 3) uint8 in the model's channel order. The first two are all black and all
+        pixels: (images + 2, height, width, 3) uint8 in the model's channel order. The first two are all black and all
             white: a night and a lamp, which every camera sees some day.
         ranges: lowest and highest value of each of the float model's activations over all of them.
         record: what the bundle says about them.
-        spread: mean difference of the pictures from their mean, levels of 255.
+        spread: mean difference of the images from their mean, levels of 255.
     """
 
     pixels: Pixels
@@ -57,7 +57,7 @@ class Representative:
 
 
 def choose(photos: Iterable[RunImage], count: int, seed: int) -> list[RunImage]:
-    """Draw up to ``count`` pictures, as many of each class as possible; so does every beginning of the list.
+    """Draw up to ``count`` images, as many of each class as possible; so does every beginning of the list.
 
     The same seed draws the same ones.
     """
@@ -75,22 +75,22 @@ def choose(photos: Iterable[RunImage], count: int, seed: int) -> list[RunImage]:
 
 
 def of_run(run: Run) -> Generator[Frame, None, None]:
-    """Pictures of the run's training split, balanced over the classes."""
+    """Images of the run's training split, balanced over the classes."""
     for frame, photo in run.read(choose(run.split(SPLIT), MOST, SEED)):
         yield frame, photo.label, photo.sha256
 
 
 def of_folder(folder: Path, say: Callable[[str], object]) -> Generator[Frame, None, None]:
-    """Pictures anywhere in a folder, such as frames of the very camera, in random order.
+    """Images anywhere in a folder, such as frames of the very camera, in random order.
 
-    Files of other kinds are passed over; pictures that cannot be read are named and left out.
+    Files of other kinds are passed over; images that cannot be read are named and left out.
 
     Raises:
         DataError: there are none.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
-        raise DataError(f"{folder}: no pictures in there to calibrate on; give a folder with a few dozen or more")
+        raise DataError(f"{folder}: no images in there to calibrate on; give a folder with a few dozen or more")
     random.Random(SEED).shuffle(paths)  # noqa: S311
     return _readable(paths[:MOST], say)
 
@@ -99,8 +99,8 @@ def _readable(paths: Iterable[Path], say: Callable[[str], object]) -> Generator[
     for path in paths:
         try:
             data = read_bytes(path)
-            frame = decode_picture(data, path)
-        except PictureError as error:
+            frame = decode_image(data, path)
+        except ImageError as error:
             say(f"not calibrated on: {one_line(error)}")
         else:
             yield frame, "", hashlib.sha256(data).hexdigest()
@@ -114,17 +114,17 @@ def calibrate(
     source: str = SPLIT,
     advance: Callable[[], object] = lambda: None,
 ) -> Representative:
-    """Measure ranges on more and more pictures until they have settled or there are no more.
+    """Measure ranges on more and more images until they have settled or there are no more.
 
     Args:
         model: the float32 ``.tflite``.
         spec: how frames become its input.
-        frames: pictures, balanced from the first on.
+        frames: images, balanced from the first on.
         source: what the record says they are.
         advance: called after each.
 
     Raises:
-        DataError: not one picture could be read.
+        DataError: not one image could be read.
     """
     names = Graph(model).activations
     pixels = [np.full(spec.shape, level, np.uint8) for level in (0, 255)]
@@ -148,9 +148,9 @@ def calibrate(
             if growth <= SETTLED:
                 break
     if not hashes:
-        raise DataError("not one of the pictures to calibrate on can be read; what is wrong with each stands above")
+        raise DataError("not one of the images to calibrate on can be read; what is wrong with each stands above")
     record = Calibration(
-        pictures=len(hashes),
+        images=len(hashes),
         per_class=dict(sorted(Counter(filter(None, labels)).items())),
         seed=SEED,
         source=source,
@@ -162,10 +162,10 @@ def calibrate(
 
 
 def _growth(extremes: npt.NDArray[np.float64]) -> float:
-    """How much wider ranges are than on the first half of the pictures, as a share of their width, mean of the tensors.
+    """How much wider ranges are than on the first half of the images, as a share of their width, mean of the tensors.
 
     Args:
-        extremes: (pictures, tensors, 2), lowest and highest value.
+        extremes: (images, tensors, 2), lowest and highest value.
     """
 
     def widths(some: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -178,4 +178,4 @@ def _growth(extremes: npt.NDArray[np.float64]) -> float:
 
 def _spread(pixels: Pixels) -> float:
     mean = pixels.mean(axis=0, dtype=np.float32)
-    return float(np.mean([np.abs(picture - mean).mean() for picture in pixels]))
+    return float(np.mean([np.abs(image - mean).mean() for image in pixels]))

@@ -30,7 +30,7 @@ def equalised(model: bytes, pixels: Pixels, *, advance: Callable[[], object] = l
 
     Args:
         model: the float32 ``.tflite``.
-        pixels: (pictures, height, width, 3) uint8, to measure channels on.
+        pixels: (images, height, width, 3) uint8, to measure channels on.
         advance: called after each.
     """
     graph = Graph(model)

@@ -1,7 +1,7 @@
 """The ladder: what can be done for a network that plain int8 hurts, the cheapest first.
 
 Each rung starts from what has helped so far. Whether it helps is measured by how far the int8 scores are from those of
-the float model, on validation pictures: the test split judges, it does not choose.
+the float model, on validation images: the test split judges, it does not choose.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .range_clipping import clipped
 from .sensitivity import by_damage, layers
 
 SWEEP = 24
-"""Pictures a layer's damage is measured on. The layers' order hardly changes beyond, and each costs a second or two."""
+"""Images a layer's damage is measured on. The layers' order hardly changes beyond, and each costs a second or two."""
 
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
 """Shows a progress bar: what is done, and in how many steps."""
@@ -69,7 +69,7 @@ def rungs(
     Args:
         model: the float32 ``.tflite``.
         seen: the representative dataset.
-        watch: gives pictures (n, height, width, 3) uint8 to measure on whether a rung helps; not called for the first.
+        watch: gives images (n, height, width, 3) uint8 to measure on whether a rung helps; not called for the first.
         observe: measures the ranges of a changed float model on the representative dataset.
         learn: fine-tunes the run's network for int8 and gives it as float32 ``.tflite``; None where it cannot.
         bar: shows progress.
@@ -133,7 +133,7 @@ def rungs(
 
 
 class _Distance:
-    """How far a model's scores are from the float model's on some pictures: mean Kullback-Leibler divergence, nats."""
+    """How far a model's scores are from the float model's on some images: mean Kullback-Leibler divergence, nats."""
 
     def __init__(self, model: bytes, pixels: Pixels) -> None:
         self._pixels = pixels
@@ -146,11 +146,11 @@ class _Distance:
 
 
 def _scores(model: bytes, pixels: Pixels) -> npt.NDArray[np.float32]:
-    """(pictures, classes) of pictures that are prepared already; uint8 and float32 inputs both hold levels."""
+    """(images, classes) of images that are prepared already; uint8 and float32 inputs both hold levels."""
     found = []
     with Interpreter(model) as loaded:
-        for picture in pixels:
-            loaded.input()[0] = picture
+        for image in pixels:
+            loaded.input()[0] = image
             loaded.invoke()
             found.append(loaded.output()[0].astype(np.float32))
     return np.stack(found)

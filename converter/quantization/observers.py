@@ -1,4 +1,4 @@
-"""What a float model's tensors hold on real pictures: the measurements that integer ranges are chosen by."""
+"""What a float model's tensors hold on real images: the measurements that integer ranges are chosen by."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Ranges: TypeAlias = dict[str, tuple[float, float]]
 
 
 def activations(model: bytes, names: Sequence[str], pixels: Iterable[Pixels]) -> Iterator[list[Values]]:
-    """The values of a model's inner tensors, picture by picture.
+    """The values of a model's inner tensors, image by image.
 
     Args:
         model: a ``.tflite`` file with a float32 input of pixel levels.
@@ -34,14 +34,14 @@ def activations(model: bytes, names: Sequence[str], pixels: Iterable[Pixels]) ->
     graph, interpreter = Graph(model), _interpreter(model)
     (given,) = interpreter.get_input_details()
     places = [graph.place(name) for name in names]
-    for picture in pixels:
-        interpreter.set_tensor(given["index"], picture[np.newaxis].astype(np.float32))
+    for image in pixels:
+        interpreter.set_tensor(given["index"], image[np.newaxis].astype(np.float32))
         interpreter.invoke()
         yield [interpreter.get_tensor(place) for place in places]
 
 
 def observed_ranges(model: bytes, pixels: Iterable[Pixels]) -> Ranges:
-    """Lowest and highest value of each activation over some pictures."""
+    """Lowest and highest value of each activation over some images."""
     names = Graph(model).activations
     return widest(names, [extremes(values) for values in activations(model, names, pixels)])
 

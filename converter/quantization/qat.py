@@ -48,7 +48,7 @@ _GATES = {"silu": _sigmoid_gate, "hard_silu": _hard_sigmoid_gate}
 
 def fine_tune(
     model: keras.Model,
-    pictures: Pixels,
+    images: Pixels,
     sample: Pixels,
     *,
     advance: Callable[[], object] = lambda: None,
@@ -57,8 +57,8 @@ def fine_tune(
 
     Args:
         model: the run's classifier, pixels to scores.
-        pictures: (n, height, width, 3) uint8, what it was trained on, as the device sees it.
-        sample: (pictures, height, width, 3) uint8, to measure the ranges of its values on.
+        images: (n, height, width, 3) uint8, what it was trained on, as the device sees it.
+        sample: (images, height, width, 3) uint8, to measure the ranges of its values on.
         advance: called after each of the `STEPS`.
     """
     import keras
@@ -67,7 +67,7 @@ def fine_tune(
     keras.utils.set_random_seed(SEED)
     with native_noise_hidden():
         student = _rounding(model, sample)
-    teacher_scores = _scores(model, pictures)
+    teacher_scores = _scores(model, images)
     kernels = _kernels(student)
     variables = [variable for variable, _ in kernels]
     # What is learnt is how far to move, in steps of rounding: kernels differ in size by orders of magnitude.
@@ -95,9 +95,9 @@ def fine_tune(
 
     order = np.random.default_rng(SEED)
     for _ in range(STEPS):
-        batch = np.sort(order.choice(len(pictures), min(BATCH, len(pictures)), replace=False))
-        pixels = pictures[batch]
-        # A mirrored picture keeps its scores well enough, and the network sees twice as many.
+        batch = np.sort(order.choice(len(images), min(BATCH, len(images)), replace=False))
+        pixels = images[batch]
+        # A mirrored image keeps its scores well enough, and the network sees twice as many.
         if order.random() < 0.5:
             mirrored = pixels[:, :, ::-1]
             wanted = model(mirrored.astype(np.float32), training=False)
@@ -110,11 +110,11 @@ def fine_tune(
     model.set_weights(student.get_weights())
 
 
-def _scores(model: keras.Model, pictures: Pixels) -> npt.NDArray[np.float32]:
+def _scores(model: keras.Model, images: Pixels) -> npt.NDArray[np.float32]:
     return np.concatenate(
         [
-            np.asarray(model(pictures[start : start + BATCH].astype(np.float32), training=False))
-            for start in range(0, len(pictures), BATCH)
+            np.asarray(model(images[start : start + BATCH].astype(np.float32), training=False))
+            for start in range(0, len(images), BATCH)
         ]
     )
 

@@ -18,7 +18,7 @@ from ..tflite.graph import Graph
 from .observers import Ranges
 
 LEVELS = (0.0, 255.0)
-"""The range of the input whatever the pictures held: a stored value is then a pixel's level, scale 1."""
+"""The range of the input whatever the images held: a stored value is then a pixel's level, scale 1."""
 
 
 def to_int8(model: bytes, ranges: Ranges, *, floats: Collection[str] = ()) -> bytes:

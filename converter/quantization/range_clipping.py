@@ -23,8 +23,8 @@ def clipped(model: bytes, ranges: Ranges, pixels: Pixels, *, advance: Callable[[
     Args:
         model: the float32 ``.tflite``.
         ranges: lowest and highest value of each activation.
-        pixels: (pictures, height, width, 3) uint8, what they were measured on.
-        advance: called after each picture.
+        pixels: (images, height, width, 3) uint8, what they were measured on.
+        advance: called after each image.
     """
 
     def values() -> Iterator[list[Values]]:

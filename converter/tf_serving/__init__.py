@@ -1,4 +1,4 @@
-"""A run as a SavedModel that TensorFlow Serving answers pictures with."""
+"""A run as a SavedModel that TensorFlow Serving answers images with."""
 
 from .export import export_saved_model
 

@@ -1,8 +1,8 @@
 """What a SavedModel answers, in a process that knows nothing of how it was made.
 
-    python answer.py FOLDER PICTURE...
+    python answer.py FOLDER IMAGE...
 
-prints a JSON object a picture: `labels` and `scores`, best first.
+prints a JSON object an image: `labels` and `scores`, best first.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ def main(arguments: list[str]) -> None:
     """Load the folder and answer each JPEG file."""
     import tensorflow as tf
 
-    folder, *pictures = arguments
+    folder, *images = arguments
     answer = tf.saved_model.load(folder).signatures["serving_default"]
-    for path in pictures:
+    for path in images:
         found = answer(image_bytes=tf.constant([Path(path).read_bytes()]))
         labels = [label.decode() for label in found["labels"].numpy()[0]]
         print(json.dumps({"labels": labels, "scores": found["scores"].numpy()[0].tolist()}))  # noqa: T201

@@ -1,6 +1,6 @@
-"""Which way up a JPEG is, read from its bytes in TensorFlow operations: phones store pictures lying.
+"""Which way up a JPEG is, read from its bytes in TensorFlow operations: phones store images lying.
 
-OpenCV turns such pictures as it decodes them, TensorFlow does not. Markers are those of JPEG (ITU T.81, annex B), the
+OpenCV turns such images as it decodes them, TensorFlow does not. Markers are those of JPEG (ITU T.81, annex B), the
 directory that of TIFF 6.0, section 2, the tag that of Exif 2.3, table 4. Imports TensorFlow.
 """
 
@@ -16,22 +16,22 @@ _ORIENTATION = 0x0112
 _MOST_ENTRIES = 1000
 
 
-def upright(picture: Any, jpeg: Any) -> Any:
-    """Turn and mirror a decoded picture as its file says.
+def upright(image: Any, jpeg: Any) -> Any:
+    """Turn and mirror a decoded image as its file says.
 
     Args:
-        picture: (H, W, 3) uint8.
+        image: (H, W, 3) uint8.
         jpeg: scalar string, the file it was decoded from.
     """
     turned = [
-        lambda: picture,
-        lambda: picture[:, ::-1],
-        lambda: picture[::-1, ::-1],
-        lambda: picture[::-1],
-        lambda: tf.transpose(picture, (1, 0, 2)),
-        lambda: tf.transpose(picture, (1, 0, 2))[:, ::-1],
-        lambda: tf.transpose(picture, (1, 0, 2))[::-1, ::-1],
-        lambda: tf.transpose(picture, (1, 0, 2))[::-1],
+        lambda: image,
+        lambda: image[:, ::-1],
+        lambda: image[::-1, ::-1],
+        lambda: image[::-1],
+        lambda: tf.transpose(image, (1, 0, 2)),
+        lambda: tf.transpose(image, (1, 0, 2))[:, ::-1],
+        lambda: tf.transpose(image, (1, 0, 2))[::-1, ::-1],
+        lambda: tf.transpose(image, (1, 0, 2))[::-1],
     ]
     return tf.switch_case(orientation(jpeg) - 1, turned)
 

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from edge_agent.errors import ConfigError, GateError, MissingExtraError
-from edge_agent.images import decode_picture
+from edge_agent.images import decode_image
 from edge_agent.inference.classifier import Classifier
 from edge_agent.native_stderr import native_noise_hidden
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import keras
 
 PROVED_ON = 16
-"""Test pictures on which the SavedModel must answer as the run does."""
+"""Test images on which the SavedModel must answer as the run does."""
 TOLERANCE = 1e-3
 """Of a score. The pixels are equal; the network is computed by other kernels, in another order."""
 WARM_UP = 2
@@ -40,10 +40,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder of the version, and how far its scores are from the run's on test pictures."""
+    """What was written: the folder of the version, and how far its scores are from the run's on test images."""
 
     path: Path
-    pictures: int
+    images: int
     furthest: float
 
 
@@ -61,10 +61,10 @@ def export_saved_model(
         out: the server's model directory; made if missing.
         console: where progress goes.
         name: of the model; the run directory's when left out.
-        data: where the run's pictures lie now, if they moved.
+        data: where the run's images lie now, if they moved.
 
     Raises:
-        DataError: the run or its pictures are not what they were.
+        DataError: the run or its images are not what they were.
         GateError: the SavedModel, in a fresh process, answers otherwise than the run. Nothing is written then.
         MissingExtraError: TensorFlow Serving's API is not installed.
     """
@@ -89,8 +89,8 @@ def export_saved_model(
         with native_noise_hidden():
             _write(run, made)
         advance()
-        pictures = _jpegs(run, Path(scratch))
-        files = [picture.read_bytes() for picture in pictures]
+        images = _jpegs(run, Path(scratch))
+        files = [image.read_bytes() for image in images]
         first = np.array(files[:WARM_UP], object)
         blank = np.zeros((1, *run.spec.shape), np.float32)
         requests = [
@@ -99,13 +99,13 @@ def export_saved_model(
         ]
         write_warmup(made, requests)
         advance()
-        furthest = _prove(run, made, pictures, Path(scratch))
+        furthest = _prove(run, made, images, Path(scratch))
         advance()
         version = _first_free(folder)
         _sync(made)
         made.rename(folder / str(version))
         advance()
-    return Exported(folder / str(version), len(pictures), furthest)
+    return Exported(folder / str(version), len(images), furthest)
 
 
 def _write(run: Run, folder: Path) -> None:
@@ -121,8 +121,8 @@ def _write(run: Run, folder: Path) -> None:
 
     def prepared(jpeg: Any) -> Any:
         # Decoded as OpenCV does: with the accurate transform and smoothed colours.
-        picture = tf.io.decode_jpeg(jpeg, channels=3, fancy_upscaling=True, dct_method="INTEGER_ACCURATE")
-        return preprocess(upright(picture, jpeg), run.spec)
+        image = tf.io.decode_jpeg(jpeg, channels=3, fancy_upscaling=True, dct_method="INTEGER_ACCURATE")
+        return preprocess(upright(image, jpeg), run.spec)
 
     def from_bytes(image_bytes: Any) -> dict[str, Any]:
         pixels = tf.map_fn(prepared, image_bytes, fn_output_signature=tf.TensorSpec(run.spec.shape, tf.uint8))
@@ -161,7 +161,7 @@ def _network(run: Run) -> tuple[Any, Any]:
 
 
 def _jpegs(run: Run, scratch: Path) -> list[Path]:
-    """Test pictures of all classes as JPEG files: those of the run where they are JPEG, else encoded."""
+    """Test images of all classes as JPEG files: those of the run where they are JPEG, else encoded."""
     paths = []
     chosen = choose(run.split("test"), PROVED_ON, seed=0)
     for number, (frame, photo) in enumerate(run.read(chosen)):
@@ -174,14 +174,14 @@ def _jpegs(run: Run, scratch: Path) -> list[Path]:
     return paths
 
 
-def _prove(run: Run, folder: Path, pictures: Sequence[Path], scratch: Path) -> float:
+def _prove(run: Run, folder: Path, images: Sequence[Path], scratch: Path) -> float:
     """The largest difference of a score between the SavedModel in a fresh process and the run in the device's code.
 
     Raises:
         GateError: it is too large.
     """
     # As a script on its own: what it needs besides TensorFlow, a server would lack.
-    command = [sys.executable, "-P", str(Path(__file__).with_name("answer.py")), str(folder), *map(str, pictures)]
+    command = [sys.executable, "-P", str(Path(__file__).with_name("answer.py")), str(folder), *map(str, images)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
@@ -189,10 +189,10 @@ def _prove(run: Run, folder: Path, pictures: Sequence[Path], scratch: Path) -> f
     furthest = 0.0
     model = float_model.of_run(run, scratch / "float")
     with Classifier(model, labels=run.labels, spec=run.spec) as classifier:
-        for picture, line in zip(pictures, done.stdout.splitlines(), strict=True):
+        for image, line in zip(images, done.stdout.splitlines(), strict=True):
             answer = json.loads(line)
             found = dict(zip(answer["labels"], answer["scores"], strict=True))
-            result = classifier.classify(decode_picture(picture.read_bytes(), picture))
+            result = classifier.classify(decode_image(image.read_bytes(), image))
             wanted = dict(zip(result.labels, result.scores.tolist(), strict=True))
             furthest = max(furthest, *(abs(found[label] - wanted[label]) for label in run.labels))
     if not furthest <= TOLERANCE:

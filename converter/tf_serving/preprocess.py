@@ -1,4 +1,4 @@
-"""`edge_agent.preprocess` once more, in TensorFlow operations: the same bytes for every picture. Imports TensorFlow.
+"""`edge_agent.preprocess` once more, in TensorFlow operations: the same bytes for every image. Imports TensorFlow.
 
 A server has no OpenCV. Everything is whole numbers here: OpenCV's bit-exact bilinear resize works with weights of 8
 bits after the point, and its area mean rounds half up. The tests hold both against each other.
@@ -13,18 +13,18 @@ import tensorflow as tf
 from edge_agent.preprocess import PAD_LEVEL, PreprocessSpec
 
 
-def preprocess(picture: Any, spec: PreprocessSpec) -> Any:
-    """Fit a picture into the model's input.
+def preprocess(image: Any, spec: PreprocessSpec) -> Any:
+    """Fit an image into the model's input.
 
     Args:
-        picture: (H, W, 3) uint8, **RGB**, as TensorFlow decodes.
+        image: (H, W, 3) uint8, **RGB**, as TensorFlow decodes.
         spec: size, fit and channel order of the input.
 
     Returns:
         (height, width, 3) uint8 in the spec's channel order.
     """
     height, width = spec.size
-    levels = tf.cast(picture, tf.int32)
+    levels = tf.cast(image, tf.int32)
     fitted = (tf.constant(height), tf.constant(width))
     if spec.fit == "crop":
         levels = _centre_with_aspect(levels, height, width)

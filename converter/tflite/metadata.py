@@ -63,7 +63,7 @@ def _described(run: Run, name: str, version: str) -> bytes:
         builder,
         7,
         _text(builder, 0, "image"),
-        _text(builder, 1, f"{height}x{width} RGB picture, levels 0 to 255; fitted by {run.spec.fit}"),
+        _text(builder, 1, f"{height}x{width} RGB image, levels 0 to 255; fitted by {run.spec.fit}"),
         _offset(3, _table(builder, 3, _uint8(0, _IMAGE_PROPERTIES), _offset(1, image))),
         _offset(4, _vector(builder, [normalization])),
         _offset(5, _table(builder, 2, _offset(0, _floats(builder, [255.0])), _offset(1, _floats(builder, [0.0])))),

@@ -57,10 +57,10 @@ def takes_terms(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--champion", type=click.Path(path_type=Path), help="The bundle that runs now; made of RUN when left out."
 )
-@click.option("--epochs", type=click.IntRange(1), help="Fine-tuning passes at most; by the number of pictures.")
+@click.option("--epochs", type=click.IntRange(1), help="Fine-tuning passes at most; by the number of images.")
 @click.option("--fine-tune", type=click.Choice(["auto", "none", "top", "all"]), help="Other than RUN's.")
 @takes_terms
-@click.option("--cache", type=click.Path(path_type=Path), help="Where prepared pictures are kept.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Where prepared images are kept.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training of OUT.")
 def retrain_command(
     run: Path,
@@ -82,7 +82,7 @@ def retrain_command(
 
     The frozen test split of RUN stays apart, and part of the labelled frames is kept to test with. Old model and
     new one answer for both as int8, on the device's own classifier; OUT/promotion.html shows them side by side, with
-    the pictures. Exits 1 where the model before stays.
+    the images. Exits 1 where the model before stays.
     """
     console = Console()
     if bundle is None:
@@ -114,7 +114,7 @@ def retrain_command(
 
 def show(done: Retrained, console: Console) -> None:
     """Both models' figures and the verdict."""
-    table = Table("", "pictures", "before", "now")
+    table = Table("", "images", "before", "now")
     matches = [] if done.duel is None else [("frozen test split", done.duel.frozen), ("new frames", done.duel.new)]
     for name, match in matches:
         if match is not None:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -70,7 +71,7 @@ def search_command(
     """Find the network and input size for DATA that fit a latency budget, measured where the model is to run.
 
     Each candidate learns a head on frozen features, is quantized, and is timed on the target. Recommended is the
-    fastest within the budget whose accuracy the test pictures cannot tell from the best; `edgeloop train` then trains
+    fastest within the budget whose accuracy the test images cannot tell from the best; `edgeloop train` then trains
     it whole. Interrupted, the same command goes on.
     """
     from ..bench_report.page import render
@@ -85,9 +86,9 @@ def search_command(
         with replacing(out / "search.html") as file:
             file.write(render([searched.report]).encode())
     if as_json:
-        found = [asdict(one) for one in searched.found]
+        found = [_as_json(one) for one in searched.found]
         command = None if chosen is None else train_command(data, chosen)
-        click.echo(json.dumps({"found": found, "recommended": chosen and asdict(chosen), "train": command}, indent=2))
+        click.echo(json.dumps({"found": found, "recommended": chosen and _as_json(chosen), "train": command}, indent=2))
     else:
         _show(searched, chosen, data, budget_ms, out)
     if chosen is None:
@@ -172,9 +173,7 @@ def _show(searched: Searched, chosen: SearchResult | None, data: Path, budget_ms
     for candidate, reason in searched.failed:
         console.print(f"{candidate.backbone} at {candidate.size}: {reason}", markup=False)
     if searched.found:
-        console.print(
-            f"of {searched.found[0].pictures} test pictures, by heads on frozen features; {out / 'search.html'}"
-        )
+        console.print(f"of {searched.found[0].images} test images, by heads on frozen features; {out / 'search.html'}")
     if chosen is not None:
         console.print(train_command(data, chosen), markup=False)
     elif searched.found:
@@ -185,3 +184,9 @@ def _show(searched: Searched, chosen: SearchResult | None, data: Path, budget_ms
         click.echo(f"edgeloop: {message}: allow more, or try --size {max(32, fastest.candidate.size // 2)}", err=True)
     else:
         raise ConfigError("no candidate came to a model; the reasons stand above")
+
+
+def _as_json(result: SearchResult) -> dict[str, Any]:
+    """The fields of a result under the names that `--json` has always printed."""
+    found = asdict(result)
+    return {"pictures" if name == "images" else name: value for name, value in found.items()}

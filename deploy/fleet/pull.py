@@ -15,7 +15,7 @@ import msgspec
 
 from edge_agent.atomic_files import replacing
 from edge_agent.captures.folder import Capture
-from edge_agent.captures.transfer import MOST_PICTURE_BYTES, NAME, StoredCapture
+from edge_agent.captures.transfer import MOST_IMAGE_BYTES, NAME, StoredCapture
 from edge_agent.errors import DeviceError
 
 from .inventory import Host
@@ -126,35 +126,35 @@ def _unpack(host: str, file: IO[bytes], folder: Path, wanted: dict[str, StoredCa
                     raise DeviceError(f"{host}: sends {entry.name[:100]!r}, which nobody asked for")
                 if kind == "json":
                     lines[name] = content.read(_MOST_LINE_BYTES)
-                elif name in lines and _keep(folder, capture, lines[name], content.read(MOST_PICTURE_BYTES)):
+                elif name in lines and _keep(folder, capture, lines[name], content.read(MOST_IMAGE_BYTES)):
                     got.append(capture)
     except tarfile.TarError as error:
         raise DeviceError(f"{host}: sends what is no tar: {error}") from error
     return got
 
 
-def _keep(folder: Path, capture: StoredCapture, line: bytes, picture: bytes) -> bool:
-    """Write one, picture first, as the device does; whether it is what it says it is."""
+def _keep(folder: Path, capture: StoredCapture, line: bytes, image: bytes) -> bool:
+    """Write one, image first, as the device does; whether it is what it says it is."""
     try:
         noted = msgspec.json.decode(line, type=Capture)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
-    if not noted.sha256 == capture.sha256 == hashlib.sha256(picture).hexdigest():
+    if not noted.sha256 == capture.sha256 == hashlib.sha256(image).hexdigest():
         return False
     path = folder / f"{capture.name}.jpg"
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as file:
-        file.write(picture)
+        file.write(image)
     with replacing(path.with_suffix(".json")) as file:
         file.write(line)
     return True
 
 
 def _is_safe(folder: Path, capture: StoredCapture) -> bool:
-    picture = folder / f"{capture.name}.jpg"
+    image = folder / f"{capture.name}.jpg"
     try:
-        with open(picture, "rb") as file:
+        with open(image, "rb") as file:
             same = hashlib.file_digest(file, "sha256").hexdigest() == capture.sha256
-        return same and picture.with_suffix(".json").is_file()
+        return same and image.with_suffix(".json").is_file()
     except OSError:
         return False

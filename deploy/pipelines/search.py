@@ -47,8 +47,8 @@ class SearchResult:
 
     Attributes:
         candidate: which.
-        accuracy: of its int8 model on the test pictures, 0 to 1.
-        pictures: how many those are.
+        accuracy: of its int8 model on the test images, 0 to 1.
+        images: how many those are.
         p50_ms, p95_ms: of invoke on the target, milliseconds.
         model_mb: of its model's file.
         digest: of its bundle.
@@ -56,7 +56,7 @@ class SearchResult:
 
     candidate: SearchCandidate
     accuracy: float
-    pictures: int
+    images: int
     p50_ms: float
     p95_ms: float
     model_mb: float
@@ -108,7 +108,7 @@ def search(
         console: where progress goes.
 
     Raises:
-        DataError: the pictures cannot be trained on, or are not those of before.
+        DataError: the images cannot be trained on, or are not those of before.
         ConfigError: the folder is of another search.
     """
     _note(out, _Note(str(data.absolute()), seed, target))
@@ -123,7 +123,7 @@ def search(
             fingerprint = _trained(data, folder / "run", candidate, seed, console)
             fingerprints.setdefault(fingerprint, candidate)
             if len(fingerprints) > 1:
-                raise DataError(f"{data}: its pictures changed since {out} was begun; name another --out")
+                raise DataError(f"{data}: its images changed since {out} was begun; name another --out")
             bundles[candidate] = _converted(folder, candidate, key, console)
         except GateError as error:
             failed.append((candidate, str(error)))
@@ -140,17 +140,17 @@ def search(
 
 
 def recommend(found: Sequence[SearchResult], budget_ms: float) -> SearchResult | None:
-    """The fastest within the budget that the test pictures cannot tell from the most accurate one there; None without.
+    """The fastest within the budget that the test images cannot tell from the most accurate one there; None without.
 
     Args:
-        found: of one search, so on the same pictures.
+        found: of one search, so on the same images.
         budget_ms: that the median may take.
     """
     within = [one for one in found if one.p50_ms <= budget_ms]
     if not within:
         return None
     best = max(within, key=lambda one: (one.accuracy, -one.p50_ms))
-    lowest, _ = wilson_interval(best.accuracy, best.pictures)
+    lowest, _ = wilson_interval(best.accuracy, best.images)
     return min((one for one in within if one.accuracy >= lowest), key=lambda one: one.p50_ms)
 
 
@@ -180,7 +180,7 @@ def _note(out: Path, note: _Note) -> None:
 
 
 def _trained(data: Path, run: Path, candidate: SearchCandidate, seed: int, console: Console) -> str:
-    """Train a head on frozen features, if that was not done; fingerprint of the pictures it learnt from."""
+    """Train a head on frozen features, if that was not done; fingerprint of the images it learnt from."""
     from converter.run_reader import open_run
     from trainer.train import train
     from trainer.training.checkpoint import unfinished_path
@@ -221,7 +221,7 @@ def _found(candidate: SearchCandidate, bundle: Bundle, report: Report) -> Search
     return SearchResult(
         candidate,
         metrics.model.accuracy,
-        metrics.pictures,
+        metrics.images,
         steady.invoke.p50,
         steady.invoke.p95,
         subject.model_mb,

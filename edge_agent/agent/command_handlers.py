@@ -28,7 +28,7 @@ class CommandHandlers:
 
     Args:
         agent: that runs.
-        broker: where answers and pictures go.
+        broker: where answers and images go.
         settings: agent.yaml.
         store: of this device's models; None where agent.yaml names a bundle.
     """
@@ -75,14 +75,14 @@ class CommandHandlers:
         )
 
     def snapshot(self, command: Snapshot) -> dict[str, Any]:
-        """Publish the newest picture of a camera, or of each."""
+        """Publish the newest image of a camera, or of each."""
         agent = self._agent
         if command.camera is not None and command.camera not in agent.cameras:
             raise CommandError(f"no camera {command.camera}; there are {', '.join(agent.cameras)}")
         names = list(agent.cameras) if command.camera is None else [command.camera]
         seen = {name: agent.newest[name] for name in names if name in agent.newest}
         if not seen:
-            raise CommandError("no camera has delivered a picture yet")
+            raise CommandError("no camera has delivered an image yet")
         for name, frame in seen.items():
             agent.publisher.snapshot(name, frame.jpeg())
         return {"cameras": sorted(seen)}
@@ -137,7 +137,7 @@ class CommandHandlers:
         return _told(self._own_store().rollback(reason="rolled back over MQTT"))
 
     def bench(self, command: Bench) -> dict[str, Any]:
-        """Time the model once more beside the running agent, on a grey picture: milliseconds of invoke."""
+        """Time the model once more beside the running agent, on a grey image: milliseconds of invoke."""
         from ..inference.classifier import Classifier
 
         model = self._agent.model

@@ -25,7 +25,7 @@ from ..cameras.reconnect import ReconnectingCamera
 from ..cameras.region import view
 from ..captures.recorder import Candidate, Recorder
 from ..config import CameraSettings
-from ..errors import EdgeloopError, PictureError
+from ..errors import EdgeloopError, ImageError
 from ..inference.classifier import Result
 from ..inference.decision import Decision, Rules, carried_over, decide
 from ..messages import UNKNOWN, VERSION, CameraInfo, CameraState, Info, Observation, Timing, TopScore, timestamp
@@ -148,7 +148,7 @@ class Agent:
         self.newest: dict[str, Frame] = {}
         """The last frame of each camera."""
         self.prepared: dict[str, Prepared] = {}
-        """The last picture of each camera that went to the model."""
+        """The last image of each camera that went to the model."""
         self.seen: dict[tuple[str, str], ScoreCounter] = {}
         """What each model thought of its frames, by the bundle's digest and the camera."""
         self._recorder = recorder
@@ -269,13 +269,13 @@ class Agent:
             if gate is not None and not gate.passes(frame, settle_s=_settle_s(model)):
                 count.unchanged += 1
                 return None
-            picture = view(frame, model.classifier.spec, self.cameras[camera].settings.region)
-        except PictureError as error:
+            image = view(frame, model.classifier.spec, self.cameras[camera].settings.region)
+        except ImageError as error:
             if not count.damaged:
                 log.warning("camera %s: %s; such frames are passed over", camera, error)
             count.damaged += 1
             return None
-        levels = preprocess(picture, model.classifier.spec)
+        levels = preprocess(image, model.classifier.spec)
         return Prepared(model, camera, frame, levels, 1000 * (time.perf_counter() - start))
 
     # --- inference thread ---

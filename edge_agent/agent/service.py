@@ -147,7 +147,7 @@ def _page(settings: Settings, where: PageSettings, agent: Agent) -> Dashboard:
         if last is None:
             return None
         if camera not in shown or shown[camera][0] is not last:
-            # Once a picture: the page knows by identity what it has encoded already.
+            # Once an image: the page knows by identity what it has encoded already.
             turned = last.levels[..., ::-1] if last.model.classifier.spec.channels == "rgb" else last.levels
             shown[camera] = last, turned
         return shown[camera][1]

@@ -51,7 +51,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """A bundle that was measured. ``accuracy``: of its model on its test pictures, as its manifest says."""
+    """A bundle that was measured. ``accuracy``: of its model on its test images, as its manifest says."""
 
     name: str
     version: str

@@ -148,19 +148,17 @@ class _Start:
 
 
 def _levels(bundle: Bundle) -> Iterator[Pixels]:
-    """Pictures as the model wants them, again and again: those it carries, or grey where it has none."""
+    """Images as the model wants them, again and again: those it carries, or grey where it has none."""
     import itertools
 
     import numpy as np
 
-    from ..images import decode_picture
+    from ..images import decode_image
     from ..preprocess import preprocess
 
     spec = bundle.manifest.preprocess
-    pictures = [
-        preprocess(decode_picture(bundle.read(picture.file), picture.file), spec) for picture in bundle.canary()
-    ]
-    return itertools.cycle(pictures or [np.full(spec.shape, 127, np.uint8)])
+    images = [preprocess(decode_image(bundle.read(image.file), image.file), spec) for image in bundle.canary()]
+    return itertools.cycle(images or [np.full(spec.shape, 127, np.uint8)])
 
 
 def _warm_up(classifier: Classifier, levels: Iterator[Pixels]) -> int:
@@ -212,13 +210,13 @@ def _stages(bundle: Bundle, classifier: Classifier) -> dict[str, list[float]]:
 
     from ..cameras.jpeg import JpegFrame
     from ..cameras.region import view
-    from ..images import decode_picture
+    from ..images import decode_image
     from ..inference.decision import Decision, Rules, decide
     from ..messages import VERSION, ModelId, Observation, Timing, TopScore, timestamp
     from ..preprocess import preprocess
 
-    named = [(picture.file, bundle.read(picture.file)) for picture in bundle.canary()[:8]]
-    frames = [cv2.resize(decode_picture(data, name), _FRAME[::-1]) for name, data in named]
+    named = [(image.file, bundle.read(image.file)) for image in bundle.canary()[:8]]
+    frames = [cv2.resize(decode_image(data, name), _FRAME[::-1]) for name, data in named]
     jpegs = [cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes() for frame in frames]
     if not jpegs:
         return {}
@@ -230,9 +228,9 @@ def _stages(bundle: Bundle, classifier: Classifier) -> dict[str, list[float]]:
     decision: Decision | None = None
     for seq, data in enumerate(itertools.islice(itertools.cycle(jpegs), _STAGE_RUNS + len(jpegs))):
         marks = [time.perf_counter_ns()]
-        picture = view(JpegFrame(data=data, seq=seq), classifier.spec)
+        image = view(JpegFrame(data=data, seq=seq), classifier.spec)
         marks.append(time.perf_counter_ns())
-        levels = preprocess(picture, classifier.spec)
+        levels = preprocess(image, classifier.spec)
         marks.append(time.perf_counter_ns())
         scores, took_ms = classifier.infer(levels)
         inferred = time.perf_counter_ns()
@@ -295,14 +293,14 @@ def _profile(task: Task) -> list[Any]:
     from .op_profile import RUNS, cut_after_each, shares
 
     bundle = open_bundle(task.bundle)
-    picture = next(_levels(bundle))
+    image = next(_levels(bundle))
     kinds, until_ms = [], []
     cuts = list(cut_after_each(bundle.read(MODEL)))
     for number, (kind, shape, content) in enumerate(cuts, 1):
         times = []
         with Interpreter(content, threads=task.threads) as model:
             pixels = model.input()
-            pixels[0] = picture
+            pixels[0] = image
             del pixels
             for _ in range(2 * RUNS):
                 start = time.perf_counter_ns()

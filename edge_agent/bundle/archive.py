@@ -24,7 +24,7 @@ import msgspec
 from .._version import __version__
 from ..atomic_files import replacing
 from ..errors import BundleError
-from .manifest import FORMAT, CanaryPicture, FileEntry, Manifest, version_key
+from .manifest import FORMAT, CanaryImage, FileEntry, Manifest, version_key
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
 MODEL, LABELS, CARD, EXPECTED = "model.tflite", "labels.txt", "card.md", "canary/expected.json"
@@ -32,8 +32,8 @@ MODEL, LABELS, CARD, EXPECTED = "model.tflite", "labels.txt", "card.md", "canary
 _MIB = 2**20
 # Largest size each file may have, in bytes. The largest supported backbone, ResNet50 in float32, is 98 MiB.
 _LIMITS = {MANIFEST: _MIB, SIGNATURE: 64 * 1024, MODEL: 512 * _MIB, LABELS: _MIB, CARD: _MIB, EXPECTED: 8 * _MIB}
-_CANARY_PICTURE = re.compile(r"canary/[a-z0-9]{1,32}\.(?:jpg|png)\Z")
-_CANARY_PICTURE_LIMIT = 16 * _MIB
+_CANARY_IMAGE = re.compile(r"canary/[a-z0-9]{1,32}\.(?:jpg|png)\Z")
+_CANARY_IMAGE_LIMIT = 16 * _MIB
 _REQUIRED = (MODEL, LABELS, CARD, EXPECTED)
 
 MAX_BYTES = 1024 * _MIB
@@ -79,22 +79,22 @@ class Bundle:
             raise BundleError(self.path, [f"{name} has changed since the bundle was opened"])
         return data
 
-    def canary(self) -> list[CanaryPicture]:
-        """The pictures to prove the model with on the device; read each with ``read(picture.file)``."""
+    def canary(self) -> list[CanaryImage]:
+        """The images to prove the model with on the device; read each with ``read(image.file)``."""
         try:
-            pictures = msgspec.json.decode(self.read(EXPECTED), type=list[CanaryPicture])
+            images = msgspec.json.decode(self.read(EXPECTED), type=list[CanaryImage])
         except msgspec.DecodeError as error:
             raise BundleError(self.path, [f"{EXPECTED}: {error}"]) from error
         problems = [
-            f"{EXPECTED}: {picture.file!r} is not in the bundle, or its label or scores do not fit labels.txt"
-            for picture in pictures
-            if picture.file not in self.manifest.files
-            or picture.label not in self.labels
-            or len(picture.scores) != len(self.labels)
+            f"{EXPECTED}: {image.file!r} is not in the bundle, or its label or scores do not fit labels.txt"
+            for image in images
+            if image.file not in self.manifest.files
+            or image.label not in self.labels
+            or len(image.scores) != len(self.labels)
         ]
         if problems:
             raise BundleError(self.path, problems)
-        return pictures
+        return images
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -248,8 +248,8 @@ def _problems_of_files(path: Path, manifest: Manifest, found: Mapping[str, int])
 
 def _limit(name: str) -> int | None:
     """Bytes a file of this name may have; None when a bundle has no such file."""
-    if _CANARY_PICTURE.match(name):
-        return _CANARY_PICTURE_LIMIT
+    if _CANARY_IMAGE.match(name):
+        return _CANARY_IMAGE_LIMIT
     return _LIMITS.get(name)
 
 

@@ -65,29 +65,29 @@ class Scored(msgspec.Struct, frozen=True):
     calibration_error: Fraction
 
 
-class Metrics(msgspec.Struct, frozen=True, rename={"float32": "float"}):
+class Metrics(msgspec.Struct, frozen=True, rename={"float32": "float", "images": "pictures"}):
     """The float model and the one in the bundle on the same frozen test split.
 
-    ``agreement`` is the share of pictures on which both name the same class first. ``seen``: how sure the one in the
+    ``agreement`` is the share of images on which both name the same class first. ``seen``: how sure the one in the
     bundle was of them; None in bundles of before.
     """
 
-    pictures: Size
+    images: Size
     float32: Scored
     model: Scored
     agreement: Fraction
     seen: ScoreCounts | None = None
 
 
-class Calibration(msgspec.Struct, frozen=True):
+class Calibration(msgspec.Struct, frozen=True, rename={"images": "pictures"}):
     """The representative dataset the integer ranges were measured on.
 
-    ``growth``: how much wider the ranges are than those of the first half of the pictures, as a share of their width,
-    mean of the tensors. ``fingerprint``: of the pictures, in their order. ``per_class`` is empty where they have no
+    ``growth``: how much wider the ranges are than those of the first half of the images, as a share of their width,
+    mean of the tensors. ``fingerprint``: of the images, in their order. ``per_class`` is empty where they have no
     classes.
     """
 
-    pictures: Size
+    images: Size
     per_class: dict[str, Size]
     seed: int
     source: Text
@@ -138,8 +138,8 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, FileEntry]
 
 
-class CanaryPicture(msgspec.Struct, frozen=True):
-    """A test picture that travels with the model: the device must score it as the desktop did, within a tolerance."""
+class CanaryImage(msgspec.Struct, frozen=True):
+    """A test image that travels with the model: the device must score it as the desktop did, within a tolerance."""
 
     file: str
     label: str

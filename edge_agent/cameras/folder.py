@@ -1,4 +1,4 @@
-"""A folder of pictures as a camera."""
+"""A folder of images as a camera."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from ..config import CameraSettings
-from ..errors import CameraError, PictureError
-from ..images import SUFFIXES, read_picture
+from ..errors import CameraError, ImageError
+from ..images import SUFFIXES, read_image
 from .frames import ArrayFrame, Frame
 
 log = logging.getLogger(__name__)
@@ -19,13 +19,13 @@ DEFAULT_FPS = 1.0
 
 
 class FolderCamera:
-    """Shows the pictures of a folder in the order of their names; damaged ones are logged and passed over.
+    """Shows the images of a folder in the order of their names; damaged ones are logged and passed over.
 
     Args:
         settings: its source, ``fps`` (1 when left out), and whether to start again at the end.
 
     Raises (when iterated):
-        CameraError: the folder cannot be read or holds no picture.
+        CameraError: the folder cannot be read or holds no image.
     """
 
     def __init__(self, settings: CameraSettings) -> None:
@@ -43,21 +43,21 @@ class FolderCamera:
         start, seq = time.monotonic(), 0
         while True:
             before = seq
-            for path in self._pictures():
+            for path in self._images():
                 try:
-                    picture = read_picture(path)
-                except PictureError as error:
+                    image = read_image(path)
+                except ImageError as error:
                     log.warning("%s", error)
                     continue
                 time.sleep(max(0.0, start + seq * self._interval_s - time.monotonic()))
-                yield ArrayFrame(image=picture, seq=seq)
+                yield ArrayFrame(image=image, seq=seq)
                 seq += 1
             if seq == before:
-                raise CameraError(f"{self._folder}: holds no picture that can be read ({', '.join(sorted(SUFFIXES))})")
+                raise CameraError(f"{self._folder}: holds no image that can be read ({', '.join(sorted(SUFFIXES))})")
             if not self._loop:
                 return
 
-    def _pictures(self) -> list[Path]:
+    def _images(self) -> list[Path]:
         try:
             return sorted(path for path in self._folder.iterdir() if path.suffix.lower() in SUFFIXES)
         except OSError as error:

@@ -12,16 +12,16 @@ from typing import Protocol, Self
 import cv2
 import numpy as np
 
-from ..errors import PictureError
+from ..errors import ImageError
 from ..preprocess import Pixels
 
 JPEG_QUALITY = 95
-"""Of pictures the camera did not encode itself: small losses, a fifth of the size of PNG."""
+"""Of images the camera did not encode itself: small losses, a fifth of the size of PNG."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Frame(ABC):
-    """One picture of a camera, decoded when it is looked at and only as large as it is needed.
+    """One image of a camera, decoded when it is looked at and only as large as it is needed.
 
     Attributes:
         seq: how many frames this camera had delivered before this one since it was opened, so also
@@ -36,10 +36,10 @@ class Frame(ABC):
 
     @abstractmethod
     def full(self) -> Pixels:
-        """The whole picture as the camera took it: (H, W, 3) uint8, BGR. Not to be written into.
+        """The whole image as the camera took it: (H, W, 3) uint8, BGR. Not to be written into.
 
         Raises:
-            PictureError: it cannot be decoded.
+            ImageError: it cannot be decoded.
         """
 
     @property
@@ -47,33 +47,33 @@ class Frame(ABC):
         """Rows and columns of `full`.
 
         Raises:
-            PictureError: it cannot be told.
+            ImageError: it cannot be told.
         """
         rows, columns = self.full().shape[:2]
         return rows, columns
 
     def at_least(self, height: int, width: int) -> Pixels:  # noqa: ARG002  for those that can do better
-        """The same picture, perhaps smaller: at least so many rows and columns where `full` has them.
+        """The same image, perhaps smaller: at least so many rows and columns where `full` has them.
 
         Raises:
-            PictureError: it cannot be decoded.
+            ImageError: it cannot be decoded.
         """
         return self.full()
 
     def fingerprint(self) -> int:
-        """A number that is the same for exactly the same picture, and hardly ever for another."""
-        picture = self.full()
+        """A number that is the same for exactly the same image, and hardly ever for another."""
+        image = self.full()
         # Every eighth row: noise shows in any of them.
-        return zlib.crc32(np.ascontiguousarray(picture[::8]).tobytes(), picture.shape[0])
+        return zlib.crc32(np.ascontiguousarray(image[::8]).tobytes(), image.shape[0])
 
     def jpeg(self) -> bytes:
-        """The whole picture as a JPEG file; the camera's own bytes where it sent such."""
+        """The whole image as a JPEG file; the camera's own bytes where it sent such."""
         return encoded(self.full())
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ArrayFrame(Frame):
-    """A picture that came decoded. ``image``: (H, W, 3) uint8, BGR; no camera writes into it again."""
+    """An image that came decoded. ``image``: (H, W, 3) uint8, BGR; no camera writes into it again."""
 
     image: Pixels
 
@@ -82,15 +82,15 @@ class ArrayFrame(Frame):
         return self.image
 
 
-def encoded(picture: Pixels) -> bytes:
-    """A picture, (H, W, 3) uint8 BGR, as a JPEG file.
+def encoded(image: Pixels) -> bytes:
+    """An image, (H, W, 3) uint8 BGR, as a JPEG file.
 
     Raises:
-        PictureError: JPEG cannot hold it, such as one of 70,000 columns.
+        ImageError: JPEG cannot hold it, such as one of 70,000 columns.
     """
-    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not done:
-        raise PictureError(f"a picture of {picture.shape[1]}x{picture.shape[0]} pixels cannot be written as JPEG")
+        raise ImageError(f"an image of {image.shape[1]}x{image.shape[0]} pixels cannot be written as JPEG")
     return np.asarray(data).tobytes()
 
 
@@ -105,15 +105,15 @@ class Camera(Protocol):
 
 
 class ListCamera:
-    """A camera that shows given pictures, for tests and examples.
+    """A camera that shows given images, for tests and examples.
 
     Args:
-        pictures: (H, W, 3) uint8 BGR each.
+        images: (H, W, 3) uint8 BGR each.
         interval_s: seconds between them.
     """
 
-    def __init__(self, pictures: Iterable[Pixels], *, interval_s: float = 0.0) -> None:
-        self._pictures = pictures
+    def __init__(self, images: Iterable[Pixels], *, interval_s: float = 0.0) -> None:
+        self._images = images
         self._interval_s = interval_s
 
     def __enter__(self) -> Self:
@@ -123,6 +123,6 @@ class ListCamera:
         pass
 
     def __iter__(self) -> Iterator[Frame]:
-        for seq, picture in enumerate(self._pictures):
-            yield ArrayFrame(image=picture, seq=seq)
+        for seq, image in enumerate(self._images):
+            yield ArrayFrame(image=image, seq=seq)
             time.sleep(self._interval_s)

@@ -1,4 +1,4 @@
-"""MJPEG over HTTP, as network cameras and camera servers send it; and a single picture, asked for again and again."""
+"""MJPEG over HTTP, as network cameras and camera servers send it; and a single image, asked for again and again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .jpeg import MAX_BYTES, JpegFrame
 from .opencv import without_password
 
 MJPEG = "multipart/x-mixed-replace"
-PICTURE = "image/jpeg"
+IMAGE = "image/jpeg"
 _REDIRECTS = 5
 _LINE_BYTES = 4096
 _HEADER_LINES = 64
@@ -29,11 +29,11 @@ class HttpCamera:
     """A camera at an ``http://`` or ``https://`` address; user name and password may stand in it.
 
     Args:
-        settings: its source; ``fps`` is how often a single picture is asked for (1 when left out); ``timeout_s`` bounds
-            every wait for the network, and for a whole picture.
+        settings: its source; ``fps`` is how often a single image is asked for (1 when left out); ``timeout_s`` bounds
+            every wait for the network, and for a whole image.
 
     Raises (when entered or iterated):
-        CameraError: it does not answer, refuses, or sends neither MJPEG nor a JPEG picture.
+        CameraError: it does not answer, refuses, or sends neither MJPEG nor a JPEG image.
     """
 
     def __init__(self, settings: CameraSettings) -> None:
@@ -60,8 +60,8 @@ class HttpCamera:
         self._response = self._connection = None
 
     def __iter__(self) -> Iterator[Frame]:
-        pictures = self._parts() if self._boundary else self._polled()
-        for seq, data in enumerate(pictures):
+        images = self._parts() if self._boundary else self._polled()
+        for seq, data in enumerate(images):
             yield JpegFrame(data=data, seq=seq)
 
     def _ask(self) -> None:
@@ -95,8 +95,8 @@ class HttpCamera:
             self._boundary = boundary.strip('"-').encode("latin-1", "replace")
             if not self._boundary:
                 raise self._error(f"sends {MJPEG} without a boundary")
-        elif kind != PICTURE:
-            raise self._error(f"sends {kind}; expected {MJPEG} or {PICTURE}")
+        elif kind != IMAGE:
+            raise self._error(f"sends {kind}; expected {MJPEG} or {IMAGE}")
 
     def _sent(self, where: SplitResult, credentials: str | None) -> http.client.HTTPResponse:
         timeout_s = self._settings.timeout_s
@@ -162,7 +162,7 @@ class HttpCamera:
     def _read(self, length: int | None) -> bytes:
         """So many bytes; all there are when None."""
         if length is not None and length > MAX_BYTES:
-            raise self._error(f"announces a picture of {length} bytes; {MAX_BYTES} at most are taken")
+            raise self._error(f"announces an image of {length} bytes; {MAX_BYTES} at most are taken")
         data = bytearray()
         while length is None or len(data) < length:
             chunk = self._received(
@@ -172,7 +172,7 @@ class HttpCamera:
                 break
             data += chunk
             if len(data) > MAX_BYTES:
-                raise self._error(f"sends a picture of over {MAX_BYTES} bytes")
+                raise self._error(f"sends an image of over {MAX_BYTES} bytes")
         return bytes(data)
 
     def _until_boundary(self) -> tuple[bytes, bytes]:
@@ -184,7 +184,7 @@ class HttpCamera:
                 return bytes(data).removesuffix(b"\n").removesuffix(b"\r"), line.rstrip(b"\r\n")
             data += line
             if len(data) > MAX_BYTES:
-                raise self._error(f"sends a picture of over {MAX_BYTES} bytes")
+                raise self._error(f"sends an image of over {MAX_BYTES} bytes")
 
     def _received(self, read: Callable[[http.client.HTTPResponse], bytes], *, may_end: bool = False) -> bytes:
         response = self._response
@@ -192,7 +192,7 @@ class HttpCamera:
             raise self._error("is not open")
         if time.monotonic() > self._due:
             # Who waited for it has left; rubbish without end would be read for ever.
-            raise self._error(f"sent no picture for {self._settings.timeout_s:g} s")
+            raise self._error(f"sent no image for {self._settings.timeout_s:g} s")
         try:
             data = read(response)
         except (OSError, http.client.HTTPException, ValueError) as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..errors import PictureError
+from ..errors import ImageError
 from ..preprocess import Pixels
 from .frames import Frame
 
@@ -60,22 +60,22 @@ class JpegFrame(Frame):
         jpeg_size(self.data)  # refuses what claims to be huge
         if b"\xff\xd9" not in self.data[-256:]:
             # Some cameras pad a frame with zeros; one without an end was cut short, and would be decoded half grey.
-            raise PictureError("a JPEG frame that ends too early")
+            raise ImageError("a JPEG frame that ends too early")
         flag = next((flag for reduced, flag in _REDUCED if reduced == scale), cv2.IMREAD_COLOR)
         try:
-            picture = cv2.imdecode(np.frombuffer(self.data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+            image = cv2.imdecode(np.frombuffer(self.data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
         except cv2.error as error:
-            raise PictureError("a JPEG frame that cannot be decoded") from error
-        if picture is None:
-            raise PictureError("a JPEG frame that cannot be decoded")
-        return np.asarray(picture, np.uint8)
+            raise ImageError("a JPEG frame that cannot be decoded") from error
+        if image is None:
+            raise ImageError("a JPEG frame that cannot be decoded")
+        return np.asarray(image, np.uint8)
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
     """Rows and columns a JPEG file claims to have.
 
     Raises:
-        PictureError: not a JPEG file, or one of no pixels or over 64 million.
+        ImageError: not a JPEG file, or one of no pixels or over 64 million.
     """
     position = 2
     while data.startswith(b"\xff\xd8") and position + 9 <= len(data) and data[position] == 0xFF:
@@ -86,10 +86,10 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
         if marker in _START_OF_FRAME:
             rows, columns = struct.unpack_from(">HH", data, position + 5)
             if not 0 < rows * columns <= MAX_PIXELS:
-                raise PictureError(f"a JPEG frame that claims {columns}x{rows} pixels")
+                raise ImageError(f"a JPEG frame that claims {columns}x{rows} pixels")
             return rows, columns
         length = struct.unpack_from(">H", data, position + 2)[0]
         if marker == 0xDA or length < 2:
             break
         position += 2 + length
-    raise PictureError("a frame that is no JPEG picture")
+    raise ImageError("a frame that is no JPEG image")

@@ -1,7 +1,7 @@
-"""Whether a camera's picture has changed since it was last classified: what has not needs no inference.
+"""Whether a camera's image has changed since it was last classified: what has not needs no inference.
 
-The picture is averaged down to a small grid of grey cells. It has changed when one cell differs from the same cell of
-the last *classified* picture by a threshold: so slow changes add up and are not missed, and a sensor's noise, which the
+The image is averaged down to a small grid of grey cells. It has changed when one cell differs from the same cell of
+the last *classified* image by a threshold: so slow changes add up and are not missed, and a sensor's noise, which the
 averaging takes away, wakes nobody.
 """
 
@@ -19,11 +19,11 @@ from .region import WHOLE, Region, cut
 GRID = (18, 32)
 """Rows and columns of cells: 40x40 pixels each at 1280x720."""
 _ENOUGH = (90, 160)
-"""Rows and columns wanted of a picture that is decoded for this; those of a reduced JPEG are means themselves."""
+"""Rows and columns wanted of an image that is decoded for this; those of a reduced JPEG are means themselves."""
 _SAMPLED = (180, 320)
-"""The cells' means are taken over pixels of a picture thinned out to this, about 100 a cell."""
+"""The cells' means are taken over pixels of an image thinned out to this, about 100 a cell."""
 LOOKS_PER_S = 5
-"""Pictures looked at in a second while nothing changes: a decision takes longer than a fifth of a second to change, and
+"""Images looked at in a second while nothing changes: a decision takes longer than a fifth of a second to change, and
 most of what looking costs is decoding."""
 
 Cells = npt.NDArray[np.float32]
@@ -36,7 +36,7 @@ class MotionGate:
 
     Args:
         settings: threshold, and the longest time without classifying.
-        region: the part of the picture that counts.
+        region: the part of the image that counts.
     """
 
     def __init__(self, settings: MotionSettings, *, region: Region = WHOLE) -> None:
@@ -53,7 +53,7 @@ class MotionGate:
             settle_s: seconds a change takes to be decided: smoothing and minimum times.
 
         Raises:
-            PictureError: the frame cannot be decoded.
+            ImageError: the frame cannot be decoded.
         """
         now = frame.captured_s
         settled = now - self._changed_at > settle_s
@@ -71,11 +71,11 @@ class MotionGate:
         return True
 
 
-def cells(picture: Pixels) -> Cells:
-    """Mean grey level of each cell of a picture, (H, W, 3) uint8 BGR of any size: `GRID`, float32, 0 to 255."""
-    rows, columns = picture.shape[:2]
+def cells(image: Pixels) -> Cells:
+    """Mean grey level of each cell of an image, (H, W, 3) uint8 BGR of any size: `GRID`, float32, 0 to 255."""
+    rows, columns = image.shape[:2]
     sampled = (min(columns, _SAMPLED[1]), min(rows, _SAMPLED[0]))
-    thin = cv2.resize(picture, sampled, interpolation=cv2.INTER_NEAREST)
+    thin = cv2.resize(image, sampled, interpolation=cv2.INTER_NEAREST)
     grey = cv2.cvtColor(thin, cv2.COLOR_BGR2GRAY).astype(np.float32)
     return np.asarray(cv2.resize(grey, GRID[::-1], interpolation=cv2.INTER_AREA), np.float32)
 

@@ -26,8 +26,8 @@ class PiFrame(Frame):
 
     Attributes:
         image: (H, W, 3) uint8, BGR.
-        small: (h * 3 / 2, stride) uint8, planar YUV 4:2:0 of the same picture, with padding to the right.
-        small_width: columns of ``small`` that are picture.
+        small: (h * 3 / 2, stride) uint8, planar YUV 4:2:0 of the same image, with padding to the right.
+        small_width: columns of ``small`` that are image.
     """
 
     image: Pixels

@@ -30,7 +30,7 @@ class ReconnectingCamera:
         open_camera: a new, unopened camera.
         live: one that stops is opened again; another has ended.
         timeout_s: seconds without a frame, also while it is being opened, after which a live one counts as lost.
-        frozen_s: seconds of exactly the same picture after which a live one counts as frozen; 0 never. A living sensor
+        frozen_s: seconds of exactly the same image after which a live one counts as frozen; 0 never. A living sensor
             has noise.
         deliver: called with each frame; must not block.
         report: called with each change of state and its reason.
@@ -95,7 +95,7 @@ class ReconnectingCamera:
             if isinstance(item, Frame):
                 last_frame_s = time.monotonic()
                 if self._live and self._frozen_s and self._still.seconds(item) >= self._frozen_s:
-                    return "frozen", f"exactly the same picture for {self._frozen_s:g} s"
+                    return "frozen", f"exactly the same image for {self._frozen_s:g} s"
                 self._tell("online", "delivers frames")
                 self._deliver(item)
             elif item is None:
@@ -143,7 +143,7 @@ class _Reading:
 
 
 class _Still:
-    """How long the picture has been exactly the same, also from one opening of the camera to the next."""
+    """How long the image has been exactly the same, also from one opening of the camera to the next."""
 
     def __init__(self) -> None:
         self._fingerprint: int | None = None

@@ -8,7 +8,7 @@ from ..preprocess import Pixels, PreprocessSpec, scaled_size
 from . import Frame
 
 Region = tuple[float, float, float, float]
-"""Left, top, right, bottom, each a fraction of the picture's width or height."""
+"""Left, top, right, bottom, each a fraction of the image's width or height."""
 WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
 
 
@@ -16,22 +16,22 @@ def view(frame: Frame, spec: PreprocessSpec, region: Region = WHOLE) -> Pixels:
     """The part of a frame to be given to `preprocess`: (H, W, 3) uint8, BGR; not to be written into.
 
     Raises:
-        PictureError: the frame cannot be decoded.
+        ImageError: the frame cannot be decoded.
     """
     rows, columns = frame.size
     left, top, right, bottom = region
     of_region = (max(1, round(rows * (bottom - top))), max(1, round(columns * (right - left))))
     height, width = scaled_size(*of_region, spec)
-    picture = frame.at_least(ceil(height / (bottom - top)), ceil(width / (right - left)))
-    return cut(picture, region)
+    image = frame.at_least(ceil(height / (bottom - top)), ceil(width / (right - left)))
+    return cut(image, region)
 
 
-def cut(picture: Pixels, region: Region) -> Pixels:
-    """A region of a picture, as a view of it; at least one pixel."""
+def cut(image: Pixels, region: Region) -> Pixels:
+    """A region of an image, as a view of it; at least one pixel."""
     if region == WHOLE:
-        return picture
-    rows, columns = picture.shape[:2]
+        return image
+    rows, columns = image.shape[:2]
     left, top, right, bottom = region
     first_row, first_column = min(floor(rows * top), rows - 1), min(floor(columns * left), columns - 1)
     last_row, last_column = max(first_row + 1, ceil(rows * bottom)), max(first_column + 1, ceil(columns * right))
-    return picture[first_row:last_row, first_column:last_column]
+    return image[first_row:last_row, first_column:last_column]

@@ -1,6 +1,6 @@
 """Frames kept for retraining, on disk: ``captures/<date>/<time>-<camera>-<seq>.jpg`` and a line of JSON beside each.
 
-The picture is written first, then its line: a picture without one was not finished, and goes at the next start.
+The image is written first, then its line: an image without one was not finished, and goes at the next start.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _MOST_LINE_BYTES = 256 * 1024
 
 
 class Capture(msgspec.Struct, frozen=True):
-    """The line beside a picture.
+    """The line beside an image.
 
     ``label``: what was decided; ``scores``: this frame's, by label; ``reason``: why it was kept; ``sha256``: of the
-    picture's file.
+    image's file.
     """
 
     v: int
@@ -50,7 +50,7 @@ class Capture(msgspec.Struct, frozen=True):
 
 
 class _Kept(NamedTuple):
-    picture: Path
+    image: Path
     size: int
 
 
@@ -77,14 +77,14 @@ class Captures:
         self.size = 0
         self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         for line in sorted(self._folder.glob("*/*.json")):
-            capture, picture = read_capture(line), line.with_suffix(".jpg")
+            capture, image = read_capture(line), line.with_suffix(".jpg")
             try:
-                size = picture.stat().st_size + line.stat().st_size
+                size = image.stat().st_size + line.stat().st_size
             except FileNotFoundError:
                 line.unlink(missing_ok=True)
                 continue
             kind = ("", "") if capture is None else (capture.camera, capture.guess)
-            self._add(kind, picture, size)
+            self._add(kind, image, size)
 
     def sweep(self) -> None:
         """Remove what was not finished when the process before ended."""
@@ -105,20 +105,20 @@ class Captures:
             self.index()
             self._make_room(size)
             if self.size + size > self._max_bytes:
-                return "max_mb is smaller than a picture"
+                return "max_mb is smaller than an image"
         if shutil.disk_usage(self._folder).free - size < self._min_free_bytes:
             return f"less than min_free_mb ({self._min_free_bytes / 1e6:g} MB) would be free"
-        picture = self._place(capture, captured_ns)
-        picture.parent.mkdir(mode=0o750, exist_ok=True)
-        with replacing(picture, mode=0o640) as file:
+        image = self._place(capture, captured_ns)
+        image.parent.mkdir(mode=0o750, exist_ok=True)
+        with replacing(image, mode=0o640) as file:
             file.write(jpeg)
         try:
-            with replacing(picture.with_suffix(".json"), mode=0o640) as file:
+            with replacing(image.with_suffix(".json"), mode=0o640) as file:
                 file.write(line)
         except OSError:
-            picture.unlink(missing_ok=True)
+            image.unlink(missing_ok=True)
             raise
-        self._add((capture.camera, capture.guess), picture, size)
+        self._add((capture.camera, capture.guess), image, size)
         return None
 
     def _place(self, capture: Capture, captured_ns: int) -> Path:
@@ -132,26 +132,26 @@ class Captures:
             place = place.with_name(f"{stem}-{again}.jpg")
         return place
 
-    def _add(self, kind: tuple[str, str], picture: Path, size: int) -> None:
-        self._kinds.setdefault(kind, deque()).append(_Kept(picture, size))
+    def _add(self, kind: tuple[str, str], image: Path, size: int) -> None:
+        self._kinds.setdefault(kind, deque()).append(_Kept(image, size))
         self.size += size
 
     def _make_room(self, size: int) -> None:
         while self.size + size > self._max_bytes and any(self._kinds.values()):
             kind = max(self._kinds, key=lambda kind: len(self._kinds[kind]))
             oldest = self._kinds[kind].popleft()
-            # The line last: a line without its picture is no capture, and is swept.
-            oldest.picture.unlink(missing_ok=True)
-            oldest.picture.with_suffix(".json").unlink(missing_ok=True)
+            # The line last: a line without its image is no capture, and is swept.
+            oldest.image.unlink(missing_ok=True)
+            oldest.image.with_suffix(".json").unlink(missing_ok=True)
             self.size -= oldest.size
             try:
-                oldest.picture.parent.rmdir()
+                oldest.image.parent.rmdir()
             except OSError:
                 continue
 
 
 def read_capture(line: Path) -> Capture | None:
-    """The line beside a picture; None when it is damaged."""
+    """The line beside an image; None when it is damaged."""
     try:
         with open(line, "rb") as file:
             return msgspec.json.decode(file.read(_MOST_LINE_BYTES), type=Capture)

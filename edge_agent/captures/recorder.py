@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ..cameras import Frame
 from ..config import RecordSettings
-from ..errors import PictureError
+from ..errors import ImageError
 from ..messages import UNKNOWN, VERSION, ModelId, RecorderHealth, timestamp
 from ..preprocess import Pixels
 from .folder import Capture, Captures
@@ -37,7 +37,7 @@ _LOOK_S = 1.0
 """Between two frames of one camera and reason that are looked at; looking costs a small decode."""
 _WAITING = 4
 _ALIKE_BITS = 8
-"""Of 64: two pictures whose hashes differ in no more are taken for the same. Measured on 29 photographs: noise, JPEG,
+"""Of 64: two images whose hashes differ in no more are taken for the same. Measured on 29 photographs: noise, JPEG,
 light and shifts of two pixels change 5 bits or fewer in 95 of 100, 10 at most; other scenes differ in 20 or more."""
 _REMEMBERED = 16
 _RETRY_S = 60.0
@@ -194,7 +194,7 @@ class Recorder:
             except OSError as error:
                 self._give_back()
                 self._pause(error.strerror or str(error))
-            except PictureError:
+            except ImageError:
                 self._give_back()
             except Exception:
                 self._give_back()
@@ -256,11 +256,11 @@ def reason(candidate: Candidate) -> Reason | None:
     return None
 
 
-def fingerprint(picture: Pixels) -> int:
-    """A 64-bit difference hash of a picture, (H, W, 3) uint8 BGR: is each of 8x8 cells darker than its right neighbour?
+def fingerprint(image: Pixels) -> int:
+    """A 64-bit difference hash of an image, (H, W, 3) uint8 BGR: is each of 8x8 cells darker than its right neighbour?
 
     N. Krawetz, "Kind of Like That", 2013.
     """
-    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     cells = np.asarray(cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)).astype(np.int16)
     return int.from_bytes(np.packbits(cells[:, :-1] < cells[:, 1:]).tobytes(), "big")

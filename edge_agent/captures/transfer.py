@@ -18,11 +18,11 @@ from .folder import read_capture
 
 NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}/[0-9TZ]{1,30}-[A-Za-z0-9_-]{1,100}\Z")
 """A capture's path in its folder, without the ending."""
-MOST_PICTURE_BYTES = 64 * 2**20
+MOST_IMAGE_BYTES = 64 * 2**20
 
 
 class StoredCapture(msgspec.Struct, frozen=True):
-    """A capture on the device: ``name`` is its path without the ending, ``sha256`` and ``size`` the picture's."""
+    """A capture on the device: ``name`` is its path without the ending, ``sha256`` and ``size`` the image's."""
 
     name: str
     sha256: str
@@ -30,12 +30,12 @@ class StoredCapture(msgspec.Struct, frozen=True):
 
 
 def held(folder: Path) -> Iterator[StoredCapture]:
-    """Every whole capture, oldest first. A damaged line, and a picture that is gone or half written, count for none."""
+    """Every whole capture, oldest first. A damaged line, and an image that is gone or half written, count for none."""
     for line in sorted(folder.glob("*/*.json")):
-        capture, picture = read_capture(line), line.with_suffix(".jpg")
-        name = picture.relative_to(folder).with_suffix("").as_posix()
+        capture, image = read_capture(line), line.with_suffix(".jpg")
+        name = image.relative_to(folder).with_suffix("").as_posix()
         try:
-            size = picture.stat().st_size
+            size = image.stat().st_size
         except FileNotFoundError:
             continue
         if capture is not None and NAME.match(name):
@@ -43,15 +43,15 @@ def held(folder: Path) -> Iterator[StoredCapture]:
 
 
 def send(folder: Path, names: Iterable[str], to: BinaryIO) -> None:
-    """Write captures as a stream of tar, line and picture of each. One that is gone meanwhile is left out.
+    """Write captures as a stream of tar, line and image of each. One that is gone meanwhile is left out.
 
     Raises:
         CommandError: a name that is none.
     """
     with tarfile.open(fileobj=to, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
         for name in names:
-            picture = _picture(folder, name)
-            files = {f"{name}.json": picture.with_suffix(".json"), f"{name}.jpg": picture}
+            image = _image(folder, name)
+            files = {f"{name}.json": image.with_suffix(".json"), f"{name}.jpg": image}
             try:
                 contents = {member: _read(path) for member, path in files.items()}
             except FileNotFoundError:
@@ -63,31 +63,31 @@ def send(folder: Path, names: Iterable[str], to: BinaryIO) -> None:
 
 
 def remove(folder: Path, captures: Iterable[StoredCapture]) -> int:
-    """Remove captures that are safe elsewhere; how many. One whose picture is another than was fetched stays.
+    """Remove captures that are safe elsewhere; how many. One whose image is another than was fetched stays.
 
     Raises:
         CommandError: a name that is none.
     """
     gone = 0
     for capture in captures:
-        picture = _picture(folder, capture.name)
+        image = _image(folder, capture.name)
         try:
-            if hashlib.sha256(_read(picture)).hexdigest() != capture.sha256:
+            if hashlib.sha256(_read(image)).hexdigest() != capture.sha256:
                 continue
-            # The line last: a line without its picture is no capture, and is swept.
-            picture.unlink()
-            picture.with_suffix(".json").unlink(missing_ok=True)
+            # The line last: a line without its image is no capture, and is swept.
+            image.unlink()
+            image.with_suffix(".json").unlink(missing_ok=True)
         except FileNotFoundError:
             continue
         gone += 1
         try:
-            picture.parent.rmdir()
+            image.parent.rmdir()
         except OSError:
             continue
     return gone
 
 
-def _picture(folder: Path, name: str) -> Path:
+def _image(folder: Path, name: str) -> Path:
     if not NAME.match(name):
         raise CommandError(f"{name[:100]!r} is no capture; expected DATE/TIME-CAMERA-NUMBER")
     return folder / f"{name}.jpg"
@@ -96,4 +96,4 @@ def _picture(folder: Path, name: str) -> Path:
 def _read(path: Path) -> bytes:
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
-        return file.read(MOST_PICTURE_BYTES)
+        return file.read(MOST_IMAGE_BYTES)

@@ -22,7 +22,7 @@ def captures_command() -> None:
 @captures_command.command("list")
 @store_options
 def list_command(config: Path | None, root: Path) -> None:
-    """A line of JSON for each: name, sha256 and size of the picture."""
+    """A line of JSON for each: name, sha256 and size of the image."""
     import msgspec
 
     from ..captures.transfer import held

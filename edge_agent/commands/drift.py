@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def drift_command(config: Path | None, root: Path, *, as_json: bool) -> None:
     """Say of each camera whether the model still fits its scene.
 
-    How sure it was of its frames in the last three days is compared with how sure it was of its test pictures, and in
+    How sure it was of its frames in the last three days is compared with how sure it was of its test images, and in
     its first days here. Exits 1 where a camera is drifting: label some of its frames and retrain.
     """
     import msgspec
@@ -57,7 +57,7 @@ def lines(camera: CameraDrift) -> list[str]:
     return [
         f"{camera.camera}: {camera.verdict} ({camera.frames} frames in the last days)",
         f"  under the threshold {100 * camera.unsure:.0f} %; taken for {labels}",
-        *(_compared("its test pictures", camera.test)),
+        *(_compared("its test images", camera.test)),
         *(_compared("its first days here", camera.first)),
     ]
 

@@ -21,7 +21,7 @@ from ..bundle.signature import Signed, verify_bundle
     help="OpenSSH file of who may have signed it; refused where none of them has.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="All of it, the canary pictures' expected scores included, as JSON."
+    "--json", "as_json", is_flag=True, help="All of it, the canary images' expected scores included, as JSON."
 )
 def inspect_command(bundle: Path, allowed_signers: Path | None, *, as_json: bool) -> None:
     """Verify BUNDLE, its signature if it has one, and show what it holds."""
@@ -69,11 +69,11 @@ def _lines(bundle: Bundle, signed: Signed | None) -> list[str]:
             if provenance.overridden
             else []
         ),
-        ("canary", f"{len(bundle.canary())} pictures"),
+        ("canary", f"{len(bundle.canary())} images"),
         ("needs", f"edgeloop {manifest.min_agent} or newer"),
         (
             "agreement",
-            f"{100 * metrics.agreement:.1f} % of {metrics.pictures} test pictures: the same answer as float",
+            f"{100 * metrics.agreement:.1f} % of {metrics.images} test images: the same answer as float",
         ),
     ]
     return [
@@ -109,7 +109,7 @@ def _signed(signed: Signed | None) -> str:
 def _calibration(calibration: Calibration) -> str:
     where = f"of the {calibration.source} split, balanced" if calibration.per_class else "of a folder of one's own"
     return (
-        f"on {calibration.pictures} pictures {where}, seed {calibration.seed}; half of them gave ranges "
+        f"on {calibration.images} images {where}, seed {calibration.seed}; half of them gave ranges "
         f"{100 * calibration.growth:.1f} % narrower"
     )
 

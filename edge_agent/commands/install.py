@@ -64,13 +64,13 @@ def install_command(
 
 
 def proved(installed: Installed) -> str:
-    """How a bundle did on its canary pictures, in a line."""
+    """How a bundle did on its canary images, in a line."""
     proof = installed.proof
     if proof is None:
         return "its proof is lost; install it again to have one"
     where = f" on {Path(proof.delegate).name}" if proof.delegate else ""
     return (
-        f"{100 * proof.accuracy:.0f} % of {proof.pictures} canary pictures recognised, "
+        f"{100 * proof.accuracy:.0f} % of {proof.images} canary images recognised, "
         f"{100 * proof.expected_accuracy:.0f} % where it was made; {proof.p50_ms:.1f} ms each{where}, "
         f"{proof.memory_mb:.0f} MB"
     )
@@ -86,7 +86,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         if not bars:
             if time.monotonic() - start < _QUIET_S or not sys.stderr.isatty():
                 return
-            bars.append(click.progressbar(length=of, label="canary pictures", file=sys.stderr))
+            bars.append(click.progressbar(length=of, label="canary images", file=sys.stderr))
             bars[0].__enter__()
         bars[0].update(done - bars[0].pos)
 

@@ -1,4 +1,4 @@
-"""`edgeloop predict`: classify picture files, through exactly what the agent runs."""
+"""`edgeloop predict`: classify image files, through exactly what the agent runs."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ import msgspec
 
 import edge_agent
 
-from ..errors import PictureError, one_line
+from ..errors import ImageError, one_line
 
 
 @click.command("predict")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="How many labels to show of each.")
 @click.option("--threads", type=click.IntRange(1, 64), help="Inference threads; one per core up to four by default.")
 @click.option("--delegate", help="Shared library of an external delegate, such as Coral's libedgetpu.so.1.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def predict_command(
-    bundle: Path, pictures: tuple[Path, ...], top: int, threads: int | None, delegate: str | None, *, as_json: bool
+    bundle: Path, images: tuple[Path, ...], top: int, threads: int | None, delegate: str | None, *, as_json: bool
 ) -> None:
-    """Classify PICTURES with the model in BUNDLE.
+    """Classify IMAGES with the model in BUNDLE.
 
-    A picture that cannot be read is named on standard error, and the exit code is 1.
+    An image that cannot be read is named on standard error, and the exit code is 1.
     """
-    from ..images import read_picture
+    from ..images import read_image
 
     failed = 0
     with edge_agent.open(bundle, threads=threads, delegate=delegate) as model:
-        for path in pictures:
+        for path in images:
             try:
-                result = model.classify(read_picture(path))
-            except PictureError as error:
+                result = model.classify(read_image(path))
+            except ImageError as error:
                 click.echo(f"edgeloop: {one_line(error)}", err=True)
                 failed += 1
                 continue

@@ -32,9 +32,9 @@ PORT = 8100
 def serve_command(
     bundle: Path, host: str, port: int, workers: int | None, delegate: str | None, token_file: Path | None
 ) -> None:
-    """Classify pictures sent over HTTP with the model in BUNDLE.
+    """Classify images sent over HTTP with the model in BUNDLE.
 
-    POST a picture file to /v1/classify; /openapi.json describes the rest. Pictures of all clients are shared out to
+    POST an image file to /v1/classify; /openapi.json describes the rest. Images of all clients are shared out to
     one interpreter a core.
     """
     for module in ("starlette", "uvicorn"):

@@ -16,7 +16,7 @@ from ..errors import MissingExtraError
 from ..http_server import is_loopback, listen, make_server
 from ..messages import CameraState, Health, Info, Observation, Tunables
 from ..preprocess import Pixels
-from .images import Pictures
+from .images import Images
 from .prometheus import Counts
 from .server import Region, Sources, make_app, stop
 from .state import DashboardState
@@ -39,7 +39,7 @@ class Dashboard:
         device: this device's name.
         frame: a camera's newest frame, None before the first.
         prepared: what the model last saw of a camera, (height, width, 3) uint8, BGR; None before the first.
-        region: the part of a camera's picture that is classified: left, top, right, bottom, as fractions.
+        region: the part of a camera's image that is classified: left, top, right, bottom, as fractions.
         counts: what became of a camera's frames; None leaves them out of the metrics.
 
     Raises:
@@ -76,8 +76,8 @@ class Dashboard:
             what="page",
             remedy="set another page.port, or an address of this device as page.host",
         )
-        pictures = Pictures(frame=self._frame, prepared=self._prepared)
-        self._sources = Sources(self._board, pictures, self._region, self._counts)
+        images = Images(frame=self._frame, prepared=self._prepared)
+        self._sources = Sources(self._board, images, self._region, self._counts)
         self._server = make_server(make_app(self._sources, loopback=is_loopback(self._settings.host)))
         self._loop = asyncio.new_event_loop()
         arguments = (self._loop, self._server, listening)
@@ -95,7 +95,7 @@ class Dashboard:
         self._thread.join(_GOODBYE_S)
         if self._thread.is_alive():
             log.warning("the page thread does not end; leaving it")
-        self._sources.pictures.close()
+        self._sources.images.close()
 
     def info(self, info: Info) -> None:
         """See `Publisher`."""

@@ -1,4 +1,4 @@
-"""Pictures for the page: encoded when somebody looks, once for all who do, outside the event loop."""
+"""Images for the page: encoded when somebody looks, once for all who do, outside the event loop."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import cv2
 import numpy as np
 
 from ..cameras import Frame
-from ..errors import PictureError
+from ..errors import ImageError
 from ..preprocess import Pixels
 
 WIDTH = 800
-"""Columns of a live picture at most: what a card of the page shows, on screens of some density."""
+"""Columns of a live image at most: what a card of the page shows, on screens of some density."""
 MIN_AGE_S = 0.25
-"""A picture is not encoded again sooner, however many look: four a second and camera."""
+"""An image is not encoded again sooner, however many look: four a second and camera."""
 _QUALITY = 80
 _PNG_COMPRESSION = 1
-"""The fastest: these pictures are small, and it is the device that pays."""
+"""The fastest: these images are small, and it is the device that pays."""
 
 Encode = Callable[[], bytes | None]
 
@@ -33,8 +33,8 @@ class _Encoded:
     data: bytes | None
 
 
-class Pictures:
-    """Encodes the newest pictures, from one event loop; `close` when done.
+class Images:
+    """Encodes the newest images, from one event loop; `close` when done.
 
     Args:
         frame: a camera's newest frame.
@@ -47,7 +47,7 @@ class Pictures:
         self._done: dict[tuple[str, str], _Encoded] = {}
         self._under_way: dict[tuple[str, str], asyncio.Future[bytes | None]] = {}
         # One: however many look at however many cameras, the agent loses at most one core to it.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="page-pictures")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="page-images")
 
     def close(self) -> None:
         """Let the worker end."""
@@ -78,7 +78,7 @@ class Pictures:
                     self._done[key] = _Encoded(source, started_s, future.result())
 
             future.add_done_callback(finished)
-        # Shielded: a viewer who leaves does not take the picture away from the others.
+        # Shielded: a viewer who leaves does not take the image away from the others.
         return await asyncio.shield(self._under_way[key])
 
 
@@ -88,15 +88,15 @@ def live_jpeg(frame: Frame) -> bytes | None:
         rows, columns = frame.size
         width = min(WIDTH, columns)
         height = max(1, round(rows * width / columns))
-        picture = frame.at_least(height, width)
-    except PictureError:
+        image = frame.at_least(height, width)
+    except ImageError:
         return None
-    if picture.shape[:2] != (height, width):
-        picture = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    return _encode(".jpg", picture)
+    if image.shape[:2] != (height, width):
+        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    return _encode(".jpg", image)
 
 
-def _encode(suffix: str, picture: Pixels) -> bytes | None:
+def _encode(suffix: str, image: Pixels) -> bytes | None:
     options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY, cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION]
-    done, data = cv2.imencode(suffix, picture, options[:2] if suffix == ".jpg" else options[2:])
+    done, data = cv2.imencode(suffix, image, options[:2] if suffix == ".jpg" else options[2:])
     return np.asarray(data).tobytes() if done else None

@@ -63,7 +63,7 @@ def _of_cameras(board: DashboardState, counts: Callable[[str], Counts | None]) -
         reopened.add_metric([name], count.reopened)
     yield reopened
 
-    up = GaugeMetricFamily("edgeloop_camera_up", "1 while the camera delivers new pictures.", labels=["camera"])
+    up = GaugeMetricFamily("edgeloop_camera_up", "1 while the camera delivers new images.", labels=["camera"])
     changes = CounterMetricFamily("edgeloop_label_changes", "Times the decided label changed.", labels=["camera"])
     score = GaugeMetricFamily(
         "edgeloop_label_score", "Newest frame's score of the label decided now, 0 to 1.", labels=["camera", "label"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..http_server import Guard, theme
-from .images import Pictures
+from .images import Images
 from .prometheus import Counts, metrics_text
 from .state import DashboardState
 
@@ -37,10 +37,10 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass
 class Sources:
-    """What the page shows: the messages, and where pictures, regions and counts come from."""
+    """What the page shows: the messages, and where images, regions and counts come from."""
 
     board: DashboardState
-    pictures: Pictures
+    images: Images
     region: Callable[[str], Region]
     counts: Callable[[str], Counts | None]
     closing: bool = False
@@ -81,14 +81,14 @@ def make_app(sources: Sources, *, loopback: bool) -> ASGIApp:
             return Response(media_type="text/event-stream")
         return _stream(sources)
 
-    async def picture(request: Request) -> Response:
+    async def image(request: Request) -> Response:
         name = request.path_params["camera"]
         if name not in sources.board.cameras:
             return PlainTextResponse("no such camera\n", 404)
         live = request.url.path.endswith(".jpg")
-        data = await (sources.pictures.live(name) if live else sources.pictures.model(name))
+        data = await (sources.images.live(name) if live else sources.images.model(name))
         # No content is no error: a camera that has yet to deliver is an everyday thing.
-        return Response(status_code=204) if data is None else Response(data, media_type=_picture_type(live=live))
+        return Response(status_code=204) if data is None else Response(data, media_type=_image_type(live=live))
 
     async def metrics(_request: Request) -> Response:
         text, content_type = metrics_text(sources.board, sources.counts)
@@ -105,8 +105,8 @@ def make_app(sources: Sources, *, loopback: bool) -> ASGIApp:
     routes += [
         Route("/api/state", state),
         Route("/api/events", events),
-        Route("/camera/{camera}.jpg", picture),
-        Route("/camera/{camera}/model.png", picture),
+        Route("/camera/{camera}.jpg", image),
+        Route("/camera/{camera}/model.png", image),
         Route("/metrics", metrics),
         Route("/healthz", healthy),
         Route("/favicon.ico", nothing),
@@ -116,7 +116,7 @@ def make_app(sources: Sources, *, loopback: bool) -> ASGIApp:
     return app
 
 
-def _picture_type(*, live: bool) -> str:
+def _image_type(*, live: bool) -> str:
     return "image/jpeg" if live else "image/png"
 
 

@@ -152,7 +152,7 @@ class Classifier:
     def classify(self, frame: Pixels) -> Result:
         """Classify one frame: (H, W, 3) uint8, **BGR**, of any size.
 
-        From a library that gives RGB (Pillow, imageio), pass ``picture[..., ::-1]``.
+        From a library that gives RGB (Pillow, imageio), pass ``image[..., ::-1]``.
 
         Raises:
             TypeError, ValueError: the frame is not of that shape and dtype.
@@ -166,7 +166,7 @@ class Classifier:
         return Result(self.labels, scores, (prepared - start) / 1e6, (done - prepared) / 1e6)
 
     def infer(self, levels: Pixels) -> tuple[npt.NDArray[np.float32], float]:
-        """Run the model on a picture that `preprocess` has prepared already, for who prepares the next one meanwhile.
+        """Run the model on an image that `preprocess` has prepared already, for who prepares the next one meanwhile.
 
         Args:
             levels: (height, width, 3) uint8 in the order and of the size of ``spec``. Free again when this returns.

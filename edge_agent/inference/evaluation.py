@@ -1,4 +1,4 @@
-"""How good a classifier is on labelled pictures: the one scorer of the gate and the reports."""
+"""How good a classifier is on labelled images: the one scorer of the gate and the reports."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class Reliability:
 
     Attributes:
         edges: (bins + 1,) float, limits of the bins; a score on a limit counts in the lower bin.
-        pictures: (bins,) int, how many top scores lie in each.
+        images: (bins,) int, how many top scores lie in each.
         score: (bins,) float, their mean; nan in an empty bin.
         accuracy: (bins,) float, share of them that name the right class; nan in an empty bin.
     """
 
     edges: npt.NDArray[np.float64]
-    pictures: npt.NDArray[np.int64]
+    images: npt.NDArray[np.int64]
     score: npt.NDArray[np.float64]
     accuracy: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Scores of a set of pictures beside their true classes.
+    """Scores of a set of images beside their true classes.
 
     Attributes:
         labels: the class names.
-        truth: (pictures,) int, index of the true class.
-        scores: (pictures, classes) float32, softmax.
-        inference_ms: (pictures,) float, wall time of each invoke; empty where nothing was timed.
+        truth: (images,) int, index of the true class.
+        scores: (images, classes) float32, softmax.
+        inference_ms: (images,) float, wall time of each invoke; empty where nothing was timed.
     """
 
     labels: tuple[str, ...]
@@ -54,50 +54,50 @@ class Evaluation:
 
     @cached_property
     def predicted(self) -> npt.NDArray[np.intp]:
-        """(pictures,) int, index of the class with the highest score."""
+        """(images,) int, index of the class with the highest score."""
         best: npt.NDArray[np.intp] = np.argmax(self.scores, axis=1)
         return best
 
     @cached_property
     def right(self) -> npt.NDArray[np.bool_]:
-        """(pictures,) bool, whether the highest score is the true class."""
+        """(images,) bool, whether the highest score is the true class."""
         right: npt.NDArray[np.bool_] = self.predicted == self.truth
         return right
 
     @property
     def accuracy(self) -> float:
-        """Share of pictures whose highest score is the true class, 0 to 1."""
+        """Share of images whose highest score is the true class, 0 to 1."""
         return float(self.right.mean())
 
     @property
     def interval_95(self) -> tuple[float, float]:
-        """Between what the accuracy on all such pictures lies, with 95 % confidence; see `wilson_interval`."""
+        """Between what the accuracy on all such images lies, with 95 % confidence; see `wilson_interval`."""
         return wilson_interval(self.accuracy, len(self.truth))
 
     def support(self) -> dict[str, int]:
-        """Number of pictures of each class, classes without pictures included."""
+        """Number of images of each class, classes without images included."""
         return dict(zip(self.labels, self._count(self.truth).tolist(), strict=True))
 
     def recall(self) -> dict[str, float]:
-        """Share of each class's pictures that were recognised; classes without pictures are left out."""
+        """Share of each class's images that were recognised; classes without images are left out."""
         return self._shares(self._count(self.truth[self.right]), self._count(self.truth))
 
     def precision(self) -> dict[str, float]:
-        """Share of the pictures taken for each class that are of it; classes nothing was taken for are left out."""
+        """Share of the images taken for each class that are of it; classes nothing was taken for are left out."""
         return self._shares(self._count(self.truth[self.right]), self._count(self.predicted))
 
     def f1(self) -> dict[str, float]:
-        """Harmonic mean of precision and recall, 2 right / (pictures + predicted); of classes that have pictures.
+        """Harmonic mean of precision and recall, 2 right / (images + predicted); of classes that have images.
 
         van Rijsbergen 1979, Information Retrieval, chapter 7, with equal weights.
         """
-        pictures = self._count(self.truth)
-        shares = self._shares(2 * self._count(self.truth[self.right]), pictures + self._count(self.predicted))
-        return {label: shares[label] for label, count in zip(self.labels, pictures, strict=True) if count}
+        images = self._count(self.truth)
+        shares = self._shares(2 * self._count(self.truth[self.right]), images + self._count(self.predicted))
+        return {label: shares[label] for label, count in zip(self.labels, images, strict=True) if count}
 
     @property
     def macro_f1(self) -> float:
-        """Mean of `f1` over the classes, each class counting the same however many pictures it has."""
+        """Mean of `f1` over the classes, each class counting the same however many images it has."""
         return float(np.mean(list(self.f1().values())))
 
     def confusion(self) -> npt.NDArray[np.int64]:
@@ -107,7 +107,7 @@ class Evaluation:
         return cells.reshape(classes, classes).astype(np.int64, copy=False)
 
     def confused_pairs(self) -> list[tuple[str, str, int]]:
-        """Class, what it was taken for, how many pictures: every such pair that occurs, most frequent first."""
+        """Class, what it was taken for, how many images: every such pair that occurs, most frequent first."""
         wrong = ~self.right
         pairs, counts = np.unique(
             np.stack([self.truth[wrong], self.predicted[wrong]], axis=1), axis=0, return_counts=True
@@ -116,7 +116,7 @@ class Evaluation:
         return [(self.labels[pairs[i, 0]], self.labels[pairs[i, 1]], int(counts[i])) for i in order]
 
     def top_accuracy(self, count: int) -> float:
-        """Share of pictures whose true class is among the ``count`` highest scores, 0 to 1.
+        """Share of images whose true class is among the ``count`` highest scores, 0 to 1.
 
         Among equal scores the class that stands first in ``labels`` counts as the higher one, as in `predicted`.
         """
@@ -139,25 +139,25 @@ class Evaluation:
         top = self.scores.max(axis=1).astype(np.float64)
         edges = np.linspace(0, 1, bins + 1)
         place = np.clip(np.searchsorted(edges, top, side="left") - 1, 0, bins - 1)
-        pictures = np.bincount(place, minlength=bins).astype(np.int64, copy=False)
+        images = np.bincount(place, minlength=bins).astype(np.int64, copy=False)
         with np.errstate(invalid="ignore"):  # an empty bin has no mean, which nan says
-            score = np.bincount(place, weights=top, minlength=bins) / pictures
-            accuracy = np.bincount(place, weights=self.right, minlength=bins) / pictures
-        return Reliability(edges, pictures, score, accuracy)
+            score = np.bincount(place, weights=top, minlength=bins) / images
+            accuracy = np.bincount(place, weights=self.right, minlength=bins) / images
+        return Reliability(edges, images, score, accuracy)
 
     def calibration_error(self, bins: int = CALIBRATION_BINS) -> float:
         """Expected calibration error, 0 to 1: how far scores are from the share that is right, on average.
 
-        Sum over the bins of (pictures in it / pictures) * |accuracy - mean score|; equation 3 of Guo et al. 2017
-        (arXiv:1706.04599). With few pictures per bin it is above 0 by chance alone.
+        Sum over the bins of (images in it / images) * |accuracy - mean score|; equation 3 of Guo et al. 2017
+        (arXiv:1706.04599). With few images per bin it is above 0 by chance alone.
         """
         found = self.reliability(bins)
-        used = found.pictures > 0
+        used = found.images > 0
         gaps = np.abs(found.accuracy[used] - found.score[used])
-        return float((found.pictures[used] * gaps).sum() / len(self.truth))
+        return float((found.images[used] * gaps).sum() / len(self.truth))
 
     def agreement(self, other: Evaluation) -> float:
-        """Share of pictures on which both name the same class first, 0 to 1."""
+        """Share of images on which both name the same class first, 0 to 1."""
         return float((self.predicted == other.predicted).mean())
 
     def _count(self, classes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
@@ -175,28 +175,28 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def evaluate(classifier: Classifier, pictures: Iterable[tuple[Pixels, str]]) -> Evaluation:
+def evaluate(classifier: Classifier, images: Iterable[tuple[Pixels, str]]) -> Evaluation:
     """Classify labelled frames (BGR, with the name of their class), one by one, as the device does.
 
     Raises:
         ValueError: there are none, or a label is not one of the classifier's.
     """
-    return evaluate_together([classifier], pictures)[0]
+    return evaluate_together([classifier], images)[0]
 
 
-def evaluate_together(classifiers: Sequence[Classifier], pictures: Iterable[tuple[Pixels, str]]) -> list[Evaluation]:
-    """`evaluate` for several classifiers of the same labels, each picture decoded once and given to all of them."""
+def evaluate_together(classifiers: Sequence[Classifier], images: Iterable[tuple[Pixels, str]]) -> list[Evaluation]:
+    """`evaluate` for several classifiers of the same labels, each image decoded once and given to all of them."""
     truth: list[int] = []
     scores: list[list[npt.NDArray[np.float32]]] = [[] for _ in classifiers]
     times: list[list[float]] = [[] for _ in classifiers]
-    for frame, label in pictures:
+    for frame, label in images:
         truth.append(classifiers[0].labels.index(label))
         for place, classifier in enumerate(classifiers):
             result = classifier.classify(frame)
             scores[place].append(result.scores)
             times[place].append(result.inference_ms)
     if not truth:
-        raise ValueError("there are no pictures to evaluate on")
+        raise ValueError("there are no images to evaluate on")
     return [
         Evaluation(classifier.labels, np.array(truth, np.intp), np.stack(own), np.array(spent))
         for classifier, own, spent in zip(classifiers, scores, times, strict=True)

@@ -1,10 +1,10 @@
-"""Does a model still fit its scene? What it thinks of its frames, beside its test pictures and its own first days.
+"""Does a model still fit its scene? What it thinks of its frames, beside its test images and its own first days.
 
 The population stability index compares how sure it is: the sum over the bins of the score of (p - q) ln(p / q), where p
 and q are the shares of the frames in a bin. By an old rule of thumb over 0.25 is another population (Siddiqi 2006,
 Credit Risk Scorecards). As a model may well be surer in the field than on a hard test set, only frames it is less sure
 of count against it: scores are calibrated, so their mean is what it would be right about, were the frames like the test
-pictures.
+images.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class CameraDrift(msgspec.Struct, frozen=True):
         verdict: ``drifting`` where it is less sure than it was on either.
         frames: classified in the last days.
         unsure: share of them whose best label is under the bundle's threshold.
-        test: beside the bundle's test pictures; None where it does not say how sure the model was of them.
+        test: beside the bundle's test images; None where it does not say how sure the model was of them.
         first: beside the first days of this model here; None while there are no other days.
         labels: share of the frames taken for each label, the commonest first.
     """
@@ -89,7 +89,7 @@ def judge(camera: str, days: Mapping[str, ScoreCounts], test: ScoreCounts | None
     Args:
         camera: its name.
         days: what the model saw, by day.
-        test: what it thought of its test pictures.
+        test: what it thought of its test images.
         threshold: score a label must reach.
     """
     names = sorted(days)

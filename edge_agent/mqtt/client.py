@@ -167,7 +167,7 @@ class MqttPublisher:
         return SpoolHealth(self.outbox.depth, self.outbox.dropped, self.outbox.on_disk)
 
     def snapshot(self, camera: str, jpeg: bytes) -> None:
-        """See `Publisher`; QoS 0, dropped while the broker is away: a picture of the past is no answer."""
+        """See `Publisher`; QoS 0, dropped while the broker is away: an image of the past is no answer."""
         self._pass(self.topics.snapshot(camera), jpeg)
 
     def _pass(self, topic: str, payload: bytes) -> None:

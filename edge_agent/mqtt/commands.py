@@ -38,7 +38,7 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Snapshot(Command, frozen=True, forbid_unknown_fields=True):
-    """Publish a picture of a camera as it took it; of every camera when none is named."""
+    """Publish an image of a camera as it took it; of every camera when none is named."""
 
     camera: Slug | None = None
 

@@ -19,7 +19,7 @@ def discovery_topic(prefix: str, topics: Topics) -> str:
 
 
 def discovery(topics: Topics, info: Info) -> dict[str, Any]:
-    """The message, to be retained: label, score, connection, picture and a button for each camera; for the device its
+    """The message, to be retained: label, score, connection, image and a button for each camera; for the device its
     model, threshold, temperature, memory and a button to go back to the model before.
     """
     base = _base(topics)

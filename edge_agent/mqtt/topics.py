@@ -39,7 +39,7 @@ class Topics:
         return f"{self.prefix}/{self.device}/camera/{camera}/status"
 
     def snapshot(self, camera: str) -> str:
-        """A JPEG picture, when asked for."""
+        """A JPEG image, when asked for."""
         return f"{self.prefix}/{self.device}/camera/{camera}/snapshot"
 
     @property

@@ -1,1 +1,1 @@
-"""A bundle behind HTTP: a picture in, labels out. Needs the extra ``review``."""
+"""A bundle behind HTTP: an image in, labels out. Needs the extra ``review``."""

@@ -8,7 +8,7 @@ import msgspec
 
 from .._version import __version__
 from ..bundle import Bundle
-from ..errors import PictureError, one_line
+from ..errors import ImageError, one_line
 from ..http_server import Guard, read_body
 from ..inference.classifier import Result
 from ..messages import UNKNOWN, ModelId, TopScore
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 MOST_BYTES = 16 * 2**20
-"""Of a picture file. It may have 64 megapixels; see `edge_agent.images`."""
+"""Of an image file. It may have 64 megapixels; see `edge_agent.images`."""
 KINDS = ("image/jpeg", "image/png", "image/webp", "image/bmp")
 _encode = msgspec.json.Encoder().encode
 
 
 class Milliseconds(msgspec.Struct, frozen=True):
-    """Wall time of preparing the picture, and of the network."""
+    """Wall time of preparing the image, and of the network."""
 
     preprocess: float
     inference: float
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a picture shows.
+    """What an image shows.
 
     ``label``: the best one, or `unknown` where its score is under the bundle's threshold. ``top``: the best ones, by
     score. ``model``: which said so.
@@ -75,14 +75,14 @@ class Service:
         self._most = len(bundle.labels)
 
     async def classify(self, request: Request) -> Response:
-        """Classify the picture in the body."""
+        """Classify the image in the body."""
         top = request.query_params.get("top", "3")
         if not (top.isascii() and top.isdecimal() and len(top) < 5 and 1 <= int(top) <= self._most):
             return problem(f"top is a number from 1 to {self._most}", 400)
         data = await read_body(request, MOST_BYTES)
         try:
             result = await self._workers.classify(data)
-        except PictureError as error:
+        except ImageError as error:
             return problem(one_line(error), 422)
         except BusyError as error:
             return problem(str(error), 503, {"retry-after": "1"})
@@ -103,7 +103,7 @@ class Service:
         return answer(self._description)
 
     async def health(self, _request: Request) -> Response:
-        """Whether pictures will be answered."""
+        """Whether images will be answered."""
         if self._workers.alive:
             return answer(_encode({"status": "ok"}))
         return problem("a worker has ended; start the service again", 503)
@@ -135,7 +135,7 @@ def make_app(bundle: Bundle, workers: Workers, *, loopback: bool, token: str | N
         return problem(error.detail.strip(), error.status_code, dict(error.headers or {}))
 
     async def broken(_request: Request, _error: Exception) -> Response:
-        return problem("this picture could not be classified; the service's log says why", 500)
+        return problem("this image could not be classified; the service's log says why", 500)
 
     guard = Middleware(Guard, loopback=loopback, methods=("GET", "HEAD", "POST"), token=token)
     handlers: Any = {HTTPException: refused, Exception: broken}
@@ -167,30 +167,30 @@ def description(labels: int) -> dict[str, Any]:
     def told(name: str, text: str) -> dict[str, Any]:
         return {"description": text, "content": content(name)}
 
-    picture = {"schema": {"type": "string", "format": "binary", "maxLength": MOST_BYTES}}
+    image = {"schema": {"type": "string", "format": "binary", "maxLength": MOST_BYTES}}
     top = {"type": "integer", "minimum": 1, "maximum": labels, "default": min(3, labels)}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "edgeloop serve", "version": __version__, "description": "A picture in, labels out."},
+        "info": {"title": "edgeloop serve", "version": __version__, "description": "An image in, labels out."},
         "paths": {
             "/v1/classify": {
                 "post": {
                     "operationId": "classify",
-                    "summary": "Classify a picture",
+                    "summary": "Classify an image",
                     "parameters": [
                         {"name": "top", "in": "query", "required": False, "schema": top, "description": "Labels told."}
                     ],
                     "requestBody": {
                         "required": True,
-                        "description": "A picture file, whatever the header says: JPEG, PNG, WebP or BMP.",
-                        "content": dict.fromkeys((*KINDS, "application/octet-stream"), picture),
+                        "description": "An image file, whatever the header says: JPEG, PNG, WebP or BMP.",
+                        "content": dict.fromkeys((*KINDS, "application/octet-stream"), image),
                     },
                     "responses": {
                         "200": told("Answer", "What it shows"),
                         "400": told("Problem", "A parameter out of its range"),
                         "413": told("Problem", f"Over {MOST_BYTES} bytes"),
-                        "422": told("Problem", "Not a usable picture"),
-                        "503": told("Problem", "Too many pictures are waiting"),
+                        "422": told("Problem", "Not a usable image"),
+                        "503": told("Problem", "Too many images are waiting"),
                     },
                 }
             },
@@ -204,7 +204,7 @@ def description(labels: int) -> dict[str, Any]:
             "/healthz": {
                 "get": {
                     "operationId": "health",
-                    "summary": "Whether pictures are answered",
+                    "summary": "Whether images are answered",
                     "responses": {
                         "200": {"description": "They are", "content": {"application/json": {"schema": {}}}},
                         "503": told("Problem", "They are not"),

@@ -1,4 +1,4 @@
-"""Threads that classify, each with an interpreter of its own, and the pictures that wait for them."""
+"""Threads that classify, each with an interpreter of its own, and the images that wait for them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from math import ceil
 from typing import Self
 
 from ..bundle import Bundle
-from ..errors import EdgeloopError, PictureError
-from ..images import decode_picture
+from ..errors import EdgeloopError, ImageError
+from ..images import decode_image
 from ..inference.classifier import Classifier, Result
 from ..inference.interpreter import cores
 
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 128
-"""Pictures; more are refused, for whoever sent them would have given up before their turn."""
+"""Images; more are refused, for whoever sent them would have given up before their turn."""
 BATCH = 8
-"""Pictures a thread takes at once, at most: with what waits shared out evenly, it wakes the server once for all of
+"""Images a thread takes at once, at most: with what waits shared out evenly, it wakes the server once for all of
 them. The network itself takes them one by one: eight in one invoke took as long as eight invokes."""
 
 
 class BusyError(EdgeloopError):
-    """More pictures wait than will be answered in good time."""
+    """More images wait than will be answered in good time."""
 
 
 class _Waiting:
@@ -82,14 +82,14 @@ class Workers:
         return all(thread.is_alive() for thread in self._threads)
 
     async def classify(self, data: bytes) -> Result:
-        """Decode a picture file and classify it.
+        """Decode an image file and classify it.
 
         Raises:
-            PictureError: not a usable picture.
+            ImageError: not a usable image.
             BusyError: too many wait already.
         """
         if self._queue.qsize() >= MOST_WAITING:
-            raise BusyError(f"{MOST_WAITING} pictures are waiting; try again, or send them to several devices")
+            raise BusyError(f"{MOST_WAITING} images are waiting; try again, or send them to several devices")
         waiting = _Waiting(data, asyncio.get_running_loop())
         self._queue.put(waiting)
         return await waiting.future
@@ -122,11 +122,11 @@ class Workers:
 
 def _answer(classifier: Classifier, data: bytes) -> Result | Exception:
     try:
-        return classifier.classify(decode_picture(data, "the picture"))
-    except PictureError as error:
+        return classifier.classify(decode_image(data, "the image"))
+    except ImageError as error:
         return error
     except Exception as error:
-        log.exception("a picture of %d bytes could not be classified", len(data))
+        log.exception("an image of %d bytes could not be classified", len(data))
         return error
 
 

@@ -1,8 +1,8 @@
-"""A model proves itself on this device: the bundle's canary pictures, in a process of their own.
+"""A model proves itself on this device: the bundle's canary images, in a process of their own.
 
 A model is data that native code interprets. One that crashes the interpreter, hangs or eats the memory takes down the
-child process that tries it, never the agent: `run_canary` starts `python -m edge_agent.store.canary_worker`, bounds its time
-and memory, and judges what it says by accuracy and a tolerance, for processors differ.
+child process that tries it, never the agent: `run_canary` starts `python -m edge_agent.store.canary_worker`,
+bounds its time and memory, and judges what it says by accuracy and a tolerance, for processors differ.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _MOST_MEMORY_MB = 1024
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "TMPDIR")
 
 
-class CanaryResult(msgspec.Struct, frozen=True):
-    """How a model did on its canary pictures, here.
+class CanaryResult(msgspec.Struct, frozen=True, rename={"images": "pictures"}):
+    """How a model did on its canary images, here.
 
-    ``reasons``: why it is refused; empty when it is not. ``accuracy``: share of pictures whose first class is the true
+    ``reasons``: why it is refused; empty when it is not. ``accuracy``: share of images whose first class is the true
     one; ``expected_accuracy`` is the desktop's. ``agreement``: share with the same first class as there. ``off``: mean
-    over the pictures of the largest difference of a score. ``p50_ms``: median of invoke, milliseconds. ``memory_mb``:
+    over the images of the largest difference of a score. ``p50_ms``: median of invoke, milliseconds. ``memory_mb``:
     peak resident, of the whole process. ``delegate``: None where it ran on the CPU.
     """
 
     digest: str
-    pictures: int
+    images: int
     accuracy: float
     expected_accuracy: float
     agreement: float
@@ -81,15 +81,15 @@ def run_canary(
     limits: CanaryLimits = CanaryLimits(),
     *,
     name: str | None = None,
-    progress: Callable[[int], object] = lambda _pictures: None,
+    progress: Callable[[int], object] = lambda _images: None,
 ) -> CanaryResult:
-    """Run a bundle's canary pictures in a process of its own. A proof that did not pass says why.
+    """Run a bundle's canary images in a process of its own. A proof that did not pass says why.
 
     Args:
         bundle: the file, or the directory it was unpacked into.
         limits: see `CanaryLimits`.
         name: of the bundle in messages; its path when left out.
-        progress: called with the number of pictures done.
+        progress: called with the number of images done.
 
     Raises:
         StoreError: the model crashed, hung, took too much memory, or could not be tried.
@@ -137,7 +137,7 @@ def run_canary(
 def _listen(
     child: subprocess.Popen[bytes], receiver: int, timeout_s: float, memory_mb: int, progress: Callable[[int], object]
 ) -> bytes:
-    """What the child says until it ends: a dot for each picture, then its report."""
+    """What the child says until it ends: a dot for each image, then its report."""
     deadline = time.monotonic() + timeout_s
     said, open_ = b"", True
     while open_ or not _ended(child.pid):

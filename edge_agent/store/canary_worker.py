@@ -22,20 +22,20 @@ from .canary import CanaryReport, CanaryResult
 
 CLEAR_MARGIN = 0.3
 """Between the two highest expected scores. Scores of one int8 file were up to 0.08 apart between x86-64 and aarch64, so
-a picture this clear keeps its first class on any sound device."""
+an image this clear keeps its first class on any sound device."""
 
 
 LEAST_AGREEMENT = 0.9
-"""Share of the clear pictures that must keep their first class: 2 of 24 may not, for one model's 0.08 may be another's
+"""Share of the clear images that must keep their first class: 2 of 24 may not, for one model's 0.08 may be another's
 0.15."""
 
 
 MOST_OFF = 0.1
-"""Mean over the pictures of how far the worst score is from the expected one; 0.08 was the worst of all of them."""
+"""Mean over the images of how far the worst score is from the expected one; 0.08 was the worst of all of them."""
 
 
 MOST_LOST = 0.15
-"""Accuracy that may be lost. A bundle has 6 close calls among some 30 pictures, and all that are right may turn."""
+"""Accuracy that may be lost. A bundle has 6 close calls among some 30 images, and all that are right may turn."""
 
 
 _MIB = 2**20
@@ -82,14 +82,14 @@ def _tried(given: dict[str, Any], done: Callable[[], object]) -> CanaryResult:
     import numpy as np
 
     from ..bundle import open_bundle
-    from ..images import decode_picture
+    from ..images import decode_image
     from ..inference.classifier import Classifier
     from ..inference.evaluation import Evaluation
 
     bundle = open_bundle(given["bundle"])
     expected = bundle.canary()
     if not expected:
-        raise StoreError("it has no canary pictures to prove itself with; convert the run again")
+        raise StoreError("it has no canary images to prove itself with; convert the run again")
     _become_owner(Path(given["bundle"]))
     classifier = Classifier.from_bundle(
         bundle,
@@ -100,18 +100,18 @@ def _tried(given: dict[str, Any], done: Callable[[], object]) -> CanaryResult:
     )
     scores, times = [], []
     with classifier:
-        for picture in expected:
-            result = classifier.classify(decode_picture(bundle.read(picture.file), picture.file))
+        for image in expected:
+            result = classifier.classify(decode_image(bundle.read(image.file), image.file))
             scores.append(result.scores)
             times.append(result.inference_ms)
             done()
-    truth = np.array([bundle.labels.index(picture.label) for picture in expected], np.intp)
-    there = Evaluation(bundle.labels, truth, np.array([picture.scores for picture in expected], np.float32))
+    truth = np.array([bundle.labels.index(image.label) for image in expected], np.intp)
+    there = Evaluation(bundle.labels, truth, np.array([image.scores for image in expected], np.float32))
     here = Evaluation(bundle.labels, truth, np.stack(scores), np.array(times))
     whole = bool(np.isfinite(here.scores).all())
     return CanaryResult(
         digest=bundle.digest,
-        pictures=len(expected),
+        images=len(expected),
         accuracy=here.accuracy,
         expected_accuracy=there.accuracy,
         agreement=here.agreement(there),
@@ -129,7 +129,7 @@ def problems_of(here: Evaluation, there: Evaluation) -> list[str]:
     """Why scores from this device are not those of a sound one; empty when they are.
 
     Args:
-        here: the canary pictures on this device.
+        here: the canary images on this device.
         there: the same as the bundle expects them.
     """
     import numpy as np
@@ -140,14 +140,14 @@ def problems_of(here: Evaluation, there: Evaluation) -> list[str]:
     kept = here.predicted[clear] == there.predicted[clear]
     if kept.size and kept.mean() < LEAST_AGREEMENT:
         problems.append(
-            f"{kept.size - kept.sum()} of {kept.size} clear pictures are taken for another class than where it was made"
+            f"{kept.size - kept.sum()} of {kept.size} clear images are taken for another class than where it was made"
         )
     off = _off(here, there)
     if off > MOST_OFF:
         problems.append(f"its scores are {off:.2f} off on average; {MOST_OFF} is what processors differ by")
     if here.accuracy < there.accuracy - MOST_LOST:
         problems.append(
-            f"it recognises {100 * here.accuracy:.0f} % of its canary pictures, "
+            f"it recognises {100 * here.accuracy:.0f} % of its canary images, "
             f"{100 * there.accuracy:.0f} % where it was made"
         )
     return problems

@@ -125,7 +125,7 @@ class ModelStore:
             force: also one that failed here before; and prove again one that is installed already.
             allow_downgrade: also one that is older than the current model of its name.
             limits: of the proof.
-            progress: called with the number of canary pictures done, and of all.
+            progress: called with the number of canary images done, and of all.
 
         Raises:
             BundleError, SignatureError, ConfigError: it is not usable, or not signed by whom it must be.
@@ -270,14 +270,14 @@ class ModelStore:
     def _proved(
         self, opened: Bundle, folder: Path, new: Installed, limits: CanaryLimits, progress: Callable[[int, int], object]
     ) -> Installed:
-        pictures = len(opened.canary())
+        images = len(opened.canary())
         try:
             self._disk.unpack(opened, folder)
         except OSError as error:
             raise UnwritableError(
                 f"{self._disk.state}: cannot be written to: {error.strerror or error}; nothing was changed"
             ) from error
-        proof = run_canary(folder, limits, name=str(opened.path), progress=lambda done: progress(done, pictures))
+        proof = run_canary(folder, limits, name=str(opened.path), progress=lambda done: progress(done, images))
         if not proof.passed:
             raise StoreError(f"{opened.path}: the model is refused: {'; '.join(proof.reasons)}")
         if proof.digest != opened.digest:

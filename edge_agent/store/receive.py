@@ -1,6 +1,7 @@
 """A bundle over standard input, taken up again where it broke off, and how it then does: the device's end of a push.
 
-Messages go out as lines of JSON, one `PushEvent` each; bytes come in only when, and as many as, ``have`` says are missing.
+Messages go out as lines of JSON, one `PushEvent` each; bytes come in only when, and as
+many as, ``have`` says are missing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class PushEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """What happens to a bundle on the device.
 
     ``have``: ``done`` of its ``of`` bytes are here; the rest is awaited. ``proving``: ``done`` of ``of`` canary
-    pictures. ``installed``: it is in the store, ``model`` says which. ``probation``: it runs, and has not proved itself
+    images. ``installed``: it is in the store, ``model`` says which. ``probation``: it runs, and has not proved itself
     yet; sent every few seconds. ``good``, ``failed``, ``unheard``: how probation ended; the last where no agent took it
     up or it took too long. ``refused``: nothing was changed. ``before``: digest of what was current, sent with
     ``have``. ``text``: for people.

@@ -25,7 +25,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
 
     ``path``: its directory. ``status``: ``installed`` has not run here yet, ``probation`` runs or ran without having
     become good, ``failed`` was rolled back. ``reason``: why it failed, or what it fails of while there is nothing to go
-    back to. ``starts``: of the agent on probation. ``proof``: how it did on its canary pictures; None where the store's
+    back to. ``starts``: of the agent on probation. ``proof``: how it did on its canary images; None where the store's
     notes were lost. ``order`` grows from install to install.
     """
 

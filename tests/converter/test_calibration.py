@@ -25,7 +25,7 @@ def model(float32_model: bytes) -> bytes:
     return float32_model
 
 
-def test_pictures_are_balanced_seeded_and_every_beginning_is_balanced_too() -> None:
+def test_images_are_balanced_seeded_and_every_beginning_is_balanced_too() -> None:
     photos = [
         RunImage(f"{c}/{i}", c, "train", f"{c}{i:03d}") for c, n in (("a", 300), ("b", 300), ("c", 5)) for i in range(n)
     ]
@@ -44,7 +44,7 @@ def test_ranges_come_from_the_training_split_and_black_and_white(run: Run, model
     seen = calibrate(model, run.spec, of_run(run))
     assert not seen.pixels[0].any()
     assert (seen.pixels[1] == 255).all()
-    assert seen.record.pictures == len(seen.pixels) - 2 == len(run.split("train"))
+    assert seen.record.images == len(seen.pixels) - 2 == len(run.split("train"))
     assert (seen.record.source, sum(seen.record.per_class.values())) == ("train", 42)
     assert 0 <= seen.record.growth < 1
     assert seen.spread > ALIKE
@@ -53,7 +53,7 @@ def test_ranges_come_from_the_training_split_and_black_and_white(run: Run, model
     assert calibrate(model, run.spec, of_run(run)).record == seen.record
 
 
-def test_it_stops_where_more_pictures_no_longer_widen_the_ranges(run: Run, model: bytes) -> None:
+def test_it_stops_where_more_images_no_longer_widen_the_ranges(run: Run, model: bytes) -> None:
     random = np.random.default_rng(0)
     taken = 0
 
@@ -65,15 +65,15 @@ def test_it_stops_where_more_pictures_no_longer_widen_the_ranges(run: Run, model
 
     seen = calibrate(model, run.spec, frames())  # type: ignore[arg-type]
     assert seen.record.growth <= SETTLED
-    assert FIRST <= seen.record.pictures == taken <= MOST
+    assert FIRST <= seen.record.images == taken <= MOST
 
     def ever_stronger() -> object:
         for step in range(200):
             noise = random.normal(128, step / 3, (120, 120, 3))
             yield np.clip(noise, 0, 255).astype(np.uint8), "", f"{step:064x}"
 
-    # Nothing settles here but at the end of the pictures.
-    assert calibrate(model, run.spec, ever_stronger()).record.pictures == 200  # type: ignore[arg-type]
+    # Nothing settles here but at the end of the images.
+    assert calibrate(model, run.spec, ever_stronger()).record.images == 200  # type: ignore[arg-type]
 
 
 def test_a_folder_of_ones_own_is_read_without_labels_and_past_what_is_broken(
@@ -87,20 +87,20 @@ def test_a_folder_of_ones_own_is_read_without_labels_and_past_what_is_broken(
     (tmp_path / "day" / "notes.json").write_text("{}")
     said: list[str] = []
     seen = calibrate(model, run.spec, of_folder(tmp_path, said.append), source="folder")
-    assert (seen.record.pictures, seen.record.per_class, seen.record.source) == (6, {}, "folder")
+    assert (seen.record.images, seen.record.per_class, seen.record.source) == (6, {}, "folder")
     assert len(said) == 1
     assert "broken.jpg" in said[0]
 
 
-def test_a_folder_without_pictures_is_refused(run: Run, model: bytes, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no pictures in there"):
+def test_a_folder_without_images_is_refused(run: Run, model: bytes, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no images in there"):
         of_folder(tmp_path, print)
     (tmp_path / "broken.png").write_bytes(b"")
-    with pytest.raises(DataError, match="not one of the pictures"):
+    with pytest.raises(DataError, match="not one of the images"):
         calibrate(model, run.spec, of_folder(tmp_path, lambda _: None))
 
 
-def test_pictures_that_are_all_alike_are_noticed(run: Run, model: bytes, tmp_path: Path) -> None:
+def test_images_that_are_all_alike_are_noticed(run: Run, model: bytes, tmp_path: Path) -> None:
     random = np.random.default_rng(4)
     scene = cv2.GaussianBlur(random.integers(0, 256, (120, 160, 3)).astype(np.uint8), (0, 0), 5)
     for number in range(5):

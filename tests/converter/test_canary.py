@@ -9,12 +9,12 @@ import pytest
 import edge_agent
 from converter.packaging.canary import CLEAR, CLEAR_MARGIN, CLOSE, choose
 from edge_agent.bundle import open_bundle
-from edge_agent.images import decode_picture
+from edge_agent.images import decode_image
 from edge_agent.inference.evaluation import Evaluation
 
 
 def evaluation(truth: list[int], tops: list[tuple[int, float]], classes: int = 3) -> Evaluation:
-    """Each picture's highest class and its margin over the next."""
+    """Each image's highest class and its margin over the next."""
     scores = np.zeros((len(truth), classes), np.float32)
     for row, (best, margin) in zip(scores, tops, strict=True):
         row[(best + 1) % classes] = (1 - margin) / 2
@@ -66,16 +66,16 @@ def test_every_class_is_there_even_where_it_is_never_clear_or_never_right() -> N
     assert len(chosen) == len(set(chosen))
 
 
-def test_few_pictures_are_all_taken() -> None:
+def test_few_images_are_all_taken() -> None:
     scored = evaluation([0, 1, 2, 0], [(0, 0.9), (1, 0.5), (2, 0.4), (1, 0.2)])
     assert sorted(choose(scored)) == [0, 1, 2, 3]
 
 
-def test_the_expected_scores_are_those_of_the_packed_pictures(bundle_file: Path) -> None:
+def test_the_expected_scores_are_those_of_the_packed_images(bundle_file: Path) -> None:
     bundle = open_bundle(bundle_file)
-    pictures = bundle.canary()
-    assert {picture.label for picture in pictures} == set(bundle.labels)
+    images = bundle.canary()
+    assert {image.label for image in images} == set(bundle.labels)
     with edge_agent.open(bundle_file) as classifier:
-        for picture in pictures:
-            scores = classifier.classify(decode_picture(bundle.read(picture.file), picture.file)).scores
-            np.testing.assert_allclose(scores, picture.scores, atol=2e-6)
+        for image in images:
+            scores = classifier.classify(decode_image(bundle.read(image.file), image.file)).scores
+            np.testing.assert_allclose(scores, image.scores, atol=2e-6)

@@ -107,11 +107,11 @@ def test_an_empty_calibration_folder_is_refused(edgeloop: Run, run_folder: Path,
     (tmp_path / "empty").mkdir()
     ran = edgeloop("convert", run_folder, "--out", tmp_path / "x-1.edgeloop", "--calibration", tmp_path / "empty")
     assert ran.code == 1
-    assert "no pictures in there to calibrate on" in ran.err.splitlines()[-1]
+    assert "no images in there to calibrate on" in ran.err.splitlines()[-1]
     assert os.listdir(tmp_path) == ["empty"]
 
 
-def test_a_warning_says_when_calibration_pictures_are_all_alike(
+def test_a_warning_says_when_calibration_images_are_all_alike(
     run_folder: Path, float32_model: bytes, tmp_path: Path
 ) -> None:
     scene = np.random.default_rng(1).integers(0, 256, (120, 120, 3), np.uint8)
@@ -120,8 +120,8 @@ def test_a_warning_says_when_calibration_pictures_are_all_alike(
     run = open_run(run_folder)
     said = io.StringIO()
     seen = _representative(run, float32_model, of_folder(tmp_path, print), "folder", Console(file=said, width=200))
-    assert seen.record.pictures == 4
-    assert "the 4 calibration pictures are nearly the same" in said.getvalue()
+    assert seen.record.images == 4
+    assert "the 4 calibration images are nearly the same" in said.getvalue()
 
 
 @pytest.mark.needs("namespace")

@@ -21,7 +21,7 @@ from edge_agent.errors import ConfigError, DataError, EdgeloopError
 from .. import conftest
 from ..conftest import CLASSES, QUIET
 
-# 9 test pictures: one more wrong is 11 points.
+# 9 test images: one more wrong is 11 points.
 LENIENT = GateLimits(max_drop=25, max_class_drop=100)
 
 
@@ -37,7 +37,7 @@ def test_the_bundle_says_what_it_was_made_of(bundle_file: Path, run_folder: Path
     assert manifest.provenance.run == record["id"]
     assert manifest.provenance.data_fingerprint == record["data"]["fingerprint"]
     assert manifest.created == record["created"]
-    assert manifest.metrics.pictures == 9
+    assert manifest.metrics.images == 9
     assert manifest.metrics.float32.accuracy >= 0.8
     assert set(manifest.metrics.model.per_class) == set(CLASSES)
     assert (manifest.tensors.input.dtype, manifest.tensors.input.scale, manifest.tensors.input.zero_point) == (
@@ -45,7 +45,7 @@ def test_the_bundle_says_what_it_was_made_of(bundle_file: Path, run_folder: Path
         1,
         0,
     )
-    # 14 training pictures a class are all the run has
+    # 14 training images a class are all the run has
     calibration = manifest.provenance.calibration
     assert calibration is not None
     assert calibration.per_class == dict.fromkeys(CLASSES, 14)
@@ -144,7 +144,7 @@ def ruin(run: Path) -> None:
     model.save(run / "model.keras")
 
 
-def test_moved_pictures_are_found_again_and_changed_ones_refused(
+def test_moved_images_are_found_again_and_changed_ones_refused(
     run_folder: Path, photo_folder: Path, tmp_path: Path
 ) -> None:
     moved = Path(shutil.copytree(photo_folder, tmp_path / "moved"))
@@ -170,7 +170,7 @@ def test_moved_pictures_are_found_again_and_changed_ones_refused(
         (lambda run: (run / "labels.txt").write_text("brick\ngrass\nother\n"), "classes that labels.txt lacks: stars"),
         (lambda run: (run / "labels.txt").write_text("brick\ngrass\nstars\nmore\n"), "maps"),
         (lambda run: (run / "split.csv").write_text("path,label\n"), "are needed"),
-        (lambda run: (run / "split.csv").write_text("sha256,path,label,group,split\n"), "no test pictures"),
+        (lambda run: (run / "split.csv").write_text("sha256,path,label,group,split\n"), "no test images"),
         (shutil.rmtree, "not a run directory"),
     ],
 )
@@ -201,7 +201,7 @@ def test_the_command_line_packs_signs_and_keeps_quiet(edgeloop: conftest.Run, ru
     limits = ["--max-drop", 20, "--max-class-drop", 100]
     ran = edgeloop("convert", run_folder, "--out", tmp_path / "ok-1.edgeloop", *limits, "--sign", key)
     assert ran.code == 0, ran.err
-    assert "9 test pictures" in ran.out
+    assert "9 test images" in ran.out
     assert "int8: static int8, per channel" in ran.out
     bundle = open_bundle(tmp_path / "ok-1.edgeloop")
     assert bundle.manifest.name == "ok"

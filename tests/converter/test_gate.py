@@ -34,12 +34,12 @@ def test_what_is_within_the_limit_passes_and_what_is_not_is_refused() -> None:
     assert (metrics.float32.accuracy, metrics.model.accuracy, metrics.agreement) == (1, 0.75, 0.75)
 
 
-def test_a_class_that_lost_more_than_one_picture_and_too_many_points_is_named() -> None:
+def test_a_class_that_lost_more_than_one_image_and_too_many_points_is_named() -> None:
     truth = (0,) * 10 + (1,) * 10
     right = scored(*truth, truth=truth)
     one_lost = scored(1, *truth[1:], truth=truth)
     two_lost = scored(1, 1, *truth[2:], truth=truth)
-    assert checks(Verdict(right, one_lost), GateLimits(100, 5)) == []  # 10 points, but one picture
+    assert checks(Verdict(right, one_lost), GateLimits(100, 5)) == []  # 10 points, but one image
     (refusal,) = Verdict(right, two_lost).refusals(GateLimits(100, 19.9))
     assert refusal.check == "class-drop"
     assert "a 100 -> 80 %" in refusal.reason
@@ -47,13 +47,13 @@ def test_a_class_that_lost_more_than_one_picture_and_too_many_points_is_named() 
     assert DEFAULT_MAX_CLASS_DROP == 10
 
 
-def test_as_right_but_on_other_pictures_is_refused_where_agreement_is_asked_for() -> None:
+def test_as_right_but_on_other_images_is_refused_where_agreement_is_asked_for() -> None:
     verdict = Verdict(scored(0, 1, 1, 1), scored(1, 0, 1, 1))
     assert checks(verdict, GateLimits(0, 100)) == []
     assert checks(verdict, GateLimits(0, 100, min_agreement=50)) == []
     (refusal,) = verdict.refusals(GateLimits(0, 100, min_agreement=97))
     assert refusal.check == "agreement"
-    assert "the same class as float on 50.0 % of the test pictures, 97 wanted" in refusal.reason
+    assert "the same class as float on 50.0 % of the test images, 97 wanted" in refusal.reason
 
 
 def test_a_broken_model_is_refused_whatever_its_accuracy() -> None:

@@ -52,7 +52,7 @@ def network() -> Any:
     x = layers.Conv2D(16, 3, strides=2, padding="valid", activation="relu", name="head")(x)
     x = layers.GlobalAveragePooling2D(name="features")(x)
     model = keras.Model(pixels, layers.Dense(CLASSES, activation="softmax", name="scores")(x))
-    # So that its scores differ from picture to picture as a trained network's do.
+    # So that its scores differ from image to image as a trained network's do.
     kernel, bias = model.get_layer("scores").get_weights()
     model.get_layer("scores").set_weights([40 * kernel, bias])
     return model
@@ -87,8 +87,8 @@ def ranges(ready: bytes, pixels: Pixels) -> Ranges:
 def scores(model: bytes, pixels: Pixels) -> npt.NDArray[np.float32]:
     found = []
     with Interpreter(model, threads=1) as loaded:
-        for picture in pixels:
-            loaded.input()[0] = picture
+        for image in pixels:
+            loaded.input()[0] = image
             loaded.invoke()
             found.append(loaded.output()[0].copy())
     return np.stack(found)

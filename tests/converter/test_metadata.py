@@ -27,11 +27,11 @@ import json, sys
 import mediapipe
 from mediapipe.tasks.python import BaseOptions
 from mediapipe.tasks.python.vision import ImageClassifier, ImageClassifierOptions
-model, *pictures = sys.argv[1:]
+model, *images = sys.argv[1:]
 options = ImageClassifierOptions(base_options=BaseOptions(model_asset_path=model), max_results=3)
 with ImageClassifier.create_from_options(options) as classifier:
-    for picture in pictures:
-        found = classifier.classify(mediapipe.Image.create_from_file(picture)).classifications[0]
+    for image in images:
+        found = classifier.classify(mediapipe.Image.create_from_file(image)).classifications[0]
         print(json.dumps([[one.category_name, one.score] for one in found.categories]))
 """
 
@@ -67,18 +67,18 @@ def test_mediapipe_loads_the_model_and_gives_the_same_labels(
         labels = bundle.read("labels.txt")
         model.write_bytes(with_metadata(float32_model, open_run(run_folder), name="a", version="1", labels=labels))
     spec = bundle.manifest.preprocess
-    pictures, expected = [], []
+    images, expected = [], []
     with Classifier(model.read_bytes(), labels=bundle.labels, spec=spec) as classifier:
         for number, path in enumerate(sorted(photo_folder.rglob("*.jpg"))[::5]):
             # As the model sees it, so that MediaPipe's own resizing has nothing to do.
-            frame = edge_agent.read_picture(path)
+            frame = edge_agent.read_image(path)
             prepared = preprocess(frame, spec, np.empty(spec.shape, np.uint8))
-            pictures.append(tmp_path / f"{number}.png")
-            cv2.imwrite(str(pictures[-1]), prepared[..., ::-1])
+            images.append(tmp_path / f"{number}.png")
+            cv2.imwrite(str(images[-1]), prepared[..., ::-1])
             expected.append(classifier.classify(frame).best)
     assert {label for label, _ in expected} == set(bundle.labels)
     done = subprocess.run(
-        [mediapipe, "-c", READER, model, *pictures],
+        [mediapipe, "-c", READER, model, *images],
         capture_output=True,
         text=True,
         check=False,
@@ -109,5 +109,5 @@ def test_the_description_says_what_goes_in_and_comes_out(bundle_file: Path) -> N
     entries = {model.Metadata(i).Name(): model.Metadata(i).Buffer() for i in range(model.MetadataLength())}
     described = model.Buffers(entries[b"TFLITE_METADATA"]).DataAsNumpy().tobytes()
     assert described[4:8] == b"M001"
-    for text in (b"ground", b"1.2", b"labels.txt", b"96x96 RGB picture", b"efficientnet-lite0"):
+    for text in (b"ground", b"1.2", b"labels.txt", b"96x96 RGB image", b"efficientnet-lite0"):
         assert text in described

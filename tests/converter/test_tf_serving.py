@@ -17,7 +17,7 @@ from PIL import Image
 from converter.run_reader import open_run
 from converter.tf_serving import export, export_saved_model
 from edge_agent.errors import ConfigError, GateError
-from edge_agent.images import decode_picture
+from edge_agent.images import decode_image
 from edge_agent.inference.classifier import Classifier
 from edge_agent.preprocess import Fit, Pixels, PreprocessSpec
 from edge_agent.preprocess import preprocess as of_the_device
@@ -41,27 +41,27 @@ def test_pixels_are_those_of_the_device_to_the_bit(fit: Fit, size: tuple[int, in
     for channels in ("rgb", "bgr"):
         spec = PreprocessSpec(size, fit, channels)
         served = tf.function(
-            lambda picture, spec=spec: preprocess(picture, spec),
+            lambda image, spec=spec: preprocess(image, spec),
             input_signature=[tf.TensorSpec((None, None, 3), tf.uint8)],
         )
         for height, width in sides:
-            picture = random.integers(0, 256, (height, width, 3), np.uint8)
-            wanted = of_the_device(picture, spec)
-            found = served(tf.constant(picture[..., ::-1])).numpy()
+            image = random.integers(0, 256, (height, width, 3), np.uint8)
+            wanted = of_the_device(image, spec)
+            found = served(tf.constant(image[..., ::-1])).numpy()
             assert np.array_equal(found, wanted), (height, width, channels)
 
 
-def jpeg(picture: Pixels, orientation: int | None = None, **options: Any) -> bytes:
+def jpeg(image: Pixels, orientation: int | None = None, **options: Any) -> bytes:
     exif = Image.Exif()
     if orientation is not None:
         exif[ORIENTATION] = orientation
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "jpeg", exif=exif, **options)
+    Image.fromarray(image).save(file, "jpeg", exif=exif, **options)
     return file.getvalue()
 
 
 @pytest.fixture(scope="module")
-def picture() -> Pixels:
+def image() -> Pixels:
     random = np.random.default_rng(6)
     return cv2.GaussianBlur(random.integers(0, 256, (40, 64, 3), np.uint8), (0, 0), 2)  # type: ignore[return-value]
 
@@ -80,13 +80,13 @@ def turned() -> Any:
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
-def test_pictures_are_turned_as_the_device_turns_them(picture: Pixels, turned: Any, orientation: int | None) -> None:
-    data = jpeg(picture, orientation)
-    assert np.array_equal(turned(data), decode_picture(data, "a picture")[..., ::-1])
+def test_images_are_turned_as_the_device_turns_them(image: Pixels, turned: Any, orientation: int | None) -> None:
+    data = jpeg(image, orientation)
+    assert np.array_equal(turned(data), decode_image(data, "an image")[..., ::-1])
 
 
-def test_orientation_is_found_in_both_byte_orders_and_behind_other_segments(picture: Pixels, turned: Any) -> None:
-    plain = jpeg(picture)
+def test_orientation_is_found_in_both_byte_orders_and_behind_other_segments(image: Pixels, turned: Any) -> None:
+    plain = jpeg(image)
     for order, mark in (("<", b"II*\0"), (">", b"MM\0*")):
         entries = struct.pack(f"{order}HHII", 0x010E, 2, 4, 0) + struct.pack(f"{order}HHIHH", ORIENTATION, 3, 1, 6, 0)
         tiff = mark + struct.pack(f"{order}IH", 8, 2) + entries + struct.pack(f"{order}I", 0)
@@ -94,13 +94,13 @@ def test_orientation_is_found_in_both_byte_orders_and_behind_other_segments(pict
         for kind, body in ((b"\xff\xe2", bytes(298)), (b"\xff\xe1", b"http://ns.adobe.com/xap/1.0/\0<x/>")):
             other = kind + struct.pack(">H", len(body) + 2) + body
             data = plain[:2] + other + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
-            assert np.array_equal(turned(data), decode_picture(data, "a picture")[..., ::-1]), kind
+            assert np.array_equal(turned(data), decode_image(data, "an image")[..., ::-1]), kind
             assert turned(data).shape == (64, 40, 3)
 
 
-def test_nonsense_in_exif_leaves_the_picture_as_it_is(picture: Pixels, turned: Any) -> None:
-    plain = jpeg(picture)
-    straight = decode_picture(plain, "a picture")[..., ::-1]
+def test_nonsense_in_exif_leaves_the_image_as_it_is(image: Pixels, turned: Any) -> None:
+    plain = jpeg(image)
+    straight = decode_image(plain, "an image")[..., ::-1]
     random = np.random.default_rng(3)
     bodies = [
         b"",
@@ -113,7 +113,7 @@ def test_nonsense_in_exif_leaves_the_picture_as_it_is(picture: Pixels, turned: A
         exif = b"Exif\0\0" + body
         data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
         assert np.array_equal(turned(data), straight), body
-    assert np.array_equal(turned(jpeg(picture, 9)), straight)
+    assert np.array_equal(turned(jpeg(image, 9)), straight)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def exported(edgeloop: Run, run_folder: Path, tmp_path_factory: pytest.TempPathF
     out = tmp_path_factory.mktemp("models")
     ran = edgeloop("export", run_folder, "--format", "saved_model", "--out", out, "--name", "ground")
     assert ran.code == 0, ran.err
-    assert "answers as the run does on 9 test pictures" in ran.out
+    assert "answers as the run does on 9 test images" in ran.out
     for noise in ("TensorFlow", "I0000", "WARNING", "Traceback"):
         assert noise not in ran.err
     assert os.listdir(out / "ground") == ["1"]
@@ -135,17 +135,17 @@ def served(exported: Path) -> Any:
     return tf.saved_model.load(str(exported))
 
 
-def test_it_answers_pictures_of_any_size_as_the_device_does(
-    served: Any, run_folder: Path, photo_folder: Path, picture: Pixels, float32_model: bytes
+def test_it_answers_images_of_any_size_as_the_device_does(
+    served: Any, run_folder: Path, photo_folder: Path, image: Pixels, float32_model: bytes
 ) -> None:
     import tensorflow as tf
 
     run = open_run(run_folder)
-    files = [(photo_folder / label / "03.jpg").read_bytes() for label in CLASSES] + [jpeg(picture, 6)]
+    files = [(photo_folder / label / "03.jpg").read_bytes() for label in CLASSES] + [jpeg(image, 6)]
     found = served.signatures["serving_default"](image_bytes=tf.constant(files))
     with Classifier(float32_model, labels=run.labels, spec=run.spec) as classifier:
         for place, file in enumerate(files):
-            best = classifier.classify(decode_picture(file, "a picture")).top(len(CLASSES))
+            best = classifier.classify(decode_image(file, "an image")).top(len(CLASSES))
             assert [label.decode() for label in found["labels"].numpy()[place]] == [label for label, _ in best]
             np.testing.assert_allclose(found["scores"].numpy()[place], [score for _, score in best], atol=1e-4)
 
@@ -155,7 +155,7 @@ def test_prepared_tensors_have_a_signature_of_their_own(served: Any, run_folder:
 
     run = open_run(run_folder)
     file = (photo_folder / "stars" / "05.jpg").read_bytes()
-    pixels = of_the_device(decode_picture(file, "a picture"), run.spec)
+    pixels = of_the_device(decode_image(file, "an image"), run.spec)
     scores = served.signatures["tensors"](pixels=tf.constant(pixels[None], tf.float32))["scores"].numpy()[0]
     by_bytes = served.signatures["serving_default"](image_bytes=tf.constant([file]))
     assert run.labels[int(scores.argmax())] == by_bytes["labels"].numpy()[0][0].decode()
@@ -206,7 +206,7 @@ def test_what_answers_otherwise_than_the_run_is_refused(
 ) -> None:
     from converter.tf_serving import exif
 
-    monkeypatch.setattr(exif, "upright", lambda picture, _: picture * 0)
+    monkeypatch.setattr(exif, "upright", lambda image, _: image * 0)
     with pytest.raises(GateError, match="from the run's"):
         export_saved_model(run_folder, tmp_path, console=QUIET, name="ground")
     assert os.listdir(tmp_path / "ground") == []

@@ -57,7 +57,7 @@ def test_the_table_has_every_figure(told: tuple[str, Path]) -> None:
     assert 0 < p50 <= p95 <= p99
     assert "MB int8" in table
     assert "surfaces-1.edgeloop" in table
-    assert open_bundle(kept / "surfaces-1.edgeloop").manifest.metrics.pictures == 180
+    assert open_bundle(kept / "surfaces-1.edgeloop").manifest.metrics.images == 180
 
 
 def test_the_figures_are_those_of_the_parts(told: tuple[str, Path]) -> None:

@@ -69,7 +69,7 @@ def test_frames_of_a_changed_scene_become_the_model_that_the_devices_run(
             "loop", work, "--inventory", devices.inventory(), "-F", devices.ssh_config, "--waves", "1", *options
         )
 
-    pictures, shown = scene
+    images, shown = scene
     settings = {
         "cameras": {"door": {"source": str(fast_video), "loop": True}},
         "mqtt": {"host": "127.0.0.1", "port": mosquitto.port},
@@ -88,7 +88,7 @@ def test_frames_of_a_changed_scene_become_the_model_that_the_devices_run(
             some = slice(5 * event, 5 * event + 5)
             keep(
                 folder,
-                pictures[some],
+                images[some],
                 shown[some],
                 classes=CLASSES,
                 device=name,

@@ -13,7 +13,7 @@ import pytest
 from deploy.pipelines.retrain.comparison import Comparison, PairedResults
 from deploy.pipelines.retrain.dataset_version import LIST, SOURCES, make_version
 from edge_agent.errors import DataError
-from edge_agent.images import read_picture
+from edge_agent.images import read_image
 from edge_agent.inference.evaluation import Evaluation
 from edge_agent.preprocess import Pixels
 from trainer.active_learning.annotations import Annotation, Annotations
@@ -30,25 +30,25 @@ MINUTE_NS = 60_000_000_000
 def scene(areas: dict[str, dict[str, Pixels]]) -> tuple[list[Pixels], list[str]]:
     """Ten events of five frames a class: areas that no training saw, in negative."""
     random = np.random.default_rng(11)
-    pictures, shown = [], []
+    images, shown = [], []
     for event in range(30):
         name = CLASSES[event % 3]
         area = areas[name]["video"]
         top, left = (int(random.integers(0, limit - 130)) for limit in area.shape[:2])
         for number in range(5):
             cut = area[top + number : top + number + 120, left : left + 120].astype(np.float32)
-            pictures.append(np.clip(190 - 0.5 * cut, 0, 255).astype(np.uint8))
+            images.append(np.clip(190 - 0.5 * cut, 0, 255).astype(np.uint8))
             shown.append(name)
-    return pictures, shown
+    return images, shown
 
 
 def captured(folder: Path, scene: tuple[list[Pixels], list[str]]) -> dict[str, str]:
     """The events, two minutes apart; hash of each frame's file, and what it shows."""
-    pictures, shown = scene
-    for event in range(0, len(pictures), 5):
+    images, shown = scene
+    for event in range(0, len(images), 5):
         keep(
             folder,
-            pictures[event : event + 5],
+            images[event : event + 5],
             shown[event : event + 5],
             classes=CLASSES,
             start_ns=START_NS + event // 5 * 2 * MINUTE_NS,
@@ -71,7 +71,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 # --- the data set ---
 
 
-def test_a_version_holds_the_runs_pictures_and_the_labelled_frames_and_says_where_from(
+def test_a_version_holds_the_runs_images_and_the_labelled_frames_and_says_where_from(
     run_folder: Path, scene: tuple[list[Pixels], list[str]], tmp_path: Path
 ) -> None:
     labels = captured(tmp_path / "captures", scene)
@@ -98,7 +98,7 @@ def test_what_is_left_out_is_said(run_folder: Path, scene: tuple[list[Pixels], l
     labels = captured(folder, scene)
     hashes = list(labels)
     root, photos = read_photos(run_folder)
-    # A picture of the run, captured again and labelled otherwise; a class of two frames; frames of no class.
+    # An image of the run, captured again and labelled otherwise; a class of two frames; frames of no class.
     (folder / "again.jpg").write_bytes((root / photos[0].path).read_bytes())
     other = next(name for name in CLASSES if name != photos[0].label)
     decide(folder, {h: labels[h] for h in hashes[:10]} | dict.fromkeys(hashes[10:12], "moss"))
@@ -118,7 +118,7 @@ def test_what_is_left_out_is_said(run_folder: Path, scene: tuple[list[Pixels], l
     notes = "\n".join(version.notes)
     for said in (
         "line 19: JSON is malformed",
-        "1 frames are pictures of the run under another class, which stands",
+        "1 frames are images of the run under another class, which stands",
         "3 frames show none of the classes",
         "1 labels are of frames that are not in",
         "'moss' 2",
@@ -128,7 +128,7 @@ def test_what_is_left_out_is_said(run_folder: Path, scene: tuple[list[Pixels], l
     assert "'moss' 2, 'nothing' 3" in "\n".join(made.notes)
 
 
-def test_without_labels_or_the_runs_pictures_there_is_no_version(
+def test_without_labels_or_the_runs_images_there_is_no_version(
     run_folder: Path, scene: tuple[list[Pixels], list[str]], tmp_path: Path
 ) -> None:
     labels = captured(tmp_path / "captures", scene)
@@ -141,7 +141,7 @@ def test_without_labels_or_the_runs_pictures_there_is_no_version(
     record["data"]["root"] = str(tmp_path / "gone")
     (moved / "run.json").write_text(json.dumps(record))
     (moved / "split.csv").write_bytes((run_folder / "split.csv").read_bytes())
-    with pytest.raises(DataError, match="60 of 60 pictures of the run are gone or changed"):
+    with pytest.raises(DataError, match="60 of 60 images of the run are gone or changed"):
         make_version(moved, tmp_path / "captures", tmp_path / "next", console=QUIET)
     assert not list(tmp_path.glob("*next*"))
 
@@ -163,7 +163,7 @@ def test_a_challenger_that_is_no_worse_is_not_refused() -> None:
     truth = [0] * 50 + [1] * 50 + [2] * 50
     assert Comparison(match(truth, truth, truth), None).refusals() == []
     one_wrong = [1, *truth[1:]]
-    # One picture, even where that is more than a point.
+    # One image, even where that is more than a point.
     few = match(truth[::3], one_wrong[::3], truth[::3])
     assert few.drop > 1
     assert Comparison(few, few).refusals() == []
@@ -237,7 +237,7 @@ def test_labels_that_are_wrong_do_not_get_through(
     labels = captured(folder, scene)
     # Frames like those it knows, brighter by a little and called something else: more of them than it learned from.
     bright = [
-        np.clip(read_picture(root / photo.path).astype(np.int16) + 12 + step, 0, 255).astype(np.uint8)[step:, :]
+        np.clip(read_image(root / photo.path).astype(np.int16) + 12 + step, 0, 255).astype(np.uint8)[step:, :]
         for photo in photos
         if photo.split == "train"
         for step in (0, 1, 2)

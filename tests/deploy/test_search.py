@@ -15,9 +15,9 @@ from ..conftest import Run
 pytestmark = pytest.mark.timeout(300)
 
 
-def found(size: int, accuracy: float, p50_ms: float, pictures: int = 100) -> SearchResult:
+def found(size: int, accuracy: float, p50_ms: float, images: int = 100) -> SearchResult:
     return SearchResult(
-        SearchCandidate("efficientnet-lite0", size), accuracy, pictures, p50_ms, 2 * p50_ms, 4.0, "0" * 64
+        SearchCandidate("efficientnet-lite0", size), accuracy, images, p50_ms, 2 * p50_ms, 4.0, "0" * 64
     )
 
 
@@ -26,7 +26,7 @@ def found(size: int, accuracy: float, p50_ms: float, pictures: int = 100) -> Sea
     [
         (1.0, None),
         (3.0, 96),  # the only one so fast
-        (6.0, 128),  # 160 is a point better, which 100 pictures cannot tell
+        (6.0, 128),  # 160 is a point better, which 100 images cannot tell
         (50.0, 128),
     ],
 )
@@ -37,7 +37,7 @@ def test_the_fastest_that_cannot_be_told_from_the_best_is_recommended(budget_ms:
     assert recommend([], budget_ms) is None
 
 
-def test_with_more_test_pictures_a_point_is_a_point() -> None:
+def test_with_more_test_images_a_point_is_a_point() -> None:
     known = [found(160, 0.92, 5, 20_000), found(128, 0.91, 4, 20_000)]
     chosen = recommend(known, 50)
     assert chosen is not None

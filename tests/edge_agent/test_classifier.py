@@ -54,14 +54,14 @@ def convert(converter: Any, kind: str, calibrated_to: int) -> bytes:
     if kind != "float32":
         random = np.random.default_rng(1)
 
-        def pictures() -> Any:
+        def images() -> Any:
             for level in (0, calibrated_to):
                 yield [np.full((1, *SPEC.shape), level, np.float32)]
             for _ in range(8):
                 yield [random.integers(0, calibrated_to + 1, (1, *SPEC.shape)).astype(np.float32)]
 
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = pictures
+        converter.representative_dataset = images
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = {"uint8": tf.uint8, "int8": tf.int8}[kind]
         converter.inference_output_type = tf.float32
@@ -210,21 +210,21 @@ def test_a_model_that_is_not_the_manifests_is_refused(bundle_file: Path) -> None
         Classifier.from_bundle(changed)
 
 
-def test_the_canary_pictures_score_as_the_bundle_expects(bundle_file: Path, classifier: Classifier) -> None:
-    from edge_agent.images import decode_picture
+def test_the_canary_images_score_as_the_bundle_expects(bundle_file: Path, classifier: Classifier) -> None:
+    from edge_agent.images import decode_image
 
     bundle = open_bundle(bundle_file)
-    for picture in bundle.canary():
-        scores = classifier.classify(decode_picture(bundle.read(picture.file), picture.file)).scores
-        assert np.abs(scores - np.array(picture.scores)).max() < 0.02
+    for image in bundle.canary():
+        scores = classifier.classify(decode_image(bundle.read(image.file), image.file)).scores
+        assert np.abs(scores - np.array(image.scores)).max() < 0.02
 
 
 def test_evaluation_counts_by_class(classifier: Classifier, areas: dict[str, dict[str, Pixels]]) -> None:
-    pictures = [(areas["brick"]["test"], "brick"), (areas["stars"]["test"], "stars"), (areas["stars"]["val"], "brick")]
-    evaluation = evaluate(classifier, pictures)
+    images = [(areas["brick"]["test"], "brick"), (areas["stars"]["test"], "stars"), (areas["stars"]["val"], "brick")]
+    evaluation = evaluate(classifier, images)
     assert evaluation.accuracy == pytest.approx(2 / 3)
     assert evaluation.recall() == {"brick": 0.5, "stars": 1.0}
     assert evaluation.confusion().tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 1]]
     assert evaluation.agreement(evaluation) == 1
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         evaluate(classifier, [])

@@ -16,17 +16,17 @@ from ..conftest import Run
 
 
 @pytest.fixture(scope="module")
-def picture(photo_folder: Path) -> Path:
+def image(photo_folder: Path) -> Path:
     return photo_folder / "brick" / "00.jpg"
 
 
 def test_predict_names_labels_for_people_and_programs(edgeloop: Run, bundle_file: Path, photo_folder: Path) -> None:
-    pictures = [photo_folder / label / "00.jpg" for label in ("brick", "stars")]
-    ran = edgeloop("predict", bundle_file, *pictures)
+    images = [photo_folder / label / "00.jpg" for label in ("brick", "stars")]
+    ran = edgeloop("predict", bundle_file, *images)
     assert ran.code == 0
     assert ran.err == ""
     assert [line.split(": ")[1].split()[0] for line in ran.out.splitlines()] == ["brick", "stars"]
-    ran = edgeloop("predict", bundle_file, *pictures, "--json", "--top", 2)
+    ran = edgeloop("predict", bundle_file, *images, "--json", "--top", 2)
     objects = [json.loads(line) for line in ran.out.splitlines()]
     assert [o["top"][0]["label"] for o in objects] == ["brick", "stars"]
     assert all(len(o["top"]) == 2 for o in objects)
@@ -50,15 +50,15 @@ def test_inspect_shows_what_is_inside(edgeloop: Run, bundle_file: Path) -> None:
     assert value["manifest"]["metrics"]["float"]["accuracy"] >= 0.8
 
 
-def test_predict_refuses_each_bad_picture_in_one_line_and_goes_on_with_the_rest(
-    edgeloop: Run, bundle_file: Path, picture: Path, tmp_path: Path
+def test_predict_refuses_each_bad_image_in_one_line_and_goes_on_with_the_rest(
+    edgeloop: Run, bundle_file: Path, image: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "text.jpg").write_text("no picture")
-    (tmp_path / "cut.jpg").write_bytes(picture.read_bytes()[:900])
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "cut.jpg").write_bytes(image.read_bytes()[:900])
     cv2.imwrite(str(tmp_path / "dot.png"), np.zeros((1, 1, 3), np.uint8))
     (tmp_path / "cut.png").write_bytes(cv2.imencode(".png", np.zeros((50, 50, 3), np.uint8))[1].tobytes()[:-20])
     bad = [tmp_path / name for name in ("text.jpg", "cut.jpg", "dot.png", "cut.png", "missing.jpg")]
-    ran = edgeloop("predict", bundle_file, *bad, picture)
+    ran = edgeloop("predict", bundle_file, *bad, image)
     assert ran.code == 1
     assert len(ran.err.splitlines()) == len(bad)
     for line, path in zip(ran.err.splitlines(), bad, strict=True):
@@ -69,7 +69,7 @@ def test_predict_refuses_each_bad_picture_in_one_line_and_goes_on_with_the_rest(
 def test_names_that_would_steer_the_terminal_are_shown_harmless(
     edgeloop: Run, bundle_file: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "a\x1b[2Jb.jpg").write_text("no picture")
+    (tmp_path / "a\x1b[2Jb.jpg").write_text("no image")
     (tmp_path / "a\nb-1.edgeloop").write_text("no bundle")
     for arguments in (("predict", bundle_file, tmp_path / "a\x1b[2Jb.jpg"), ("inspect", tmp_path / "a\nb-1.edgeloop")):
         ran = edgeloop(*arguments)
@@ -78,11 +78,11 @@ def test_names_that_would_steer_the_terminal_are_shown_harmless(
         assert ran.line.startswith("edgeloop: ")
 
 
-def test_deep_and_cmyk_pictures_are_classified(edgeloop: Run, bundle_file: Path, picture: Path, tmp_path: Path) -> None:
+def test_deep_and_cmyk_images_are_classified(edgeloop: Run, bundle_file: Path, image: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    Image.open(picture).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    pixels = cv2.imread(str(picture))
+    Image.open(image).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    pixels = cv2.imread(str(image))
     assert pixels is not None
     cv2.imwrite(str(tmp_path / "deep.png"), pixels.astype(np.uint16) * 257)
     ran = edgeloop("predict", bundle_file, tmp_path / "cmyk.jpg", tmp_path / "deep.png")
@@ -92,12 +92,12 @@ def test_deep_and_cmyk_pictures_are_classified(edgeloop: Run, bundle_file: Path,
 
 @pytest.mark.parametrize("command", ["inspect", "predict"])
 def test_a_bundle_with_a_byte_flipped_is_refused(
-    edgeloop: Run, bundle_file: Path, picture: Path, tmp_path: Path, command: str
+    edgeloop: Run, bundle_file: Path, image: Path, tmp_path: Path, command: str
 ) -> None:
     data = bytearray(bundle_file.read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "x-1.edgeloop").write_bytes(data)
-    ran = edgeloop(command, tmp_path / "x-1.edgeloop", *([picture] if command == "predict" else []))
+    ran = edgeloop(command, tmp_path / "x-1.edgeloop", *([image] if command == "predict" else []))
     assert ran.code == 1
     assert "damaged" in ran.line
     assert ran.out == ""
@@ -170,8 +170,8 @@ def test_a_reader_that_goes_away_is_no_crash(bundle_file: Path, photo_folder: Pa
     import subprocess
     import sys
 
-    pictures = sorted(str(path) for path in photo_folder.rglob("*.jpg")) * 20
-    command = [sys.executable, "-m", "edge_agent.cli", "predict", str(bundle_file), *pictures]
+    images = sorted(str(path) for path in photo_folder.rglob("*.jpg")) * 20
+    command = [sys.executable, "-m", "edge_agent.cli", "predict", str(bundle_file), *images]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None

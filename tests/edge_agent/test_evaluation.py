@@ -8,12 +8,12 @@ import pytest
 from edge_agent.inference.evaluation import Evaluation, wilson_interval
 
 
-def random_evaluation(seed: int, classes: int = 5, pictures: int = 400) -> Evaluation:
-    """Answers right about two times in three; the last class has no pictures and is never named."""
+def random_evaluation(seed: int, classes: int = 5, images: int = 400) -> Evaluation:
+    """Answers right about two times in three; the last class has no images and is never named."""
     random = np.random.default_rng(seed)
-    truth = random.integers(0, classes - 1, pictures)
-    logits = random.normal(size=(pictures, classes))
-    logits[np.arange(pictures), truth] += 1.5
+    truth = random.integers(0, classes - 1, images)
+    logits = random.normal(size=(images, classes))
+    logits[np.arange(images), truth] += 1.5
     logits[:, -1] = -20
     powers = np.exp(logits)
     scores = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -58,12 +58,12 @@ def test_confused_pairs_are_counted_most_frequent_first() -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    # Two pictures at 0.9, one right; two at 0.6, both right: |0.5 - 0.9| / 2 + |1 - 0.6| / 2.
+    # Two images at 0.9, one right; two at 0.6, both right: |0.5 - 0.9| / 2 + |1 - 0.6| / 2.
     scores = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]], np.float32)
     found = Evaluation(("a", "b"), np.array([0, 1, 0, 1]), scores)
     assert found.calibration_error() == pytest.approx(0.4)
     bins = found.reliability(10)
-    assert bins.pictures.tolist() == [0, 0, 0, 0, 0, 0, 2, 0, 2, 0]  # float32's 0.6 is a little more than 0.6
+    assert bins.images.tolist() == [0, 0, 0, 0, 0, 0, 2, 0, 2, 0]  # float32's 0.6 is a little more than 0.6
     assert bins.score[8] == pytest.approx(0.9)
     assert bins.accuracy[8] == 0.5
     assert np.isnan(bins.accuracy[0])
@@ -81,7 +81,7 @@ def test_scores_that_mean_what_they_say_have_no_calibration_error_but_chance() -
 @pytest.mark.parametrize("score", [0.0, 1.0])
 def test_scores_at_the_ends_fall_into_the_outer_bins(score: float) -> None:
     bins = Evaluation(("a",), np.array([0]), np.array([[score]], np.float32)).reliability(15)
-    assert bins.pictures[-1 if score else 0] == 1
+    assert bins.images[-1 if score else 0] == 1
 
 
 def test_a_quantized_score_of_nothing_costs_much_and_not_everything() -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_agent.errors import PictureError
-from edge_agent.images import read_picture
+from edge_agent.errors import ImageError
+from edge_agent.images import read_image
 from edge_agent.preprocess import Pixels
 
 from ..conftest import Run
@@ -24,8 +24,8 @@ def photo(areas: dict[str, dict[str, Pixels]]) -> Image.Image:
     return Image.fromarray(areas["tissue"]["train"][..., ::-1])
 
 
-def saved(picture: Image.Image, path: Path, kind: str, **options: Any) -> Path:
-    picture.save(path, kind, **options)
+def saved(image: Image.Image, path: Path, kind: str, **options: Any) -> Path:
+    image.save(path, kind, **options)
     return path
 
 
@@ -43,25 +43,25 @@ def test_every_kind_is_read_and_every_kind_cut_short_is_refused(
     photo: Image.Image, tmp_path: Path, suffix: str, kind: str, options: dict[str, Any]
 ) -> None:
     path = saved(photo, tmp_path / f"photo.{suffix}", kind, **options)
-    frame = read_picture(path)
+    frame = read_image(path)
     assert np.abs(frame[..., ::-1].astype(int) - np.asarray(photo)).mean() < 4
     whole = path.read_bytes()
     for share in (0.999, 0.9, 0.5, 0.01):
         path.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(PictureError, match=str(path)):
-            read_picture(path)
+        with pytest.raises(ImageError, match=str(path)):
+            read_image(path)
 
 
-def test_a_16_bit_picture_keeps_its_upper_8_bits(tmp_path: Path) -> None:
+def test_a_16_bit_image_keeps_its_upper_8_bits(tmp_path: Path) -> None:
     levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     cv2.imwrite(str(tmp_path / "deep.png"), levels)
-    assert np.array_equal(read_picture(tmp_path / "deep.png")[..., 0], levels >> 8)
+    assert np.array_equal(read_image(tmp_path / "deep.png")[..., 0], levels >> 8)
 
 
 def test_a_cmyk_jpeg_is_converted(photo: Image.Image, tmp_path: Path) -> None:
     path = saved(photo.convert("CMYK"), tmp_path / "print.jpg", "JPEG", quality=95)
     expected = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    assert np.abs(read_picture(path)[..., ::-1] - expected).mean() < 3
+    assert np.abs(read_image(path)[..., ::-1] - expected).mean() < 3
 
 
 def test_exif_rotation_is_honoured(photo: Image.Image, tmp_path: Path) -> None:
@@ -69,12 +69,12 @@ def test_exif_rotation_is_honoured(photo: Image.Image, tmp_path: Path) -> None:
     exif[0x112] = 6  # the camera was held upright: rotate by 90 degrees to see it right
     path = saved(photo, tmp_path / "upright.jpg", "JPEG", exif=exif, quality=95)
     turned = np.rot90(np.asarray(photo), -1).astype(int)
-    assert np.abs(read_picture(path)[..., ::-1] - turned).mean() < 4
+    assert np.abs(read_image(path)[..., ::-1] - turned).mean() < 4
 
 
-def test_grey_pictures_and_transparent_ones_become_three_channels(photo: Image.Image, tmp_path: Path) -> None:
-    assert read_picture(saved(photo.convert("L"), tmp_path / "grey.png", "PNG")).shape == (*photo.size[::-1], 3)
-    assert read_picture(saved(photo.convert("RGBA"), tmp_path / "alpha.png", "PNG")).shape == (*photo.size[::-1], 3)
+def test_grey_images_and_transparent_ones_become_three_channels(photo: Image.Image, tmp_path: Path) -> None:
+    assert read_image(saved(photo.convert("L"), tmp_path / "grey.png", "PNG")).shape == (*photo.size[::-1], 3)
+    assert read_image(saved(photo.convert("RGBA"), tmp_path / "alpha.png", "PNG")).shape == (*photo.size[::-1], 3)
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -95,10 +95,10 @@ def png_claiming(width: int, height: int) -> bytes:
         (b"\xff\xd8\xff\xe0" + bytes(2000), "not a whole JPEG"),
     ],
 )
-def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
-    with pytest.raises(PictureError, match=says):
-        read_picture(tmp_path / "x.jpg")
+    with pytest.raises(ImageError, match=says):
+        read_image(tmp_path / "x.jpg")
 
 
 def test_a_small_file_that_claims_gigapixels_is_refused(tmp_path: Path, bundle_file: Path, edgeloop: Run) -> None:
@@ -108,24 +108,24 @@ def test_a_small_file_that_claims_gigapixels_is_refused(tmp_path: Path, bundle_f
     assert "claims more than 64 megapixels" in ran.line
 
 
-def test_a_picture_of_one_pixel_is_refused(tmp_path: Path) -> None:
+def test_a_image_of_one_pixel_is_refused(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "dot.png"), np.zeros((1, 1, 3), np.uint8))
-    with pytest.raises(PictureError, match="1x1 pixels; at least 16x16"):
-        read_picture(tmp_path / "dot.png")
+    with pytest.raises(ImageError, match="1x1 pixels; at least 16x16"):
+        read_image(tmp_path / "dot.png")
 
 
 def test_missing_files_folders_and_pipes_are_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     for path in (tmp_path / "nowhere.jpg", tmp_path, tmp_path / "pipe.jpg"):
-        with pytest.raises(PictureError, match=str(path)):
-            read_picture(path)
+        with pytest.raises(ImageError, match=str(path)):
+            read_image(path)
 
 
 def test_a_file_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(10 * 2**30)  # sparse: takes no disk, but would take 10 GiB of memory
-    with pytest.raises(PictureError, match="at most"):
-        read_picture(tmp_path / "huge.jpg")
+    with pytest.raises(ImageError, match="at most"):
+        read_image(tmp_path / "huge.jpg")
 
 
 def test_reading_is_deterministic_and_like_imread(photo: Image.Image, tmp_path: Path) -> None:
@@ -134,4 +134,4 @@ def test_reading_is_deterministic_and_like_imread(photo: Image.Image, tmp_path: 
     (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
     imread = cv2.imread(str(tmp_path / "a.jpg"))
     assert imread is not None
-    assert np.array_equal(read_picture(tmp_path / "a.jpg"), imread)
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), imread)

@@ -124,7 +124,7 @@ def test_large_reductions_do_not_alias() -> None:
         (np.zeros((4, 4), np.uint8), ValueError),
         (np.zeros((4, 4, 4), np.uint8), ValueError),
         (np.zeros((0, 4, 3), np.uint8), ValueError),
-        ("picture.jpg", TypeError),
+        ("image.jpg", TypeError),
     ],
 )
 def test_what_is_no_frame_is_refused(frame: object, error: type[Exception]) -> None:

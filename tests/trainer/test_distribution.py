@@ -98,6 +98,6 @@ def test_all_devices_of_a_machine_share_every_batch() -> None:
     assert said.stdout == "3\n"
     rows = np.arange(20)
     batches = Batches(rows, rows, rows % 2, size=16, classes=2, seed=0, devices=3)
-    assert [len(pictures) for pictures, _ in batches.epoch(0)] == [15]
-    with pytest.raises(ConfigError, match="24 devices, and 20 pictures for a step; raise --batch-size"):
+    assert [len(images) for images, _ in batches.epoch(0)] == [15]
+    with pytest.raises(ConfigError, match="24 devices, and 20 images for a step; raise --batch-size"):
         Batches(rows, rows, rows % 2, size=32, classes=2, seed=0, devices=24)

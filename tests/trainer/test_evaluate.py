@@ -33,7 +33,7 @@ def tested(run_folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def held_out(photo_folder: Path, tested: list[dict[str, str]], tmp_path: Path) -> Path:
-    """The run's test pictures in a folder of their own."""
+    """The run's test images in a folder of their own."""
     for row in tested:
         (tmp_path / "held out" / row["label"]).mkdir(parents=True, exist_ok=True)
         shutil.copy(photo_folder / row["path"], tmp_path / "held out" / row["label"])
@@ -63,13 +63,13 @@ def test_a_run_on_its_own_data_gives_the_figures_of_its_training(
     assert "Evaluating" in ran.err
 
 
-def test_pictures_it_was_trained_on_are_included_only_when_asked_for_and_said_so(
+def test_images_it_was_trained_on_are_included_only_when_asked_for_and_said_so(
     run_folder: Path, photo_folder: Path, tested: list[dict[str, str]]
 ) -> None:
     found = evaluate_model(run_folder, photo_folder, console=QUIET, everything=True)
     assert len(found.photos) == 60
     assert found.trained_on == 0
-    assert found.doubts == (f"{60 - len(tested)} of the 60 pictures were used in training: the figures flatter.",)
+    assert found.doubts == (f"{60 - len(tested)} of the 60 images were used in training: the figures flatter.",)
 
 
 def test_nothing_left_to_evaluate_on_says_why(
@@ -92,7 +92,7 @@ def test_a_bundle_gives_the_figures_of_the_gate(
     ran = edgeloop("evaluate", bundle_file, photo_folder, "--json", "--run", run_folder)
     assert ran.code == 0, ran.err
     found = spoken(ran.out)
-    assert found["pictures"] == gate.pictures
+    assert found["pictures"] == gate.images
     assert found["accuracy"] == pytest.approx(gate.model.accuracy)
     assert found["per_class"] == pytest.approx(gate.model.per_class)
     assert found["notes"] == []
@@ -104,7 +104,7 @@ def test_an_unpacked_bundle_is_a_bundle_too_and_warns_that_it_cannot_know_its_tr
     shutil.unpack_archive(bundle_file, tmp_path / "unpacked", "zip")
     found = evaluate_model(tmp_path / "unpacked", held_out, console=QUIET)
     assert len(found.photos) == 9
-    assert "does not say which pictures it was trained on" in found.doubts[0]
+    assert "does not say which images it was trained on" in found.doubts[0]
     same = evaluate_model(bundle_file, held_out, console=QUIET)
     assert np.array_equal(same.evaluation.scores, found.evaluation.scores)
 
@@ -122,14 +122,14 @@ for heavy in ("keras", "tensorflow", "jax", "torch"):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "of 9 pictures recognised" in done.stdout
+    assert "of 9 images recognised" in done.stdout
     report = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "of 9 test pictures" in report
+    assert "of 9 test images" in report
     assert "bundle, as the device runs it" in report
     assert "Take this figure with care" in report
 
 
-def test_people_get_a_table_and_a_report_with_pictures(
+def test_people_get_a_table_and_a_report_with_images(
     edgeloop: Run, run_folder: Path, held_out: Path, tmp_path: Path
 ) -> None:
     shutil.move(held_out / "brick", held_out / "moved")
@@ -138,7 +138,7 @@ def test_people_get_a_table_and_a_report_with_pictures(
     ran = edgeloop("evaluate", run_folder, held_out, "--report", tmp_path / "out.html")
     assert ran.code == 0, ran.err
     assert "\x1b" not in ran.out
-    assert "of 9 pictures recognised" in ran.out
+    assert "of 9 images recognised" in ran.out
     assert [line.split()[0] for line in ran.out.splitlines() if line.endswith("0.000")] == ["brick", "grass"]
     assert "grass taken for brick: 3 of 3" in ran.out
     assert "brick/" in ran.out.split("Worst mistakes")[1]
@@ -160,10 +160,10 @@ def test_classes_the_model_does_not_know_are_all_named_with_the_nearest(
     assert "it knows 'brick', 'grass', 'stars'" in ran.err
 
 
-def test_pictures_that_cannot_be_read_are_named_left_out_and_counted(
+def test_images_that_cannot_be_read_are_named_left_out_and_counted(
     edgeloop: Run, bundle_file: Path, held_out: Path
 ) -> None:
-    (held_out / "brick" / "bad\x1b[2J.jpg").write_text("no picture")
+    (held_out / "brick" / "bad\x1b[2J.jpg").write_text("no image")
     (held_out / "grass" / "empty.png").touch()
     ran = edgeloop("evaluate", bundle_file, held_out)
     assert ran.code == 0
@@ -175,7 +175,7 @@ def test_pictures_that_cannot_be_read_are_named_left_out_and_counted(
     assert (found["pictures"], len(found["unreadable"])) == (9, 2)
 
 
-def test_one_class_of_few_pictures_is_enough(bundle_file: Path, held_out: Path) -> None:
+def test_one_class_of_few_images_is_enough(bundle_file: Path, held_out: Path) -> None:
     shutil.rmtree(held_out / "brick")
     shutil.rmtree(held_out / "stars")
     found = evaluate_model(bundle_file, held_out, console=QUIET)
@@ -237,7 +237,7 @@ def test_mistakes_are_listed_surest_first(bundle_file: Path, photo_folder: Path,
     assert all(mistake["path"].startswith(f"{mistake['label']}/") for mistake in mistakes)
 
 
-def test_only_a_few_pictures_are_in_memory_at_a_time() -> None:
+def test_only_a_few_images_are_in_memory_at_a_time() -> None:
     lock, begun = threading.Lock(), 0
 
     def work(photo: Photo) -> str:
@@ -253,11 +253,11 @@ def test_only_a_few_pictures_are_in_memory_at_a_time() -> None:
             assert begun - number <= 8 + 8
 
 
-def test_pictures_of_any_size_and_kind_are_read(bundle_file: Path, tmp_path: Path) -> None:
+def test_images_of_any_size_and_kind_are_read(bundle_file: Path, tmp_path: Path) -> None:
     (tmp_path / "brick").mkdir()
-    for name, picture in (
+    for name, image in (
         ("grey.png", np.zeros((40, 900), np.uint8)),
         ("big.jpg", np.zeros((3000, 2000, 3), np.uint8)),
     ):
-        cv2.imwrite(str(tmp_path / "brick" / name), picture)
+        cv2.imwrite(str(tmp_path / "brick" / name), image)
     assert len(evaluate_model(bundle_file, tmp_path, console=QUIET).photos) == 2

@@ -62,7 +62,7 @@ def story(
     findings: tuple[Finding, ...] = (),
     **more: Any,
 ) -> ReportData:
-    """``train`` training and ``tests`` test pictures a class; the first ``wrong`` of a class are taken for the next."""
+    """``train`` training and ``tests`` test images a class; the first ``wrong`` of a class are taken for the next."""
     photos = [
         Photo(f"{split}/{i}/{number}.jpg", label, split)
         for split, count in (("train", train), ("test", tests))
@@ -83,7 +83,7 @@ def written(path: Path, what: ReportData) -> str:
     return (path / "report.html").read_text(encoding="utf-8")
 
 
-def without_pictures(report: str) -> str:
+def without_images(report: str) -> str:
     return re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+", "data:", report)
 
 
@@ -125,15 +125,15 @@ def small_network(classes: int = 2, *, hidden: bool = False, pool: bool = True) 
 
 
 def test_the_report_stands_alone_and_shows_the_figures(run_folder: Path) -> None:
-    report = without_pictures((run_folder / "report.html").read_text(encoding="utf-8"))
+    report = without_images((run_folder / "report.html").read_text(encoding="utf-8"))
     metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
-    assert f"{100 * metrics['test']['accuracy']:.1f} % of 9 test pictures" in report
+    assert f"{100 * metrics['test']['accuracy']:.1f} % of 9 test images" in report
     assert "http" not in report
     assert "url(" not in re.sub(r"url\(#[a-z0-9]+\)", "", report)
     tags = Tags(report)
     assert not tags.tags.keys() & {"link", "iframe", "object", "embed", "base"}
     assert all(address.startswith(("data:", "#")) for address in tags.addresses)
-    assert tags.tags["svg"] == 3  # loss, accuracy, reliability; 9 test pictures make no learning curve
+    assert tags.tags["svg"] == 3  # loss, accuracy, reliability; 9 test images make no learning curve
     for sentence in metrics["advice"]:
         assert sentence.split(":")[0] in report
 
@@ -162,7 +162,7 @@ def test_class_names_cannot_inject_into_the_report(tmp_path: Path, classes: int)
         assert "{{ 7*7 }}" in report
 
 
-def test_a_report_of_sixty_classes_has_a_list_and_a_picture_and_one_of_two_has_numbers(tmp_path: Path) -> None:
+def test_a_report_of_sixty_classes_has_a_list_and_a_image_and_one_of_two_has_numbers(tmp_path: Path) -> None:
     report = written(tmp_path, story([f"class {i}" for i in range(60)]))
     assert Tags(report).tags["td"] == 60 * 6  # class by class: name, train, test, recall, precision, F1
     (png,) = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", report)
@@ -225,15 +225,15 @@ def test_colours_are_right_whatever_the_channel_order(tmp_path: Path) -> None:
 
 
 def test_doubts_come_before_the_figures(tmp_path: Path) -> None:
-    leak = Finding("leak", "9 pictures are near duplicates in different splits", (("test/0/0.jpg", "train/0/1.jpg"),))
+    leak = Finding("leak", "9 images are near duplicates in different splits", (("test/0/0.jpg", "train/0/1.jpg"),))
     report = written(tmp_path, story(findings=(leak,), doubts=("It was trained on some of these.",)))
     top = report.split("What to do next</h2>")[0]
     assert "Take this figure with care" in top
-    assert "9 pictures are near duplicates" in top
+    assert "9 images are near duplicates" in top
     assert "trained on some of these" in top
-    pictures = report.split("The pictures</h2>")[1]
-    assert "owl</bdi>, test" in pictures
-    assert "owl</bdi>, train" in pictures
+    images = report.split("The images</h2>")[1]
+    assert "owl</bdi>, test" in images
+    assert "owl</bdi>, train" in images
     assert "Take this figure with care" not in written(tmp_path, story())
 
 
@@ -274,10 +274,10 @@ print("\\n".join(charts))
 
 
 def test_activation_maps_show_where_the_evidence_lies() -> None:
-    pictures = np.zeros((2, SIDE, SIDE, 3), np.uint8)
-    pictures[:, 4:8, 24:28, 0] = 200  # red, upper right
-    pictures[:, 24:28, 4:8, 1] = 200  # green, lower left
-    maps = activation_maps(small_network(), list(pictures), [0, 1])
+    images = np.zeros((2, SIDE, SIDE, 3), np.uint8)
+    images[:, 4:8, 24:28, 0] = 200  # red, upper right
+    images[:, 24:28, 4:8, 1] = 200  # green, lower left
+    maps = activation_maps(small_network(), list(images), [0, 1])
     assert maps is not None
     assert [found.shape for found in maps] == [(8, 8), (8, 8)]
     assert [divmod(int(found.argmax()), 8) for found in maps] == [(1, 6), (6, 1)]
@@ -326,9 +326,9 @@ def test_a_thumbnail_is_never_large() -> None:
     uri = data_uri(noise)
     data = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
     assert len(data) <= 12_000
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    assert picture is not None
-    assert picture.shape == (176, 172, 3)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    assert image.shape == (176, 172, 3)
 
 
 # --- have I labelled enough? ---
@@ -358,7 +358,7 @@ def learned(per_class: int, spread: float, *, tests: int = 60, groups: Sequence[
     )
 
 
-def test_more_pictures_promise_more_where_they_help_and_little_where_they_do_not() -> None:
+def test_more_images_promise_more_where_they_help_and_little_where_they_do_not() -> None:
     steep, flat = learned(20, 3.0), learned(600, 1.6)
     assert steep.points[-1].accuracy > steep.points[0].accuracy + 0.05
     gains = [found.forecasts[0].avoided * (1 - found.points[-1].accuracy) for found in (steep, flat)]
@@ -368,7 +368,7 @@ def test_more_pictures_promise_more_where_they_help_and_little_where_they_do_not
         for forecast in found.forecasts:
             assert 0 <= forecast.low <= forecast.avoided <= forecast.high <= 1
     error = 1 - steep.points[-1].accuracy
-    assert advice.about_data_size(steep, error)[0].text.startswith("Label more pictures. Twice as many")
+    assert advice.about_data_size(steep, error)[0].text.startswith("Label more images. Twice as many")
     easy = replace(flat, forecasts=(Forecast(2, 0.01, 0.0, 0.05),))
     assert advice.about_data_size(easy, 0.1)[0].text.startswith("Do not label more of the same kind.")
     assert advice.about_data_size(replace(flat, forecasts=()), 0.1) == []
@@ -387,13 +387,13 @@ def test_the_curve_is_the_same_for_the_same_seed() -> None:
     assert learned(20, 3.0, seed=4) != learned(20, 3.0, seed=5)
 
 
-def test_too_few_pictures_say_so_instead_of_guessing() -> None:
+def test_too_few_images_say_so_instead_of_guessing() -> None:
     few_tests = learned(20, 3.0, tests=5)
     assert few_tests.points == ()
-    assert "15 test pictures cannot tell" in advice.size_sentence(few_tests, 0.2)
+    assert "15 test images cannot tell" in advice.size_sentence(few_tests, 0.2)
     few = learned(3, 3.0)
     assert few.forecasts == ()
-    assert "9 training pictures are too few" in advice.size_sentence(few, 0.2)
+    assert "9 training images are too few" in advice.size_sentence(few, 0.2)
     perfect = learned(60, 0.01)
     assert perfect.forecasts == ()
     assert "no mistake" in advice.size_sentence(perfect, 0.2)
@@ -417,7 +417,7 @@ def test_both_ways_to_the_least_squares_head_are_one() -> None:
     learned_from = np.concatenate([np.flatnonzero(truth == c)[: 40 // (c + 1)] for c in range(3)])  # 40, 20 and 13
     asked_of = np.arange(200, 300)
     rows, asked = learning_curve._standardised(features, learned_from, asked_of)
-    wide, asked_wide = (np.pad(some, ((0, 0), (0, 60))) for some in (rows, asked))  # more features than pictures
+    wide, asked_wide = (np.pad(some, ((0, 0), (0, 60))) for some in (rows, asked))  # more features than images
     primal = learning_curve._answers(rows, truth[learned_from], asked, 3)
     assert np.array_equal(primal, learning_curve._answers(wide, truth[learned_from], asked_wide, 3))
     assert (primal == truth[asked_of]).mean() > 0.6
@@ -433,11 +433,11 @@ def test_the_power_law_is_found_again() -> None:
     assert steady == pytest.approx(0.1 / 0.5)
 
 
-def test_only_so_many_pictures_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_images_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning_curve, "MAX_TRAIN", 60)
     monkeypatch.setattr(learning_curve, "MAX_TEST", 30)
     found = learned(100, 3.0)
-    assert (found.points[-1].train_pictures, found.train_pictures, found.test_pictures) == (60, 300, 30)
+    assert (found.points[-1].train_images, found.train_images, found.test_images) == (60, 300, 30)
     assert "600" in advice.size_sentence(found, 0.2)
     assert "forecast" not in plots.data_size_chart(found)
     assert "forecast" in plots.data_size_chart(learned(20, 3.0))
@@ -463,41 +463,41 @@ def test_weak_classes_are_told_what_they_lack() -> None:
     truth = [0] * 20 + [1] * 20 + [2] * 20
     test = evaluation(labels, truth, [1] * 15 + [0] * 5 + [1] * 20 + [2] * 20)
     (rare,) = advice.about_weak_classes(test, {"owl": 5, "robin": 60, "wren": 60})
-    assert rare.text.startswith("Photograph more of what is rare: “owl” has 5 training pictures")
+    assert rare.text.startswith("Photograph more of what is rare: “owl” has 5 training images")
     assert "5 of 20" in rare.text
     (hard,) = advice.about_weak_classes(test, {"owl": 60, "robin": 60, "wren": 60})
     assert hard.text.startswith("Find out what is hard")
-    assert "not for want of pictures" in hard.text
+    assert "not for want of images" in hard.text
     (unknown,) = advice.about_weak_classes(test, {})
-    assert "not for want of pictures" not in unknown.text
+    assert "not for want of images" not in unknown.text
     assert advice.about_weak_classes(evaluation(labels, truth, truth), {}) == []
 
 
 def test_imbalance_is_named_from_three_to_one() -> None:
     test = evaluation(("owl", "robin"), [0, 0, 1, 1], [1, 0, 1, 1])
     (found,) = advice.about_imbalance(test, {"owl": 10, "robin": 30})
-    assert "“robin” has 30 training pictures, “owl” 10" in found.text
+    assert "“robin” has 30 training images, “owl” 10" in found.text
     assert found.stake == pytest.approx(1 / 16)
     assert advice.about_imbalance(test, {"owl": 10, "robin": 29}) == []
     assert advice.about_imbalance(test, {}) == []
 
 
-def test_few_test_pictures_and_easy_ones_are_named() -> None:
-    few = advice.about_test_pictures(evaluation(("a", "b"), [0, 1] * 20, [0, 1] * 15 + [1, 0] * 5))
-    assert [one.text.split(":")[0] for one in few] == ["Test on more pictures"]
+def test_few_test_images_and_easy_ones_are_named() -> None:
+    few = advice.about_test_images(evaluation(("a", "b"), [0, 1] * 20, [0, 1] * 15 + [1, 0] * 5))
+    assert [one.text.split(":")[0] for one in few] == ["Test on more images"]
     assert "2.5 points" in few[0].text
-    easy = advice.about_test_pictures(evaluation(("a", "b"), [0, 1] * 500, [0, 1] * 500))
-    assert [one.text.split(":")[0] for one in easy] == ["Test on harder pictures"]
+    easy = advice.about_test_images(evaluation(("a", "b"), [0, 1] * 500, [0, 1] * 500))
+    assert [one.text.split(":")[0] for one in easy] == ["Test on harder images"]
     enough = evaluation(("a", "b"), [0, 1] * 500, [0, 1] * 480 + [1, 0] * 20)
-    assert advice.about_test_pictures(enough) == []
+    assert advice.about_test_images(enough) == []
 
 
-def test_test_pictures_unlike_the_validation_pictures_are_noticed() -> None:
+def test_test_images_unlike_the_validation_images_are_noticed() -> None:
     good = evaluation(("a", "b"), [0, 1] * 100, [0, 1] * 95 + [1, 0] * 5)
     bad = evaluation(("a", "b"), [0, 1] * 100, [0, 1] * 70 + [1, 0] * 30)
     (found,) = advice.about_val_and_test(good, bad)
-    assert "95.0 % of the validation pictures" in found.text
-    assert "70.0 % of the test pictures" in found.text
+    assert "95.0 % of the validation images" in found.text
+    assert "70.0 % of the test images" in found.text
     assert advice.about_val_and_test(bad, good) == []
     assert advice.about_val_and_test(good, good) == []
     luck = evaluation(("a", "b"), [0, 1] * 5, [0, 1] * 4 + [1, 0])
@@ -537,7 +537,7 @@ def test_scores_that_promise_too_much_or_too_little_are_named() -> None:
     assert "too sure, by 35.0 %" in advice.about_calibration(sure)[0].text
     assert "too modest" in advice.about_calibration(modest)[0].text
     assert advice.about_calibration(honest) == []
-    # Four pictures cannot show it.
+    # Four images cannot show it.
     assert advice.about_calibration(evaluation(("a", "b"), [0, 1, 0, 1], [0, 1, 1, 1], top=0.95)) == []
 
 
@@ -555,16 +555,16 @@ def test_findings_become_advice_and_leaks_come_first() -> None:
     leak = Finding("leak", "leaked", (("test/0/0.jpg", "train/0/1.jpg"),))
     elsewhere = Finding("leak", "left out elsewhere", (("test/0/0.jpg", "train/9/9.jpg"),))
     label = Finding("label", "2 of 26 labels look wrong", (("train/0/0.jpg",), ("train/0/1.jpg",)))
-    small = Finding("small", "3 pictures are small", (("train/0/2.jpg",),))
-    copies = Finding("copies", "1 picture left out", (("train/0/0.jpg", "gone.jpg"),))
+    small = Finding("small", "3 images are small", (("train/0/2.jpg",),))
+    copies = Finding("copies", "1 image left out", (("train/0/0.jpg", "gone.jpg"),))
 
     def said(*findings: Finding) -> list[str]:
         return [one.text for one in summary.advice_for(story(findings=findings))]
 
-    assert said(leak)[0].startswith("Test on pictures the training has not seen")
-    assert said(small, label, leak)[0].startswith("Test on pictures the training has not seen")
+    assert said(leak)[0].startswith("Test on images the training has not seen")
+    assert said(small, label, leak)[0].startswith("Test on images the training has not seen")
     assert "2 of 26 labels look wrong." in said(label)
-    assert "3 pictures are small." in said(small)
+    assert "3 images are small." in said(small)
     assert said(copies) == said() == said(elsewhere)  # the copies that leaked are no longer in the data
     assert summary.doubts(story(findings=(elsewhere,))) == []
 

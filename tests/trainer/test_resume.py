@@ -62,14 +62,14 @@ def test_the_latest_epoch_that_validation_cannot_tell_from_the_best_is_kept() ->
     # Worse by 0.1 on average, give or take 0.15: who knows.
     as_good = after(best, [0.7, 0.4, 0.5, 0.6])
     assert as_good.best_epoch == 2
-    # Worse by 0.1 on every picture: worse; and better by a little: better.
+    # Worse by 0.1 on every image: worse; and better by a little: better.
     assert after(best, [0.3, 0.7, 0.5, 0.7]).best_epoch == 1
     assert after(best, [0.19, 0.6, 0.4, 0.6]).best_epoch == 2
     # Small steps down do not add up: each is held against the lowest of all.
     assert after(as_good, [0.8, 0.9, 0.7, 0.9]).best_epoch == 2
 
 
-def test_two_validation_pictures_decide_nothing_but_that_a_training_diverged() -> None:
+def test_two_validation_images_decide_nothing_but_that_a_training_diverged() -> None:
     start = Checkpoint(0, (), [], np.zeros(2))
     assert after(start, [1.0, 1.0]).best_epoch == 1
     diverged = after(start, [np.nan, np.nan])

@@ -33,7 +33,7 @@ def test_no_other_temperature_fits_better() -> None:
 
 
 @given(count=st.integers(1, 12), classes=st.integers(2, 6), right=st.booleans())
-def test_a_handful_of_pictures_makes_nobody_certain(count: int, classes: int, right: bool) -> None:  # noqa: FBT001
+def test_a_handful_of_images_makes_nobody_certain(count: int, classes: int, right: bool) -> None:  # noqa: FBT001
     truth = np.arange(count) % classes
     logits = 4.0 * np.eye(classes)[truth if right else (truth + 1) % classes]
     temperature = fit_temperature(logits, truth)

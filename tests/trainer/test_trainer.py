@@ -106,9 +106,9 @@ def test_the_command_line_refuses_bad_data_in_one_line(edgeloop: Run, tmp_path: 
 def test_a_run_may_keep_the_split_of_an_earlier_one(run_folder: Path, photo_folder: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(photo_folder, tmp_path / "data"))
     for label in CLASSES:
-        picture = cv2.imread(str(data / label / "00.jpg"))
-        assert picture is not None
-        cv2.imwrite(str(data / label / "new.png"), picture[::-1])
+        image = cv2.imread(str(data / label / "00.jpg"))
+        assert image is not None
+        cv2.imwrite(str(data / label / "new.png"), image[::-1])
     recipe = Recipe(image_size=32, fine_tune="none")
     train(data, tmp_path / "run", recipe, console=QUIET, reading=Reading(split_from=run_folder))
     earlier, later = (split_of(run) for run in (run_folder, tmp_path / "run"))
@@ -125,14 +125,14 @@ def split_of(run: Path) -> dict[str, str]:
 
 
 def write_noise(folder: Path, split: str, label: str, number: int, *, lighter: int = 0) -> None:
-    """A picture of noise that nothing but its number decides."""
+    """An image of noise that nothing but its number decides."""
     target = folder / split / label
     target.mkdir(parents=True, exist_ok=True)
     rough = np.random.default_rng(number).integers(20, 200, (8, 8, 3), np.uint8) + np.uint8(lighter)
     cv2.imwrite(str(target / f"{number}.png"), cv2.resize(rough, (40, 40), interpolation=cv2.INTER_NEAREST))
 
 
-def test_32_pictures_can_be_learnt_by_heart() -> None:
+def test_32_images_can_be_learnt_by_heart() -> None:
     with native_noise_hidden():
         from trainer.backbones import build_backbone
         from trainer.training.batches import Batches
@@ -142,8 +142,8 @@ def test_32_pictures_can_be_learnt_by_heart() -> None:
     recipe = Recipe(augment=0, learning_rate=1e-3, batch_size=16, epochs=40)
     settled = plan(recipe, find_backbone(recipe.backbone), 32, 32, accelerated=False)
     rough = np.random.default_rng(0).integers(0, 256, (32, 6, 6, 3), np.uint8)
-    pictures = np.stack([cv2.resize(one, settled.room, interpolation=cv2.INTER_NEAREST) for one in rough])
-    batches = Batches(pictures, np.arange(32), np.arange(32) % 2, size=16, classes=2, seed=0)
+    images = np.stack([cv2.resize(one, settled.room, interpolation=cv2.INTER_NEAREST) for one in rough])
+    batches = Batches(images, np.arange(32), np.arange(32) % 2, size=16, classes=2, seed=0)
     with native_noise_hidden():
         base = build_backbone(recipe.backbone, settled.size)
         student, *_ = compiled_student(base, new_head(1280, 2), settled, np.ones(2, np.float32), steps_per_epoch=2)
@@ -184,12 +184,10 @@ def test_a_leak_into_the_test_stands_in_the_verdict(photo_folder: Path, tmp_path
             shutil.copy(path, tmp_path / "data" / split / label)
             if split == "train" and number < 10:
                 (tmp_path / "data" / "test" / label).mkdir(parents=True, exist_ok=True)
-                picture = cv2.imread(str(path))
-                assert picture is not None
+                image = cv2.imread(str(path))
+                assert image is not None
                 # A little lighter, so no exact copy.
-                cv2.imwrite(
-                    str(tmp_path / "data" / "test" / label / path.name), cv2.convertScaleAbs(picture, alpha=1.1)
-                )
+                cv2.imwrite(str(tmp_path / "data" / "test" / label / path.name), cv2.convertScaleAbs(image, alpha=1.1))
     train(tmp_path / "data", tmp_path / "run", Recipe(image_size=32, fine_tune="none"), console=QUIET)
     verdict = (tmp_path / "run" / "report.html").read_text().split("<h2", 1)[0]
     assert "21" in verdict
@@ -202,7 +200,7 @@ def test_labels_that_mean_nothing_teach_nothing(tmp_path: Path) -> None:
         for number in range(count):
             write_noise(tmp_path / "data", split, f"class{random.integers(3)}", hash((split, number)) % 2**32)
     run = train(tmp_path / "data", tmp_path / "run", Recipe(image_size=32, epochs=2), console=QUIET)
-    # Chance is a third; three standard deviations of it on 150 pictures are 0.12.
+    # Chance is a third; three standard deviations of it on 150 images are 0.12.
     assert 1 / 3 - 0.12 < run.test_accuracy < 1 / 3 + 0.12
 
 
@@ -239,8 +237,8 @@ def test_other_backends_train_as_well_and_their_model_says_the_same_here(
 
 
 @pytest.mark.parametrize(("pictures", "epochs"), [(20, 20), (400, 20), (800, 10), (2_000, 4), (300_000, 4)])
-def test_how_long_is_trained_follows_from_the_number_of_pictures(pictures: int, epochs: int) -> None:
-    settled = plan(Recipe(), find_backbone("efficientnet-lite0"), 224, pictures, accelerated=False)
+def test_how_long_is_trained_follows_from_the_number_of_images(images: int, epochs: int) -> None:
+    settled = plan(Recipe(), find_backbone("efficientnet-lite0"), 224, images, accelerated=False)
     assert settled.epochs == epochs
     assert 3 <= settled.patience <= 10
     assert settled.room == (256, 256)
@@ -313,14 +311,14 @@ def test_out_of_memory_names_the_flag() -> None:
     with native_noise_hidden():
         import keras
 
-    with pytest.raises(ResourceError, match="40 pictures a step; give a smaller --batch-size"), memory_explained(40):
+    with pytest.raises(ResourceError, match="40 images a step; give a smaller --batch-size"), memory_explained(40):
         keras.ops.ones((2**24, 2**24))
 
 
 def test_other_failures_are_not_called_out_of_memory() -> None:
     with pytest.raises(KeyError), memory_explained(8):
         raise KeyError("x")
-    with pytest.raises(ResourceError, match="8 pictures a step"), memory_explained(8):
+    with pytest.raises(ResourceError, match="8 images a step"), memory_explained(8):
         raise MemoryError
     with pytest.raises(ResourceError, match="batch-size"), memory_explained(8):
         raise ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")

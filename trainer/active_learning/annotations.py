@@ -33,7 +33,7 @@ class Annotation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         v: version of the format.
-        sha256: of the frame's picture.
+        sha256: of the frame's image.
         verdict: it shows ``label``; it shows `none` of the classes; it is to be left out (`skip`); or it is open again.
         label: the class, with the verdict `label` alone.
         by: who decided.

@@ -1,4 +1,4 @@
-"""What lies in a folder of captures: pictures, and the line of JSON that the device wrote beside each."""
+"""What lies in a folder of captures: images, and the line of JSON that the device wrote beside each."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.captures.folder import read_capture
-from edge_agent.errors import DataError, PictureError
+from edge_agent.errors import DataError, ImageError
 from edge_agent.images import read_bytes
 
-from ..data import pictures_below
+from ..data import images_below
 
 _HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class CapturedFrame:
-    """One captured frame, known by its picture's content.
+    """One captured frame, known by its image's content.
 
     Attributes:
         path: relative to the folder, with forward slashes.
-        sha256: of the picture's file, in hexadecimal.
+        sha256: of the image's file, in hexadecimal.
         device, camera: who took it; empty where no line says so.
         captured_at: when, RFC 3339 in UTC; empty where no line says so.
         scores: the device's, by label; empty where no line says so.
@@ -55,30 +55,30 @@ class Found:
     problems: tuple[str, ...]
 
 
-def pictures_of(folder: Path) -> list[str]:
-    """All pictures of a folder, to any depth, relative to it, in order.
+def images_of(folder: Path) -> list[str]:
+    """All images of a folder, to any depth, relative to it, in order.
 
     Raises:
-        DataError: no such folder, or no pictures in it.
+        DataError: no such folder, or no images in it.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; name one that `edgeloop deploy pull` filled, or any of pictures")
-    names = sorted(path.relative_to(folder).as_posix() for path in pictures_below(folder))
+        raise DataError(f"{folder}: no such folder; name one that `edgeloop deploy pull` filled, or any of images")
+    names = sorted(path.relative_to(folder).as_posix() for path in images_below(folder))
     if not names:
-        raise DataError(f"{folder}: no pictures; name a folder that `edgeloop deploy pull` filled, or any of pictures")
+        raise DataError(f"{folder}: no images; name a folder that `edgeloop deploy pull` filled, or any of images")
     return names
 
 
 def find_frames(folder: Path) -> Found:
     """Look through a folder, to any depth.
 
-    A picture whose line is missing or damaged is a frame all the same, of which nothing is known. Only such pictures
-    are read here: a line holds the hash of its picture.
+    An image whose line is missing or damaged is a frame all the same, of which nothing is known. Only such images
+    are read here: a line holds the hash of its image.
 
     Raises:
-        DataError: no such folder, or no pictures in it that can be read.
+        DataError: no such folder, or no images in it that can be read.
     """
-    names = pictures_of(folder)
+    names = images_of(folder)
     frames: dict[str, CapturedFrame] = {}
     problems: list[str] = []
     lines: set[Path] = set()
@@ -88,23 +88,23 @@ def find_frames(folder: Path) -> Found:
         lines.add(line)
         try:
             frame = frame_at(path, line, name, problems)
-        except PictureError as error:
+        except ImageError as error:
             problems.append(str(error))
             continue
         frames.setdefault(frame.sha256, frame)
     orphans = sorted(_lines_below(folder) - lines)
-    problems += [f"{line}: its picture is missing; pull it again, or remove this file" for line in orphans]
+    problems += [f"{line}: its image is missing; pull it again, or remove this file" for line in orphans]
     if not frames:
-        raise DataError(f"{folder}: none of the {len(names)} pictures can be read, first: {problems[0]}")
+        raise DataError(f"{folder}: none of the {len(names)} images can be read, first: {problems[0]}")
     by_time = sorted(frames.values(), key=lambda frame: (frame.captured_at, frame.path))
     return Found(tuple(by_time), tuple(problems))
 
 
 def frame_at(path: Path, line: Path, name: str, problems: list[str]) -> CapturedFrame:
-    """The frame of a picture and the line beside it, which may be missing; a damaged one is told in ``problems``.
+    """The frame of an image and the line beside it, which may be missing; a damaged one is told in ``problems``.
 
     Raises:
-        PictureError: there is no such line, and the picture cannot be read.
+        ImageError: there is no such line, and the image cannot be read.
     """
     if line.exists():
         capture = read_capture(line)
@@ -119,7 +119,7 @@ def frame_at(path: Path, line: Path, name: str, problems: list[str]) -> Captured
                 f"{capture.model.name} {capture.model.version}",
                 capture.reason,
             )
-        problems.append(f"{line}: damaged; its picture is shown without what the device knew of it")
+        problems.append(f"{line}: damaged; its image is shown without what the device knew of it")
     return CapturedFrame(name, hashlib.sha256(read_bytes(path)).hexdigest())
 
 

@@ -1,4 +1,4 @@
-"""What a network sees in pictures: features and scores, computed once for a picture and kept between sessions."""
+"""What a network sees in images: features and scores, computed once for an image and kept between sessions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
-from edge_agent.errors import DataError, PictureError
-from edge_agent.images import decode_picture, read_bytes
+from edge_agent.errors import DataError, ImageError
+from edge_agent.images import decode_image, read_bytes
 from edge_agent.native_stderr import native_noise_hidden
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
@@ -39,11 +39,11 @@ _WITHOUT_RUN = "efficientnet-lite0"
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network that looks at pictures.
+    """A network that looks at images.
 
     Attributes:
         labels: the classes it tells apart, in the order of its scores; empty without a run.
-        spec: how a picture becomes its input.
+        spec: how an image becomes its input.
         model: pixels, (n, height, width, 3), to features (n, f) and scores (n, classes), a softmax.
         key: of everything that decides what it gives.
     """
@@ -56,12 +56,12 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """What a network saw, a row a picture.
+    """What a network saw, a row an image.
 
     Attributes:
         features: (n, f) float32, rounded to 16 bits.
         scores: (n, classes) float32, softmax, 0 to 1; no columns for a network without classes.
-        failed: pictures that could not be looked at, whose rows are zeros, and why.
+        failed: images that could not be looked at, whose rows are zeros, and why.
     """
 
     features: npt.NDArray[np.float32]
@@ -94,17 +94,17 @@ def network_of(run: Path | None) -> Network:
 
 def embed(
     network: Network,
-    pictures: Sequence[tuple[str, Path]],
+    images: Sequence[tuple[str, Path]],
     *,
     what: str,
     console: Console,
     cache: Path | None = None,
 ) -> Embeddings:
-    """Features and scores of pictures.
+    """Features and scores of images.
 
     Args:
         network: what looks.
-        pictures: hash and path of each; a file whose content has another hash counts as failed.
+        images: hash and path of each; a file whose content has another hash counts as failed.
         what: for the progress bar.
         console: where it goes.
         cache: folder in which what was seen is kept; `default_cache()` when None.
@@ -114,21 +114,21 @@ def embed(
     """
     folder = (cache or default_cache()) / "sight"
     width, classes = (shape[-1] for shape in network.model.output_shape)
-    features = np.zeros((len(pictures), width), np.float32)
-    scores = np.zeros((len(pictures), classes), np.float32)
+    features = np.zeros((len(images), width), np.float32)
+    scores = np.zeros((len(images), classes), np.float32)
     failed: dict[int, str] = {}
     try:
         with _kept(folder / f"{network.key[:32]}.rows", width, classes) as kept:
             todo = []
-            for place, (sha256, _) in enumerate(pictures):
+            for place, (sha256, _) in enumerate(images):
                 row = kept.find(sha256)
                 if row is None:
                     todo.append(place)
                 else:
                     features[place], scores[place] = row["features"], row["scores"]
-            for places, pixels in batches(network, pictures, todo, failed, what, console):
+            for places, pixels in batches(network, images, todo, failed, what, console):
                 seen, said = ask(network, pixels)
-                rows = kept.add([pictures[place][0] for place in places], seen, said)
+                rows = kept.add([images[place][0] for place in places], seen, said)
                 features[places], scores[places] = rows["features"], rows["scores"]
     except OSError as error:
         raise DataError(
@@ -139,29 +139,29 @@ def embed(
 
 def batches(
     network: Network,
-    pictures: Sequence[tuple[str, Path]],
+    images: Sequence[tuple[str, Path]],
     todo: Sequence[int],
     failed: dict[int, str],
     what: str,
     console: Console,
 ) -> Iterator[tuple[list[int], list[Pixels]]]:
-    """Places and pixels of those pictures of ``todo`` that can be read; the others are noted in ``failed``."""
+    """Places and pixels of those images of ``todo`` that can be read; the others are noted in ``failed``."""
 
-    def read(place: int) -> Pixels | PictureError:
-        sha256, path = pictures[place]
+    def read(place: int) -> Pixels | ImageError:
+        sha256, path = images[place]
         try:
             data = read_bytes(path)
             if hashlib.sha256(data).hexdigest() != sha256:
-                return PictureError(f"{path}: another picture than the one that was captured; pull it again")
-            return preprocess(decode_picture(data, path), network.spec)
-        except PictureError as error:
+                return ImageError(f"{path}: another image than the one that was captured; pull it again")
+            return preprocess(decode_image(data, path), network.spec)
+        except ImageError as error:
             return error
 
     places: list[int] = []
     batch: list[Pixels] = []
     with closing(in_order(read, todo, ahead=2 * BATCH)) as reading:
         for place, pixels in track(reading, what, total=len(todo), console=console, disable=not todo):
-            if isinstance(pixels, PictureError):
+            if isinstance(pixels, ImageError):
                 failed[place] = str(pixels)
                 continue
             places.append(place)
@@ -174,7 +174,7 @@ def batches(
 
 
 def ask(network: Network, pixels: Sequence[Pixels]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Features and scores of at most BATCH pictures."""
+    """Features and scores of at most BATCH images."""
     # Always a whole batch: another shape would compile the network again.
     batch = np.zeros((BATCH, *network.spec.shape), np.float32)
     batch[: len(pixels)] = pixels

@@ -1,7 +1,7 @@
-"""Frames and training pictures as points that are near each other where they look alike.
+"""Frames and training images as points that are near each other where they look alike.
 
-A point is a picture's features, standardised, in their first principal components. What they are found on is drawn by
-a seed from how many there are alone, so that pictures that lie on many machines give the same space.
+A point is an image's features, standardised, in their first principal components. What they are found on is drawn by
+a seed from how many there are alone, so that images that lie on many machines give the same space.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 COMPONENTS = 128
 MOST_KNOWN = 5000
-"""Training pictures distances are measured to and heads learn from: a random sample of more."""
+"""Training images distances are measured to and heads learn from: a random sample of more."""
 MOST_FITTED = 8000
 """Rows the components are found on."""
 MOST_ASKED = 1000
@@ -48,11 +48,11 @@ class Projection:
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Points of frames and of training pictures.
+    """Points of frames and of training images.
 
     Attributes:
-        frames: (n, d) float32; d is COMPONENTS, or less where there are fewer pictures or features.
-        known: (m, d) of the training pictures.
+        frames: (n, d) float32; d is COMPONENTS, or less where there are fewer images or features.
+        known: (m, d) of the training images.
         alike: squared distance under which two frames are alike.
         projection: from features.
     """
@@ -64,7 +64,7 @@ class Space:
 
 
 def space_of(features: Floats, known: Floats, *, seed: int = 0) -> Space:
-    """The space of (n, f) features of frames and (m, f) of training pictures; m may be 0."""
+    """The space of (n, f) features of frames and (m, f) of training images; m may be 0."""
     fitted, asked = drawn(len(features), len(known), seed=seed)
     projection = projection_of(np.concatenate([features, known])[fitted], seed=seed)
     frames = projection.place(features)
@@ -73,7 +73,7 @@ def space_of(features: Floats, known: Floats, *, seed: int = 0) -> Space:
 
 
 def drawn(frames: int, known: int, *, seed: int = 0) -> tuple[Places, Places]:
-    """Places, among frames and then training pictures, of what the components are found on; and of frames to ask."""
+    """Places, among frames and then training images, of what the components are found on; and of frames to ask."""
     random = np.random.default_rng(seed)
 
     def some(count: int, most: int) -> Places:
@@ -120,7 +120,7 @@ def alike_of(asked: Floats, nearest: Floats) -> float:
 
 
 def nearest_known(frames: Floats, known: Floats) -> Floats:
-    """(n,) squared distance of each of (n, d) frames to the nearest of (m, d) training pictures.
+    """(n,) squared distance of each of (n, d) frames to the nearest of (m, d) training images.
 
     To the middle of the space where there are none.
     """

@@ -48,7 +48,7 @@ def outlook_on(
         truth: (n,) int, their classes.
         guessed: (n,) int, what the model as it is says of them; None without one.
         groups: (n,) int, the same number for frames that were labelled together: they are on one side.
-        known: rows and classes of training pictures, which every head learns, too.
+        known: rows and classes of training images, which every head learns, too.
         seed: of folds and shares.
 
     Returns:

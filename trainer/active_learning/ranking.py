@@ -1,6 +1,6 @@
 """Which frames to label next: those the model doubts, unlike anything labelled; and beside each what is alike.
 
-A frame's value is how far it lies from everything labelled already (the training pictures included), times how close
+A frame's value is how far it lies from everything labelled already (the training images included), times how close
 the two likeliest classes are: the first alone would pick the oddest frames, the second the same doubtful scene again
 and again. Frames are picked greedily, each pick lowering the value of what is like it; the head that says how sure it
 is learns the labels between rounds. benchmarks/label_budget.py compares this with labelling at random.
@@ -45,7 +45,7 @@ def propose(
     Args:
         space: of all frames.
         doubt: (n,) `uncertainty` of each.
-        nearest: (n,) squared distance to the nearest training picture or frame that is settled.
+        nearest: (n,) squared distance to the nearest training image or frame that is settled.
         open_frames: (n,) which may be proposed.
         count: groups at most.
         most: frames in a group at most.

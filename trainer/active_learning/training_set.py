@@ -1,4 +1,4 @@
-"""What a run learned from: features and classes of its training pictures."""
+"""What a run learned from: features and classes of its training images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from .embeddings import Network, embed
 from .feature_space import MOST_KNOWN, Floats, Places
 
 
-def training_pictures(
-    network: Network, run: Path | None, console: Console, cache: Path | None
-) -> tuple[Floats, Places]:
-    """Features and classes of what the run learned from, where the pictures are still there."""
+def training_images(network: Network, run: Path | None, console: Console, cache: Path | None) -> tuple[Floats, Places]:
+    """Features and classes of what the run learned from, where the images are still there."""
     width = network.model.output_shape[0][-1]
     none = np.zeros((0, width), np.float32), np.zeros(0, np.intp)
     if run is None:
@@ -35,12 +33,12 @@ def training_pictures(
         chosen = np.random.default_rng(0).choice(len(there), MOST_KNOWN, replace=False)
         there = [there[place] for place in np.sort(chosen).tolist()]
     if not there:
-        console.print(f"{root}: the training pictures are gone; frames are not compared with them", markup=False)
+        console.print(f"{root}: the training images are gone; frames are not compared with them", markup=False)
         return none
     seen = embed(
         network,
         [(photo.sha256, root / photo.path) for photo in there],
-        what="Looking at the training pictures",
+        what="Looking at the training images",
         console=console,
         cache=cache,
     )

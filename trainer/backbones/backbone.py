@@ -61,7 +61,7 @@ class KerasHub:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A TensorFlow SavedModel that turns pictures into vectors: a folder, or a handle on Kaggle or tfhub.dev."""
+    """A TensorFlow SavedModel that turns images into vectors: a folder, or a handle on Kaggle or tfhub.dev."""
 
     place: str
     pixels: Range = (0.0, 1.0)

@@ -23,7 +23,7 @@ def build_backbone(
 ) -> keras.Model:
     """A network for a head to be put on.
 
-    Its last layer, "features", averages its last feature maps over the picture, except in a SavedModel that gives
+    Its last layer, "features", averages its last feature maps over the image, except in a SavedModel that gives
     vectors. Normalisation is inside, no layer's name begins with "_" or depends on what was built before, and the
     model saves and loads with Keras alone where `Backbone.self_contained` says so.
 
@@ -45,7 +45,7 @@ def build_backbone(
     """
     backbone = find_backbone(name)
     if min(size) < backbone.smallest:
-        raise ConfigError(f"{name}: takes pictures of at least {backbone.smallest} pixels a side, not {min(size)}")
+        raise ConfigError(f"{name}: takes images of at least {backbone.smallest} pixels a side, not {min(size)}")
     keras = start_keras()
     # Pixels are (rows, columns, channels) everywhere in edgeloop, whatever the user's keras.json says.
     keras.config.set_image_data_format("channels_last")

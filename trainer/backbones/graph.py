@@ -11,7 +11,7 @@ import numpy as np
 
 
 def pooled(pixels: Any, maps: Any, name: str) -> keras.Model:
-    """The network from ``pixels`` to its last feature maps, averaged over the picture by a layer called "features".
+    """The network from ``pixels`` to its last feature maps, averaged over the image by a layer called "features".
 
     In float32 whatever the policy: the head and its cached features work in it.
     """

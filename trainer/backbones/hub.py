@@ -72,7 +72,7 @@ def kerashub_network(network: KerasHub, size: tuple[int, int], *, name: str, loa
 
     Raises:
         MissingExtraError: KerasHub is not installed.
-        DataError: the preset cannot be had, is not of pictures, or does not say what pixels it takes.
+        DataError: the preset cannot be had, is not of images, or does not say what pixels it takes.
     """
     hub = _import("keras_hub")
     # Without a network Hugging Face tells of each of its six attempts; the last one's failure is the line we print.
@@ -121,7 +121,7 @@ def saved_model_network(network: SavedModel, size: tuple[int, int], *, name: str
     Raises:
         ConfigError: Keras runs on another backend.
         MissingExtraError: the handle needs kagglehub.
-        DataError: no SavedModel is to be had there, or it does not turn pictures of that size into vectors.
+        DataError: no SavedModel is to be had there, or it does not turn images of that size into vectors.
     """
     import keras
 
@@ -142,7 +142,7 @@ def saved_model_network(network: SavedModel, size: tuple[int, int], *, name: str
     outs = [tensor for tensor in keras.tree.flatten(out) if tensor is not None and len(tensor.shape) in {2, 4}]
     if failure or len(outs) != 1:
         raise DataError(
-            f"{name}: does not turn {size[0]}x{size[1]} pictures into one vector each "
+            f"{name}: does not turn {size[0]}x{size[1]} images into one vector each "
             f"({reason(failure) if failure else f'{len(outs)} outputs could be one'}); "
             "try its own --image-size, or another SavedModel"
         ) from failure
@@ -243,7 +243,7 @@ def _split_range(place: str) -> tuple[str, Range | None]:
 
 
 def _converter_side(path: Path) -> int | None:
-    """The size a preset's image converter brings pictures to, pixels, where it tells."""
+    """The size a preset's image converter brings images to, pixels, where it tells."""
     try:
         height, width = json.loads(path.read_bytes())["config"]["image_size"]
     except (OSError, ValueError, KeyError, TypeError):

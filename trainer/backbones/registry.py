@@ -1,6 +1,6 @@
 """The networks a classifier can be built on: one row each.
 
-The int8 advice quotes milliseconds a picture at 224x224 on 2 threads of an x86-64 server with VNNI
+The int8 advice quotes milliseconds an image at 224x224 on 2 threads of an x86-64 server with VNNI
 (measured with LiteRT 2.3; read them as ratios), milliseconds on a Raspberry Pi as published with
 XNNPACK (2022), and ImageNet accuracies as published, float -> int8.
 """

@@ -14,25 +14,25 @@ from rich.text import Text
 from edge_agent.errors import DataError, one_line
 
 from ..data import SPLITS, Dataset
-from ..evaluate import Evaluated, PicturesOnDemand, evaluate_model
+from ..evaluate import Evaluated, ImagesOnDemand, evaluate_model
 
 if TYPE_CHECKING:
     from ..data import PixelRows
 
 SHOWN = 10
-"""Confused pairs, mistakes and unreadable pictures that are listed; --json has all."""
+"""Confused pairs, mistakes and unreadable images that are listed; --json has all."""
 
 
 @click.command("evaluate")
 @click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_BUNDLE")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(SPLITS), help="Only this split of DATA, where it has some.")
-@click.option("--all", "everything", is_flag=True, help="Do not leave out pictures the model was trained on.")
+@click.option("--all", "everything", is_flag=True, help="Do not leave out images the model was trained on.")
 @click.option(
-    "--run", type=click.Path(path_type=Path), help="The run a bundle was made from; a run knows its pictures by itself."
+    "--run", type=click.Path(path_type=Path), help="The run a bundle was made from; a run knows its images by itself."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with the figures and every mistake.")
-@click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write the report, with pictures.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write the report, with images.")
 def evaluate_command(
     model: Path,
     data: Path,
@@ -46,7 +46,7 @@ def evaluate_command(
     """Score the model of RUN_OR_BUNDLE on the labelled photographs in DATA.
 
     DATA is a folder per class, train/val/test folders of those, or a CSV file of path,label[,group][,split].
-    Pictures the model was trained on are left out.
+    Images the model was trained on are left out.
     """
     if report is not None and not report.parent.is_dir():
         raise DataError(f"{report.parent}: no such folder to write the report to; make it first")
@@ -91,7 +91,7 @@ def _show(found: Evaluated, console: Console) -> None:
         if count
     ]
     console.print(
-        f"[bold]{100 * test.accuracy:.1f} %[/bold] of {len(test.truth)} pictures recognised; 95 % interval "
+        f"[bold]{100 * test.accuracy:.1f} %[/bold] of {len(test.truth)} images recognised; 95 % interval "
         f"{100 * low:.1f} to {100 * high:.1f}",
         soft_wrap=True,
     )
@@ -120,7 +120,7 @@ def _class_table(found: Evaluated) -> Table:
     recall, precision, f1, support = test.recall(), test.precision(), test.f1(), test.support()
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("class", overflow="ellipsis", no_wrap=True, max_width=40)
-    for heading in ("pictures", "recall", "precision", "F1"):
+    for heading in ("images", "recall", "precision", "F1"):
         table.add_column(heading, justify="right", no_wrap=True)
     for label in sorted(recall, key=lambda label: recall[label]):
         table.add_row(
@@ -138,7 +138,7 @@ def _write_report(path: Path, found: Evaluated) -> None:
 
     from ..report import ReportData, write_report
 
-    pixels = PicturesOnDemand(found.root, found.photos, found.spec)
+    pixels = ImagesOnDemand(found.root, found.photos, found.spec)
     photos = tuple(replace(photo, split="test") for photo in found.photos)
     dataset = Dataset(found.evaluation.labels, photos, cast("PixelRows", pixels), None, ())
     kind = "float model" if found.network is not None else "bundle, as the device runs it"

@@ -36,7 +36,7 @@ PORT = 8099
 def review_command(
     captures: Path, run: Path | None, host: str, port: int, export: Path | None, cache: Path | None, *, show: bool
 ) -> None:
-    """Label the frames in CAPTURES, which `edgeloop deploy pull` fetched, or any folder of pictures.
+    """Label the frames in CAPTURES, which `edgeloop deploy pull` fetched, or any folder of images.
 
     A page in the browser shows the frames most worth labelling first, those that are alike together, with the
     model's guess: Enter accepts it, a digit names another class. Every decision is saved at once, to
@@ -93,7 +93,7 @@ def user() -> str:
 
 
 def _export(captures: Path, target: Path, console: Console) -> None:
-    """What is decided, without looking at the pictures."""
+    """What is decided, without looking at the images."""
     from edge_agent.errors import ConfigError
 
     from ..active_learning.annotations import Annotations

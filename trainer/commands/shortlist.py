@@ -58,7 +58,7 @@ def shortlist_command(
     left = ((made.copies, "copies"), (made.failed, "unusable"), (made.labelled, "labelled"))
     told = ", ".join(f"{number:,} {what}" for number, what in left if number)
     for line in (
-        f"{made.pictures:,} pictures" + (f", of which {told}" if told else ""),
+        f"{made.images:,} images" + (f", of which {told}" if told else ""),
         f"{made.picks:,} on the list, {made.stand_for:,} more are like one of them: {out / LIST}",
         f"label them: edgeloop review {out}" + (f" --run {run}" if run else ""),
     ):

@@ -55,10 +55,10 @@ from ..training.recipe import FineTune, Precision, Recipe
     help="How much of the backbone learns after the head.",
 )
 @click.option(
-    "--epochs", type=click.IntRange(1), help="Fine-tuning passes over the training pictures, at most; by their number."
+    "--epochs", type=click.IntRange(1), help="Fine-tuning passes over the training images, at most; by their number."
 )
 @click.option(
-    "--batch-size", type=click.IntRange(1, 4096), default=Recipe.batch_size, show_default=True, help="Pictures a step."
+    "--batch-size", type=click.IntRange(1, 4096), default=Recipe.batch_size, show_default=True, help="Images a step."
 )
 @click.option("--learning-rate", type=click.FloatRange(0, 1, min_open=True), help="Peak rate of the fine-tuning.")
 @click.option(
@@ -68,7 +68,7 @@ from ..training.recipe import FineTune, Precision, Recipe
     show_default=True,
     help="Strength of random views, light and mixing; 0 for none.",
 )
-@click.option("--flip/--no-flip", default=Recipe.flip, show_default=True, help="A mirrored picture keeps its class.")
+@click.option("--flip/--no-flip", default=Recipe.flip, show_default=True, help="A mirrored image keeps its class.")
 @click.option(
     "--precision",
     type=click.Choice(get_args(Precision)),
@@ -83,9 +83,9 @@ from ..training.recipe import FineTune, Precision, Recipe
     show_default=True,
     help="The same seed on the same machine trains the same model.",
 )
-@click.option("--group-by", metavar="REGEX", help="Pictures whose paths match alike stay in one split.")
+@click.option("--group-by", metavar="REGEX", help="Images whose paths match alike stay in one split.")
 @click.option(
-    "--split-from", type=click.Path(path_type=Path), metavar="RUN", help="Keep the splits of an earlier run's pictures."
+    "--split-from", type=click.Path(path_type=Path), metavar="RUN", help="Keep the splits of an earlier run's images."
 )
 @click.option(
     "--max-unreadable",
@@ -93,13 +93,13 @@ from ..training.recipe import FineTune, Precision, Recipe
     default=100 * Reading.max_unreadable,
     show_default=True,
     metavar="PERCENT",
-    help="Unreadable pictures to leave out, naming them; more are refused.",
+    help="Unreadable images to leave out, naming them; more are refused.",
 )
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where prepared pictures are kept between trainings.",
+    help="Where prepared images are kept between trainings.",
 )
 @click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write TensorBoard logs there.")
 @click.option(
@@ -151,7 +151,7 @@ def train_command(
         leave(error.exit_code)
     low, high = trained.test_interval_95
     click.echo(
-        f"{100 * trained.test_accuracy:.1f} % of {trained.test_pictures} test pictures recognised; "
+        f"{100 * trained.test_accuracy:.1f} % of {trained.test_images} test images recognised; "
         f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
     )
     click.echo(f"report:  {run / 'report.html'}")

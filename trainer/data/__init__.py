@@ -1,4 +1,4 @@
-"""Photographs on disk to labelled, split and preprocessed pictures."""
+"""Photographs on disk to labelled, split and preprocessed images."""
 
 from .cache import default_cache
 from .checks import Finding
@@ -6,7 +6,7 @@ from .dataset import MAX_UNREADABLE, Dataset, load_dataset
 from .label_errors import suspicious_labels
 from .photo import SPLITS, Photo
 from .pixels import PixelRows
-from .sources import data_root, find_photos, pictures_below
+from .sources import data_root, find_photos, images_below
 
 __all__ = [
     "MAX_UNREADABLE",
@@ -18,7 +18,7 @@ __all__ = [
     "data_root",
     "default_cache",
     "find_photos",
+    "images_below",
     "load_dataset",
-    "pictures_below",
     "suspicious_labels",
 ]

@@ -1,16 +1,16 @@
-"""Preprocessed pictures kept between runs, so that each is decoded once.
+"""Preprocessed images kept between runs, so that each is decoded once.
 
 A cache belongs to one `PreprocessSpec` and is a folder of three files. Row i of `pixels` is described by
 record i of `index`; rows and records have a fixed size and are only ever appended.
 
     lock      held by the process that fills the cache; the kernel lets go of it when that process dies
     pixels    row i: height x width x 3 uint8
-    index     a header, then record i: sha256 of the picture's file, checksum of row i, the picture's own
+    index     a header, then record i: sha256 of the image's file, checksum of row i, the image's own
               width and height, its thumbnail, CRC-32 of this record
 
 Nothing in it is trusted. A record counts only if its own CRC is right, a row only if the record's
-checksum of it is, and both are looked at when a picture is asked for. So a kill at any moment, a power cut, a byte that
-flipped or a file cut short cost no more than making those pictures again. A header that is not ours starts
+checksum of it is, and both are looked at when an image is asked for. So a kill at any moment, a power cut, a byte that
+flipped or a file cut short cost no more than making those images again. A header that is not ours starts
 both files anew, beside the old ones, which whoever has them open keeps.
 """
 
@@ -37,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.errors import DataError
-from edge_agent.images import decode_picture
+from edge_agent.images import decode_image
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
 from .pixels import PixelRows, read_row
@@ -46,7 +46,7 @@ FORMAT = 2
 THUMB = 24
 """Side of the colour thumbnail kept for finding near duplicates, pixels."""
 MAX_RECORDS = 2**22
-"""More pictures than this in one index are not believed; it starts anew. Bounds what is read to 16 bytes each."""
+"""More images than this in one index are not believed; it starts anew. Bounds what is read to 16 bytes each."""
 
 _THUMB_BYTES = THUMB * THUMB * 3
 _RECORD = struct.Struct(f"<32sIII{_THUMB_BYTES}s")
@@ -57,7 +57,7 @@ _AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """One picture of a cache: which row its pixels are, its own size and its thumbnail."""
+    """One image of a cache: which row its pixels are, its own size and its thumbnail."""
 
     row: int
     width: int
@@ -83,7 +83,7 @@ class PixelCache:
 
         Args:
             base: folder of all caches; made if need be.
-            spec: what pictures are preprocessed to.
+            spec: what images are preprocessed to.
             waiting: called with the cache's folder when another process has it open, before waiting for that.
         """
         key = cache_key(spec)
@@ -118,10 +118,10 @@ class PixelCache:
         self._close()
 
     def find(self, sha256: bytes, buffer: Pixels) -> Cached | None:
-        """The picture with this hash, if the cache has it undamaged.
+        """The image with this hash, if the cache has it undamaged.
 
         Args:
-            sha256: of the picture's file, 32 bytes.
+            sha256: of the image's file, 32 bytes.
             buffer: (height, width, 3) uint8, scratch space for the check of the pixels.
         """
         key = np.frombuffer(sha256, "<u8", 1)[0]
@@ -140,7 +140,7 @@ class PixelCache:
         return None
 
     def add(self, sha256: bytes, pixels: Pixels, width: int, height: int, thumb: bytes) -> Cached:
-        """Keep a picture.
+        """Keep an image.
 
         Raises:
             OSError: there is no room, or the disk failed. Call `take_back` then.
@@ -236,11 +236,11 @@ def cache_key(spec: PreprocessSpec) -> str:
 
 @remembered
 def _arithmetic() -> str:
-    """What decoding and preprocessing make of a small noise picture here, so that a change of either shows."""
+    """What decoding and preprocessing make of a small noise image here, so that a change of either shows."""
     noise = np.random.default_rng(0).integers(0, 256, (301, 413, 3), np.uint8)
     digest = hashlib.sha256(f"{FORMAT} {cv2.__version__.split('.')[0]}".encode())
     for suffix in (".jpg", ".png"):
-        digest.update(decode_picture(cv2.imencode(suffix, noise)[1].tobytes(), "the probe").tobytes())
+        digest.update(decode_image(cv2.imencode(suffix, noise)[1].tobytes(), "the probe").tobytes())
     for fit in ("stretch", "crop", "letterbox"):
         digest.update(preprocess(noise, PreprocessSpec((32, 32), fit)).tobytes())
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from .photo import SPLITS, Photo, in_short
 Kind = Literal["unreadable", "copies", "leak", "near-duplicates", "imbalance", "small", "groups", "label"]
 
 SETS_SHOWN = 24
-PICTURES_SHOWN = 6
+IMAGES_SHOWN = 6
 """Of each set."""
 MAX_IMBALANCE = 3.0
 """Largest class over the smallest; the figure Frigate's maintainers give their users."""
@@ -34,60 +34,60 @@ class Finding:
     Attributes:
         kind: what it is about.
         message: one line in words: what was found, why it matters, what to do.
-        pictures: paths relative to the data root, each inner tuple a set that belongs together; the worst
-            first, at most 24 sets of 6: the message has the count. Copies and unreadable pictures were left
+        images: paths relative to the data root, each inner tuple a set that belongs together; the worst
+            first, at most 24 sets of 6: the message has the count. Copies and unreadable images were left
             out of the data set, all others are in it.
     """
 
     kind: Kind
     message: str
-    pictures: tuple[tuple[str, ...], ...] = ()
+    images: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
-    def about(cls, kind: Kind, message: str, pictures: Sequence[Sequence[str]] = ()) -> Self:
-        """A finding with as many pictures as are worth showing, its message in one printable line."""
+    def about(cls, kind: Kind, message: str, images: Sequence[Sequence[str]] = ()) -> Self:
+        """A finding with as many images as are worth showing, its message in one printable line."""
         # Names that are not UTF-8 have no place in a report.
         shown = tuple(
-            tuple(path.encode("utf-8", "backslashreplace").decode() for path in paths[:PICTURES_SHOWN])
-            for paths in pictures[:SETS_SHOWN]
+            tuple(path.encode("utf-8", "backslashreplace").decode() for path in paths[:IMAGES_SHOWN])
+            for paths in images[:SETS_SHOWN]
         )
         return cls(kind, one_line(ValueError(message)), shown)
 
 
-def shown_pictures(paths: Sequence[str]) -> str:
+def shown_images(paths: Sequence[str]) -> str:
     """The first three paths for a message."""
     return in_short(paths, 3)
 
 
 def unreadable(reasons: Mapping[str, str], count: int) -> list[Finding]:
-    """Pictures left out because they cannot be read: path -> why, of ``count`` in all."""
+    """Images left out because they cannot be read: path -> why, of ``count`` in all."""
     if not reasons:
         return []
     message = (
-        f"{len(reasons)} of {count} pictures cannot be used and were left out: {in_short(list(reasons.values()), 3)}"
+        f"{len(reasons)} of {count} images cannot be used and were left out: {in_short(list(reasons.values()), 3)}"
     )
     return [Finding.about("unreadable", message, [(path,) for path in reasons])]
 
 
 def copies(sets: Sequence[Sequence[Photo]]) -> list[Finding]:
-    """Sets of byte-identical pictures of one class and split: the first was kept."""
+    """Sets of byte-identical images of one class and split: the first was kept."""
     if not sets:
         return []
     count = sum(len(inside) - 1 for inside in sets)
     message = (
-        f"{_counted(count, 'picture')} left out as exact copies, first {shown_pictures([sets[0][1].path])} of "
-        f"{sets[0][0].path}; a picture counts once"
+        f"{_counted(count, 'image')} left out as exact copies, first {shown_images([sets[0][1].path])} of "
+        f"{sets[0][0].path}; an image counts once"
     )
     return [Finding.about("copies", message, _largest_first([[photo.path for photo in inside] for inside in sets]))]
 
 
 def copies_across_splits(sets: Sequence[Sequence[Photo]]) -> list[Finding]:
-    """Sets of byte-identical pictures in several of the given splits: the first was kept."""
+    """Sets of byte-identical images in several of the given splits: the first was kept."""
     if not sets:
         return []
     message = (
-        f"{_counted(len(sets), 'picture')} found in more than one of train, val and test, first "
-        f"{shown_pictures([photo.path for photo in sets[0]])}; kept in test, else in val, and left out "
+        f"{_counted(len(sets), 'image')} found in more than one of train, val and test, first "
+        f"{shown_images([photo.path for photo in sets[0]])}; kept in test, else in val, and left out "
         "elsewhere, for a model that has seen its test is no better for it. Remove the copies"
     )
     return [Finding.about("leak", message, [[photo.path for photo in inside] for inside in sets])]
@@ -97,9 +97,9 @@ def leaks(photos: Sequence[Photo], groups: Groups, user_groups: Indices) -> list
     """Near duplicates and groups that lie in several splits, apart from classes whose near duplicates were given up.
 
     Args:
-        photos: pictures with their splits.
+        photos: images with their splits.
         groups: what belongs together.
-        user_groups: (n,) int, the same number for pictures of one group of the user's.
+        user_groups: (n,) int, the same number for images of one group of the user's.
     """
     findings = []
     kept_together = [inside for inside in _sets(groups.near) if photos[inside[0]].label not in groups.given_up]
@@ -110,7 +110,7 @@ def leaks(photos: Sequence[Photo], groups: Groups, user_groups: Indices) -> list
         judged = sum(photos[i].split != "train" for inside in across for i in inside)
         seen = sum(photos[i].split == "train" for inside in across for i in inside)
         message = (
-            f"{_counted(judged, 'picture')} to validate or test with and {seen} to train with are {what} in "
+            f"{_counted(judged, 'image')} to validate or test with and {seen} to train with are {what} in "
             f"different splits, {_counted(len(across), 'set')} in all; what a model has all but seen it knows, so its "
             "figures flatter. Move each set into one split"
         )
@@ -126,7 +126,7 @@ def near_duplicates(photos: Sequence[Photo], groups: Groups, similar: Indices, *
         count = sum(map(len, sets))
         what = "train on different ones" if given else "each set was put into one split, so that the test stays honest"
         message = (
-            f"{count} of {len(photos)} pictures are near duplicates of another, in "
+            f"{count} of {len(photos)} images are near duplicates of another, in "
             f"{_counted(len(sets), 'set')}: they teach little more than one of each; {what}"
         )
         paths = _largest_first([[photos[i].path for i in inside] for inside in sets])
@@ -135,12 +135,12 @@ def near_duplicates(photos: Sequence[Photo], groups: Groups, similar: Indices, *
     if mixed:
         message = (
             f"{_counted(len(mixed), 'set')} of near duplicates with more than one class: fine where a fixed camera "
-            "sees small things change, wrong labels where the pictures show the same"
+            "sees small things change, wrong labels where the images show the same"
         )
         findings.append(Finding.about("near-duplicates", message, [_one_of_each_label(photos, s) for s in mixed]))
     if groups.given_up:
         message = (
-            f"class {in_short([repr(label) for label in groups.given_up])}: nearly all pictures are near duplicates of "
+            f"class {in_short([repr(label) for label in groups.given_up])}: nearly all images are near duplicates of "
             "one another, as from a fixed camera, too few sets to split by; they were split one by one, so "
             "its test figures flatter. Name groups, or photograph on other days and from other places"
         )
@@ -162,30 +162,30 @@ def uneven_groups(photos: Sequence[Photo], *, given: bool) -> list[Finding]:
     if not few:
         return []
     message = (
-        f"groups are so large that little is left to test with: class {in_short(few)} pictures; "
+        f"groups are so large that little is left to test with: class {in_short(few)} images; "
         "the figures of these classes say little. Photograph them on more occasions"
     )
     return [Finding.about("groups", message)]
 
 
 def imbalance(photos: Sequence[Photo]) -> list[Finding]:
-    """Whether the largest class has more than three times the pictures of the smallest."""
+    """Whether the largest class has more than three times the images of the smallest."""
     counts = Counter(photo.label for photo in photos)
     most, least = max(counts, key=lambda c: (counts[c], c)), min(counts, key=lambda c: (counts[c], c))
     if counts[most] <= MAX_IMBALANCE * counts[least]:
         return []
     message = (
-        f"class {most!r} has {counts[most]} pictures and class {least!r} only {counts[least]}: a model prefers what it "
-        f"has seen more of. Classes are weighted against that, but more pictures of {least!r} help more"
+        f"class {most!r} has {counts[most]} images and class {least!r} only {counts[least]}: a model prefers what it "
+        f"has seen more of. Classes are weighted against that, but more images of {least!r} help more"
     )
     return [Finding.about("imbalance", message)]
 
 
-def small_pictures(photos: Sequence[Photo], sides: npt.NDArray[np.int32], size: tuple[int, int]) -> list[Finding]:
-    """Pictures whose shorter side is under 80 pixels or under half of the model's input.
+def small_images(photos: Sequence[Photo], sides: npt.NDArray[np.int32], size: tuple[int, int]) -> list[Finding]:
+    """Images whose shorter side is under 80 pixels or under half of the model's input.
 
     Args:
-        photos: the pictures.
+        photos: the images.
         sides: (n, 2), width and height of each as it was stored.
         size: height and width of the model's input, pixels.
     """
@@ -197,7 +197,7 @@ def small_pictures(photos: Sequence[Photo], sides: npt.NDArray[np.int32], size: 
         return []
     width, height = sides[small[0]]
     message = (
-        f"{len(small)} of {len(photos)} pictures are shorter than {limit} pixels on a side, the smallest "
+        f"{len(small)} of {len(photos)} images are shorter than {limit} pixels on a side, the smallest "
         f"{width}x{height}: enlarged to the model's {size[1]}x{size[0]} they show little, and a model learns their "
         "blur. Use larger originals, or train with a smaller --image-size"
     )
@@ -213,7 +213,7 @@ def _sets(together: Indices) -> list[list[int]]:
 
 
 def _one_of_each(photos: Sequence[Photo], places: Sequence[int]) -> list[str]:
-    """The first picture of each split, the test's first."""
+    """The first image of each split, the test's first."""
     found = {photos[i].split: photos[i].path for i in reversed(places)}
     return [found[split] for split in reversed(SPLITS) if split in found]
 

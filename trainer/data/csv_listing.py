@@ -1,4 +1,4 @@
-"""Pictures listed in a CSV file: ``path,label[,group][,split]``.
+"""Images listed in a CSV file: ``path,label[,group][,split]``.
 
 The header is required; the order of columns is free. The file is UTF-8, with or without a byte order
 mark. Paths are relative to the file's own folder and may not lead out of it, by name or by link.
@@ -25,7 +25,7 @@ PROBLEMS_SHOWN = 10
 
 
 def read_listing(path: Path) -> list[Photo]:
-    """Read the list; the pictures themselves are not opened.
+    """Read the list; the images themselves are not opened.
 
     Returns:
         Photos sorted by path.
@@ -35,17 +35,17 @@ def read_listing(path: Path) -> list[Photo]:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path}: over {MAX_BYTES // 2**20} MiB; a list of pictures is never that long")
+            raise DataError(f"{path}: over {MAX_BYTES // 2**20} MiB; a list of images is never that long")
         photos, problems = _read(path)
     except (UnicodeDecodeError, csv.Error) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
-        raise DataError(f"{path}: not a CSV file of pictures: {reason}; save it as 'CSV UTF-8'") from error
+        raise DataError(f"{path}: not a CSV file of images: {reason}; save it as 'CSV UTF-8'") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if problems:
         raise DataError(f"{path}: {in_short(problems, PROBLEMS_SHOWN)}")
     if not photos:
-        raise DataError(f"{path}: no pictures are listed; expected rows of {','.join(REQUIRED)} below the header")
+        raise DataError(f"{path}: no images are listed; expected rows of {','.join(REQUIRED)} below the header")
     return sorted(photos, key=lambda photo: photo.path)
 
 

@@ -1,4 +1,4 @@
-"""Photographs on disk to labelled, split and preprocessed pictures, read top to bottom in `load_dataset`."""
+"""Photographs on disk to labelled, split and preprocessed images, read top to bottom in `load_dataset`."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _QUIET = Console(quiet=True)
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Pictures with their labels and splits, pixels ready for the network.
+    """Images with their labels and splits, pixels ready for the network.
 
     Attributes:
         labels: class names, sorted.
-        photos: one entry a picture, sorted by path within the class; copies and unreadable ones left out.
+        photos: one entry an image, sorted by path within the class; copies and unreadable ones left out.
         pixels: row i is photo i as the device sees it, `edge_agent.preprocess(frame, spec)`.
         roomy: row i is photo i preprocessed to the enlarged size, for random crops; None when none was asked for.
         findings: what the user should know about the data, in the order it was found.
@@ -49,12 +49,12 @@ class Dataset:
     findings: tuple[Finding, ...]
 
     def indices(self, split: str) -> list[int]:
-        """Places of the pictures of one split."""
+        """Places of the images of one split."""
         return [i for i, photo in enumerate(self.photos) if photo.split == split]
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the pictures' hashes, labels and splits; the same data gives the same one anywhere."""
+        """sha256 over the images' hashes, labels and splits; the same data gives the same one anywhere."""
         rows = sorted(f"{photo.sha256} {photo.label} {photo.split}\n" for photo in self.photos)
         return hashlib.sha256("".join(rows).encode()).hexdigest()
 
@@ -74,20 +74,20 @@ def load_dataset(
 
     Args:
         root: a folder per class, train/val/test folders of those, or a CSV file; see `find_photos`.
-        spec: how pictures become pixels.
+        spec: how images become pixels.
         room: height and width of a second, larger set of pixels to take random crops from.
         cache: folder in which pixels are kept between runs; `default_cache()` when None.
-        max_unreadable: share of the pictures, 0 to 1, that may be unreadable and left out.
-        group_by: regular expression that finds a picture's group in its path; see `group_by_name`.
-        frozen: sha256 -> split of an earlier run's split.csv. Pictures it knows keep their split, whatever
+        max_unreadable: share of the images, 0 to 1, that may be unreadable and left out.
+        group_by: regular expression that finds an image's group in its path; see `group_by_name`.
+        frozen: sha256 -> split of an earlier run's split.csv. Images it knows keep their split, whatever
             their folder says; the others are split around them.
         console: where the progress bar goes.
 
     Raises:
-        DataError: nothing to train on (see `find_photos` and `check_classes`), too many unreadable pictures, the same
-            picture in two classes, classes that cannot be split by their groups, no room for the pixels. All of
+        DataError: nothing to train on (see `find_photos` and `check_classes`), too many unreadable images, the same
+            image in two classes, classes that cannot be split by their groups, no room for the pixels. All of
             a kind are named at once.
-        ConfigError: ``group_by`` is not a regular expression, or the pictures have groups already.
+        ConfigError: ``group_by`` is not a regular expression, or the images have groups already.
     """
     listed = find_photos(root)
     if group_by is not None:
@@ -127,7 +127,7 @@ def load_dataset(
     notes += about.near_duplicates(photos, groups, similar, given=given)
     notes += about.uneven_groups(photos, given=given or bool(frozen))
     notes += about.imbalance(photos)
-    notes += about.small_pictures(photos, read.sides[places], spec.size)
+    notes += about.small_images(photos, read.sides[places], spec.size)
     photos = with_group_names(photos, groups)
     check_classes(photos, root)
     return Dataset(_labels(photos), tuple(photos), pixels[spec], pixels[roomy_spec] if room else None, tuple(notes))
@@ -147,7 +147,7 @@ def _checked(frozen: Mapping[str, str]) -> Mapping[str, str]:
 def _open_caches(held: ExitStack, base: Path, specs: Sequence[PreprocessSpec], console: Console) -> list[PixelCache]:
     """The caches of these specs, in their order."""
     caches = [
-        PixelCache(base, spec, waiting=lambda _: console.print("Waiting for another edgeloop that reads pictures"))
+        PixelCache(base, spec, waiting=lambda _: console.print("Waiting for another edgeloop that reads images"))
         for spec in specs
     ]
     # Always in one order: two processes that each hold what the other waits for would wait forever.
@@ -160,17 +160,17 @@ def _without_unreadable(photos: Sequence[Photo], read: Ingested, limit: float) -
     reasons = {photos[place].path: reason for place, reason in read.unreadable.items()}
     if len(reasons) > limit * len(photos):
         raise DataError(
-            f"{len(reasons)} of {len(photos)} pictures cannot be used, more than the {100 * limit:.0f} % allowed: "
+            f"{len(reasons)} of {len(photos)} images cannot be used, more than the {100 * limit:.0f} % allowed: "
             f"{in_short(list(reasons.values()), 3)}. Repair or remove them, or allow more with --max-unreadable"
         )
     return about.unreadable(reasons, len(photos))
 
 
 def _without_copies(photos: Sequence[Photo], read: Ingested) -> tuple[list[Photo], list[int], list[Finding]]:
-    """One of every picture, its place in the list given, and what was left out.
+    """One of every image, its place in the list given, and what was left out.
 
     Raises:
-        DataError: a picture lies in two classes.
+        DataError: an image lies in two classes.
     """
     places = [i for i in range(len(photos)) if i not in read.unreadable]
     whole = {i: replace(photos[i], sha256=read.sha256[i].tobytes().hex()) for i in places}
@@ -191,7 +191,7 @@ def _without_copies(photos: Sequence[Photo], read: Ingested) -> tuple[list[Photo
         elif len(order) > 1:
             within.append([whole[i] for i in order])
     if conflicts:
-        raise DataError(f"the same picture lies in two classes: {in_short(conflicts)}; keep it in the right one")
+        raise DataError(f"the same image lies in two classes: {in_short(conflicts)}; keep it in the right one")
     kept.sort()
     notes = about.copies_across_splits(across) + about.copies(within)
     return [whole[i] for i in kept], kept, notes

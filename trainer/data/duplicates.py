@@ -1,10 +1,10 @@
-"""Near duplicates: the same picture saved again, scaled, brightened or slightly cropped; frames of one burst.
+"""Near duplicates: the same image saved again, scaled, brightened or slightly cropped; frames of one burst.
 
-Three steps. Beyond 1,200 pictures none looks at all pairs: 100,000 take a quarter of a minute on two busy cores.
+Three steps. Beyond 1,200 images none looks at all pairs: 100,000 take a quarter of a minute on two busy cores.
 
 1. Each thumbnail gives 256 bits: signs of random projections of its blurred gradients (Charikar 2002,
-   "Similarity estimation techniques from rounding algorithms"). Similar pictures differ in few bits.
-2. Candidates: pictures are sorted by some of their bits, in many random choices of bits, and each is compared
+   "Similarity estimation techniques from rounding algorithms"). Similar images differ in few bits.
+2. Candidates: images are sorted by some of their bits, in many random choices of bits, and each is compared
    with the next few.
 3. A candidate is confirmed by fitting one thumbnail to the other: brightness, contrast, and a shift and scale
    of each axis, by least squares (Lucas and Kanade 1981); first in grey, then in red, green and blue. What is left
@@ -13,7 +13,7 @@ Three steps. Beyond 1,200 pictures none looks at all pairs: 100,000 take a quart
 Measured on 200 photographed objects before 6 backgrounds (those of `benchmarks/support/synthetic_images.py`), at
 thumbnails taken from 224x224: JPEG at quality 20, 25 % size and noise are found in more than 99 % of cases, brightening
 by 15 % in 97 %, crops of 2 and 3 % in 94 and 90 %. Of the pairs of different objects at the same place before one
-background 0.1 % are taken for one picture (by grey alone 3.5 %). A picture turned grey is another one.
+background 0.1 % are taken for one image (by grey alone 3.5 %). An image turned grey is another one.
 """
 
 from __future__ import annotations
@@ -33,42 +33,42 @@ BITS = 256
 NEIGHBOURS = 6
 MAX_DIFFERENT_BITS = 56
 COMPARED_EACH = 1200
-"""Up to so many pictures each is compared with each: it takes no longer."""
+"""Up to so many images each is compared with each: it takes no longer."""
 SEARCHES = ((12, 8), (32, 24), (MAX_DIFFERENT_BITS, 48))
-"""Most differing bits, and passes over all pictures. The closest first: they are found in few passes, and where
-many pictures share a background, the checks are not spent on that."""
-CHECKS_PER_PICTURE = 6
+"""Most differing bits, and passes over all images. The closest first: they are found in few passes, and where
+many images share a background, the checks are not spent on that."""
+CHECKS_PER_IMAGE = 6
 """Mean number of candidates confirmed in each search. Bounds the time."""
 MAX_LEFT_OVER = 0.45
 """Largest root mean square of what fitting leaves in any 4x4 part, in standard deviations of the thumbnail."""
 FLAT = 2.5
-"""Levels. A thumbnail whose standard deviation is smaller shows noise, not a picture: dark, fogged or covered."""
+"""Levels. A thumbnail whose standard deviation is smaller shows noise, not an image: dark, fogged or covered."""
 _AT_ONCE = 512
-"""Pictures or pairs; their thumbnails stay in the processor's cache."""
+"""Images or pairs; their thumbnails stay in the processor's cache."""
 
 
 def near_duplicates(count: int, thumbs: Callable[[Indices], Pixels]) -> Indices:
-    """Find which pictures are near duplicates of one another, directly or by way of others.
+    """Find which images are near duplicates of one another, directly or by way of others.
 
     Args:
-        count: number of pictures, all different. Their order may decide in borderline cases; sort them by hash.
-        thumbs: gives the thumbnails, (k, side, side, 3) uint8, of the pictures asked for; blurred, so that a
+        count: number of images, all different. Their order may decide in borderline cases; sort them by hash.
+        thumbs: gives the thumbnails, (k, side, side, 3) uint8, of the images asked for; blurred, so that a
             shift by a part of a pixel changes them evenly.
 
     Returns:
-        (count,) int: pictures with the same number belong together; the number is the first one's place.
+        (count,) int: images with the same number belong together; the number is the first one's place.
     """
     codes, usable = _codes(count, thumbs)
     together = np.arange(count)
     if count <= COMPARED_EACH:
         first, second = _all_alike(codes[usable])
-        checks = len(SEARCHES) * CHECKS_PER_PICTURE * len(usable)
+        checks = len(SEARCHES) * CHECKS_PER_IMAGE * len(usable)
         _join_confirmed(together, usable[first][:checks], usable[second][:checks], thumbs)
         return together
     random = np.random.default_rng(0)
     above = -1
     for most, passes in SEARCHES:
-        checks_left = CHECKS_PER_PICTURE * len(usable)
+        checks_left = CHECKS_PER_IMAGE * len(usable)
         for _ in range(passes):
             key = np.ascontiguousarray(codes[:, random.permutation(BITS // 8)[:8]]).view(">u8").ravel()
             order = usable[np.argsort(key[usable], kind="stable")]
@@ -102,7 +102,7 @@ def _join_confirmed(together: Indices, first: Indices, second: Indices, thumbs: 
 
 
 def _show_the_same(first: Pixels, second: Pixels) -> npt.NDArray[np.bool_]:
-    """(k,) whether the thumbnails, (k, side, side, 3), are of one picture, place by place."""
+    """(k,) whether the thumbnails, (k, side, side, 3), are of one image, place by place."""
     one, other = _grey(first), _grey(second)
     same = np.ones(len(first), np.bool_)
     # Grey first: few pairs that are not the same get further, and most of those differ in colour.
@@ -148,7 +148,7 @@ def left_over(a: _Floats, b: _Floats) -> _Floats:
     causes[:, 2], causes[:, 4] = mean[:, 1:-1, 2:] - mean[:, 1:-1, :-2], mean[:, 2:, 1:-1] - mean[:, :-2, 1:-1]
     causes[:, 3], causes[:, 5] = causes[:, 2] * place, causes[:, 4] * place[:, None]
     flat = causes.reshape(count, 6, side * side)
-    # The small ridge keeps pictures without any gradient along an axis solvable.
+    # The small ridge keeps images without any gradient along an axis solvable.
     normal = flat @ flat.swapaxes(1, 2) + 1e-2 * np.eye(6, dtype=np.float32)
     amounts = np.linalg.solve(normal, flat @ difference.reshape(count, side * side, 1))
     rest = (difference - (amounts.swapaxes(1, 2) @ flat).reshape(difference.shape)) ** 2
@@ -160,7 +160,7 @@ def left_over(a: _Floats, b: _Floats) -> _Floats:
 
 
 def _codes(count: int, thumbs: Callable[[Indices], Pixels]) -> tuple[Pixels, Indices]:
-    """(count, 32) uint8, the bits of every picture; and the places of those that show anything."""
+    """(count, 32) uint8, the bits of every image; and the places of those that show anything."""
     codes = np.zeros((count, BITS // 8), np.uint8)
     usable = np.zeros(count, bool)
     directions: _Floats | None = None
@@ -197,7 +197,7 @@ def _grey(thumbs: Pixels) -> _Floats:
 
 
 def _blurred(thumbs: _Floats, sigma: float) -> _Floats:
-    """Gaussian blur with mirrored edges, as two matrix products: a call a picture would take far longer."""
+    """Gaussian blur with mirrored edges, as two matrix products: a call an image would take far longer."""
     side = thumbs.shape[-1]
     place = np.arange(side)
     sources = np.stack([place, -1 - place, 2 * side - 1 - place])
@@ -208,7 +208,7 @@ def _blurred(thumbs: _Floats, sigma: float) -> _Floats:
 
 
 def _standardised(channel: npt.NDArray[Any], whole: _Floats) -> _Floats:
-    """A channel about its mean, in standard deviations of the whole picture: it may itself be flat, or nearly."""
+    """A channel about its mean, in standard deviations of the whole image: it may itself be flat, or nearly."""
     centred = channel - channel.mean((1, 2), keepdims=True, dtype=np.float32)
     standardised: _Floats = centred / (whole.std((1, 2), keepdims=True) + 1e-6)
     return standardised

@@ -1,4 +1,4 @@
-"""Which pictures must stay together: those of one group, and near duplicates of one class."""
+"""Which images must stay together: those of one group, and near duplicates of one class."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Groups:
     """What stays together.
 
     Attributes:
-        together: (n,) int, pictures with the same number never straddle splits.
-        near: (n,) int, pictures with the same number are near duplicates and of one class.
+        together: (n,) int, images with the same number never straddle splits.
+        near: (n,) int, images with the same number are near duplicates and of one class.
         given_up: classes whose near duplicates are split all the same, for the class is hardly more than one.
     """
 
@@ -38,11 +38,11 @@ class Groups:
 def group_by_name(photos: Sequence[Photo], pattern: str) -> list[Photo]:
     """Fill in groups from a regular expression searched for in each path.
 
-    The group is what the pattern's first parenthesis matched or, without one, the whole match. Pictures the
+    The group is what the pattern's first parenthesis matched or, without one, the whole match. Images the
     pattern does not match stay on their own. It is the user's own pattern: one that takes forever does.
 
     Raises:
-        ConfigError: not a regular expression, or the pictures have groups already.
+        ConfigError: not a regular expression, or the images have groups already.
     """
     try:
         expression = re.compile(pattern)
@@ -62,9 +62,9 @@ def find_groups(photos: Sequence[Photo], similar: Indices, *, settled: Collectio
     """Join groups and near duplicates into what must stay together.
 
     Args:
-        photos: pictures with their hashes and the groups the user gave.
+        photos: images with their hashes and the groups the user gave.
         similar: (n,) int, the same number for near duplicates of whatever class.
-        settled: classes that have pictures in every split already, and so need no groups.
+        settled: classes that have images in every split already, and so need no groups.
 
     Raises:
         DataError: classes with fewer than three of the user's groups; all are named.
@@ -122,7 +122,7 @@ def _joined(one: Indices, other: Indices) -> Indices:
 
 
 def _sets(labels: Sequence[str], together: Indices) -> Counter[str]:
-    """How many sets each class's pictures are in."""
+    """How many sets each class's images are in."""
     return Counter(label for label, _ in set(zip(labels, together.tolist(), strict=True)))
 
 

@@ -1,7 +1,7 @@
-"""The one pass over the pictures: hash each, and decode and preprocess those the caches lack, on all cores.
+"""The one pass over the images: hash each, and decode and preprocess those the caches lack, on all cores.
 
 Decoding, hashing and disk access release Python's lock, so threads do. What is under way is bounded: a few
-batches of a few pictures, whatever their number. A second run decodes only what the first left out.
+batches of a few images, whatever their number. A second run decodes only what the first left out.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import Progress
 
-from edge_agent.errors import DataError, PictureError
-from edge_agent.images import decode_picture, read_bytes
+from edge_agent.errors import DataError, ImageError
+from edge_agent.images import decode_image, read_bytes
 from edge_agent.inference.interpreter import cores
 from edge_agent.preprocess import Fit, Pixels, preprocess
 from trainer.threads import in_order
@@ -29,7 +29,7 @@ from .cache import THUMB, Cached, PixelCache
 from .photo import Photo
 
 _Result: TypeAlias = tuple[bytes, list[Cached]] | str
-"""A picture's hash and its place in each cache, or why it cannot be used."""
+"""An image's hash and its place in each cache, or why it cannot be used."""
 _BATCH = 8
 _WAITING_BATCHES = 4
 """A worker. Enough that none is ever idle, few enough that Ctrl-C is answered at once."""
@@ -41,9 +41,9 @@ class Ingested:
 
     Attributes:
         sha256: (n, 32) uint8, of the file; zeros where it could not be read.
-        sides: (n, 2) int32, width and height of the picture itself, pixels.
+        sides: (n, 2) int32, width and height of the image itself, pixels.
         rows: (caches, n) int, row of each cache.
-        unreadable: place -> why the picture cannot be used.
+        unreadable: place -> why the image cannot be used.
     """
 
     sha256: Pixels
@@ -53,11 +53,11 @@ class Ingested:
 
 
 def ingest(root: Path, photos: Sequence[Photo], caches: Sequence[PixelCache], *, console: Console) -> Ingested:
-    """Read every picture and see that each cache has it.
+    """Read every image and see that each cache has it.
 
     Args:
         root: folder the photos' paths are relative to.
-        photos: the pictures.
+        photos: the images.
         caches: one or more, open.
         console: where the progress bar goes.
 
@@ -81,7 +81,7 @@ def ingest(root: Path, photos: Sequence[Photo], caches: Sequence[PixelCache], *,
             Progress(console=console) as progress,
             closing(in_order(read_batch, batches, ahead=cores() * _WAITING_BATCHES)) as done,
         ):
-            bar = progress.add_task("Reading pictures", total=count)
+            bar = progress.add_task("Reading images", total=count)
             for places, results in done:
                 for place, result in zip(places, results, strict=True):
                     if isinstance(result, str):
@@ -97,7 +97,7 @@ def ingest(root: Path, photos: Sequence[Photo], caches: Sequence[PixelCache], *,
             cache.take_back()
         need = count * sum(cache.row_bytes for cache in caches)
         raise DataError(
-            f"{caches[0].folder}: no room for the pixels of {count} pictures: {error.strerror}; they take up to "
+            f"{caches[0].folder}: no room for the pixels of {count} images: {error.strerror}; they take up to "
             f"{need / 1e6:.0f} MB. Free some, or move the cache with --cache or XDG_CACHE_HOME"
         ) from error
     return found
@@ -106,13 +106,13 @@ def ingest(root: Path, photos: Sequence[Photo], caches: Sequence[PixelCache], *,
 def _read_or_reason(root: Path, path: str, caches: Sequence[PixelCache], buffers: Sequence[Pixels]) -> _Result:
     try:
         return _read(root, path, caches, buffers)
-    except PictureError as error:
+    except ImageError as error:
         return str(error)
 
 
 def _read(root: Path, path: str, caches: Sequence[PixelCache], buffers: Sequence[Pixels]) -> tuple[bytes, list[Cached]]:
     if not _is_utf8(path):
-        raise PictureError(f"{path}: its name is not UTF-8, so split.csv could not name it; rename it")
+        raise ImageError(f"{path}: its name is not UTF-8, so split.csv could not name it; rename it")
     full = root / path
     data = read_bytes(full)
     digest = hashlib.sha256(data).digest()
@@ -120,7 +120,7 @@ def _read(root: Path, path: str, caches: Sequence[PixelCache], buffers: Sequence
     kept = [one for one in known if one is not None]
     if len(kept) == len(caches):
         return digest, kept
-    frame = decode_picture(data, full)
+    frame = decode_image(data, full)
     height, width = frame.shape[:2]
     thumb = kept[0].thumb if kept else b""
     for place, (cache, buffer) in enumerate(zip(caches, buffers, strict=True)):
@@ -132,7 +132,7 @@ def _read(root: Path, path: str, caches: Sequence[PixelCache], buffers: Sequence
 
 
 def _inside(pixels: Pixels, width: int, height: int, fit: Fit) -> Pixels:
-    """The picture without letterbox bars; taking it from here costs a tenth of reducing the frame once more."""
+    """The image without letterbox bars; taking it from here costs a tenth of reducing the frame once more."""
     if fit != "letterbox":
         return pixels
     rows, columns = pixels.shape[:2]

@@ -1,8 +1,8 @@
-"""Labels that look wrong, judged by what a network sees in the pictures.
+"""Labels that look wrong, judged by what a network sees in the images.
 
 Confident learning, after Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in
-Dataset Labels", JAIR 70: a picture is suspect when a model that never saw it gives another class at least the
-probability that class's own pictures get on average.
+Dataset Labels", JAIR 70: an image is suspect when a model that never saw it gives another class at least the
+probability that class's own images get on average.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .checks import Finding, shown_pictures
+from .checks import Finding, shown_images
 from .photo import Photo
 
-MAX_PICTURES = 4000
+MAX_IMAGES = 4000
 """Judged at most, a random sample of every class: a few seconds on two cores with 1,280 features."""
 MAX_FEATURES = 128
 """Principal components kept. Five fits on more take minutes and, on a frozen backbone's features, find no more."""
 REGULARISATION = 0.01
-"""scikit-learn's C. Of 0.01 to 1, the fewest false alarms on 2,320 pictures of eight classes with 5 % of the labels
+"""scikit-learn's C. Of 0.01 to 1, the fewest false alarms on 2,320 images of eight classes with 5 % of the labels
 flipped, at the same number found: the weaker fit believes wrong labels less."""
 FOLDS = 5
 TOO_MANY = 0.25
@@ -36,18 +36,18 @@ def suspicious_labels(
     *,
     seed: int,
 ) -> Finding | None:
-    """Find pictures whose features speak for another class than their label.
+    """Find images whose features speak for another class than their label.
 
     Args:
         features: (n, f) float32, a network's pooled features.
-        truth: (n,) int, index of the class each picture is labelled with.
-        photos: (n) the pictures. Those of one group are judged by a model that saw none of the group.
+        truth: (n,) int, index of the class each image is labelled with.
+        photos: (n) the images. Those of one group are judged by a model that saw none of the group.
         labels: the class names.
-        seed: of the sample, where there are more than `MAX_PICTURES`.
+        seed: of the sample, where there are more than `MAX_IMAGES`.
 
     Returns:
         The finding, the least believable labels first; None where nothing is suspect or a class has too few
-        pictures to tell.
+        images to tell.
     """
     chosen = _sample(truth, np.random.default_rng(seed))
     given = truth[chosen]
@@ -66,13 +66,13 @@ def suspicious_labels(
     )
     first = photos[chosen[suspects[0]]]
     message = (
-        f"{where} look wrong by what the network sees, first {shown_pictures([first.path])}, labelled {first.label!r} "
+        f"{where} look wrong by what the network sees, first {shown_images([first.path])}, labelled {first.label!r} "
         f"and more like {labels[meant[0]]!r}; look at them and correct those that are"
     )
     if share > TOO_MANY:
         message = (
             f"{where} look like another class to the network: so many mean that the classes are hard to tell apart "
-            "on these pictures, or were mixed up; look at the first ones"
+            "on these images, or were mixed up; look at the first ones"
         )
     return Finding.about("label", message, [(photos[chosen[i]].path,) for i in suspects])
 
@@ -83,14 +83,14 @@ def confident_errors(
     """Off the diagonal of the confident joint.
 
     Args:
-        scores: (n, classes), probabilities from models that did not see the picture.
+        scores: (n, classes), probabilities from models that did not see the image.
         given: (n,) int, the labels.
 
     Returns:
         Places of the suspects, the lowest probability of the given label first; and the class of each instead.
     """
     classes = scores.shape[1]
-    # A class's threshold: the mean probability its own pictures give it. Classes without pictures are out of reach.
+    # A class's threshold: the mean probability its own images give it. Classes without images are out of reach.
     thresholds = np.array([scores[given == c, c].mean() if (given == c).any() else np.inf for c in range(classes)])
     confident = np.where(scores >= thresholds, scores, -1.0)
     meant = confident.argmax(1)
@@ -103,8 +103,8 @@ def confident_errors(
 
 
 def _sample(truth: npt.NDArray[np.intp], random: np.random.Generator) -> npt.NDArray[np.intp]:
-    """Places of at most `MAX_PICTURES`, the same share of each class and never fewer than there are folds."""
-    share = min(1.0, MAX_PICTURES / len(truth))
+    """Places of at most `MAX_IMAGES`, the same share of each class and never fewer than there are folds."""
+    share = min(1.0, MAX_IMAGES / len(truth))
     chosen = []
     for label in np.unique(truth):
         places = np.flatnonzero(truth == label)
@@ -116,7 +116,7 @@ def _sample(truth: npt.NDArray[np.intp], random: np.random.Generator) -> npt.NDA
 def _scores_of_unseen(
     features: npt.NDArray[np.float32], given: npt.NDArray[np.intp], groups: npt.NDArray[np.intp], folds: int
 ) -> npt.NDArray[np.float64]:
-    """(n, classes) probabilities, each row from a model fitted without that picture and its group."""
+    """(n, classes) probabilities, each row from a model fitted without that image and its group."""
     from sklearn.decomposition import PCA
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -1,4 +1,4 @@
-"""One picture of a data set."""
+"""One image of a data set."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NAMED_AT_ONCE = 5
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One picture of the data set.
+    """One image of the data set.
 
     Attributes:
         path: relative to the data root, with forward slashes.
         label: name of its class.
         split: ``train``, ``val`` or ``test``; empty until it is assigned.
         sha256: of the file's bytes, in hexadecimal; empty until it is read.
-        group: pictures of one group never straddle splits; empty for a picture on its own.
+        group: images of one group never straddle splits; empty for an image on its own.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Preprocessed pictures on disk, read row by row."""
+"""Preprocessed images on disk, read row by row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pictures there are: a folder per class, train/val/test folders of those, or a CSV file.
+"""Which images there are: a folder per class, train/val/test folders of those, or a CSV file.
 
 Nothing is opened here but the CSV file: a list of paths, labels and perhaps splits and groups.
 """
@@ -18,7 +18,7 @@ from edge_agent.images import SUFFIXES
 from .photo import SPLITS, Photo, in_short
 
 MIN_PER_CLASS = 5
-"""Pictures: one each for validation and test, three to learn from. Fewer cannot be split at all."""
+"""Images: one each for validation and test, three to learn from. Fewer cannot be split at all."""
 
 
 def data_root(data: Path) -> Path:
@@ -27,7 +27,7 @@ def data_root(data: Path) -> Path:
 
 
 def find_photos(data: Path) -> list[Photo]:
-    """List the pictures, sorted by path within the class, without opening any.
+    """List the images, sorted by path within the class, without opening any.
 
     Args:
         data: a folder per class; ``train``, ``val`` and ``test`` folders of those; or a CSV file, see
@@ -36,7 +36,7 @@ def find_photos(data: Path) -> list[Photo]:
 
     Raises:
         DataError: no such folder or file, a folder that cannot be read, no class folders, a class without
-            pictures, or a CSV file with problems (all of them at once).
+            images, or a CSV file with problems (all of them at once).
     """
     try:
         mode = data.stat().st_mode
@@ -58,7 +58,7 @@ def check_classes(photos: Sequence[Photo], data: Path) -> None:
     """Refuse what no classifier can be trained on.
 
     Raises:
-        DataError: one class only, class names that a bundle cannot carry, too few pictures in a class or, where
+        DataError: one class only, class names that a bundle cannot carry, too few images in a class or, where
             splits are given, none in one of them. Every problem is named.
     """
     labels = tuple(sorted({photo.label for photo in photos}))
@@ -71,10 +71,10 @@ def check_classes(photos: Sequence[Photo], data: Path) -> None:
     for label in labels:
         if photos[0].split:
             missing = [split for split in SPLITS if not counts[label, split]]
-            problems += [f"class {label!r} has no pictures in {split}" for split in missing]
+            problems += [f"class {label!r} has no images in {split}" for split in missing]
         elif counts[label, ""] < MIN_PER_CLASS:
             problems.append(
-                f"class {label!r} has {counts[label, '']} pictures, at least {MIN_PER_CLASS} different ones are needed"
+                f"class {label!r} has {counts[label, '']} images, at least {MIN_PER_CLASS} different ones are needed"
             )
     if problems:
         raise DataError(f"{data}: {in_short(problems)}")
@@ -97,16 +97,14 @@ def _in_folders(root: Path) -> list[Photo]:
     photos: list[Photo] = []
     for split_folder in splits if given else [root]:
         for folder in _folders(split_folder):
-            paths = sorted(path.relative_to(root).as_posix() for path in pictures_below(folder))
+            paths = sorted(path.relative_to(root).as_posix() for path in images_below(folder))
             if not paths:
                 raise DataError(
-                    f"{folder}: no pictures in this class; add some ({', '.join(sorted(SUFFIXES))}) or remove it"
+                    f"{folder}: no images in this class; add some ({', '.join(sorted(SUFFIXES))}) or remove it"
                 )
             photos += [Photo(path, folder.name, split_folder.name if given else "") for path in paths]
     if not photos:
-        raise DataError(
-            f"{root}: no class folders with pictures; expected a folder a class, such as {root}/robin/1.jpg"
-        )
+        raise DataError(f"{root}: no class folders with images; expected a folder a class, such as {root}/robin/1.jpg")
     return photos
 
 
@@ -118,13 +116,13 @@ def _folders(path: Path) -> list[Path]:
         # Inside a class a link may be skipped; here that would lose a class without a word.
         raise DataError(
             f"{in_short(links)}: a link to a folder, and those are not followed, for they could lead in circles; "
-            "put the folder itself there or list its pictures in a CSV file"
+            "put the folder itself there or list its images in a CSV file"
         )
     return sorted(path / entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
 
 
-def pictures_below(folder: Path) -> Iterator[Path]:
-    """Files in and below a folder whose names end like a picture's."""
+def images_below(folder: Path) -> Iterator[Path]:
+    """Files in and below a folder whose names end like an image's."""
     # A stack and not recursion: folders may be nested deeper than Python's calls may.
     waiting = [folder]
     while waiting:

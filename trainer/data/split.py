@@ -1,8 +1,8 @@
-"""Which pictures train, which validate and which test.
+"""Which images train, which validate and which test.
 
-15 % of each class validate and 15 % test, at least one picture each: those with the smallest content
-hashes, or the groups that hold them. So the split depends on nothing but the pictures and their groups: not on
-names, order or a seed. Pictures that an earlier run has split keep their place.
+15 % of each class validate and 15 % test, at least one image each: those with the smallest content
+hashes, or the groups that hold them. So the split depends on nothing but the images and their groups: not on
+names, order or a seed. Images that an earlier run has split keep their place.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHARES = {"test": 0.15, "val": 0.15}
 
 @dataclass(frozen=True)
 class _Group:
-    """Pictures that stay together: how many of each class, and the smallest hash, which decides the order."""
+    """Images that stay together: how many of each class, and the smallest hash, which decides the order."""
 
     number: int
     key: str
@@ -31,12 +31,12 @@ class _Group:
 
 
 def split_photos(photos: Sequence[Photo], together: Indices, *, frozen: Mapping[str, str]) -> list[Photo]:
-    """Assign every picture its split.
+    """Assign every image its split.
 
     Args:
-        photos: pictures with their hashes, all different.
-        together: (n,) int, pictures with the same number go to the same split.
-        frozen: sha256 -> split, from an earlier run. Such pictures keep it, and new ones that belong together
+        photos: images with their hashes, all different.
+        together: (n,) int, images with the same number go to the same split.
+        frozen: sha256 -> split, from an earlier run. Such images keep it, and new ones that belong together
             with them follow: where those are apart already, the split most of them are in.
 
     Raises:
@@ -83,7 +83,7 @@ def _assign(groups: Sequence[_Group], totals: Mapping[str, int], taken: Counter[
         order.insert(0, stuck)
     raise DataError(
         f"class {stuck!r} cannot be split: its groups also hold other classes, and each way leaves a class without "
-        f"one of {', '.join(SPLITS)}. Make the groups smaller, or split the pictures yourself"
+        f"one of {', '.join(SPLITS)}. Make the groups smaller, or split the images yourself"
     )
 
 
@@ -113,7 +113,7 @@ def _try(
 
 @dataclass
 class _Plan:
-    """Splits chosen so far, and how many pictures of each class and split that makes."""
+    """Splits chosen so far, and how many images of each class and split that makes."""
 
     by_label: Mapping[str, Sequence[_Group]]
     wanted: Mapping[tuple[str, str], int]
@@ -121,7 +121,7 @@ class _Plan:
     splits: dict[int, str] = field(default_factory=dict)
 
     def left(self, label: str) -> list[_Group]:
-        """Groups with pictures of this class that have no split yet, in the order of their hashes."""
+        """Groups with images of this class that have no split yet, in the order of their hashes."""
         return [group for group in self.by_label[label] if group.number not in self.splits]
 
     def put(self, group: _Group, split: str) -> None:
@@ -130,7 +130,7 @@ class _Plan:
             self.have[label, split] += count
 
     def excess(self, group: _Group, split: str) -> int:
-        """Pictures over the classes' shares that the group would bring."""
+        """Images over the classes' shares that the group would bring."""
         return sum(
             max(0, self.have[label, split] + count - self.wanted[label, split]) for label, count in group.counts.items()
         )

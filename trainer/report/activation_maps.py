@@ -23,22 +23,22 @@ BATCH = 16
 
 
 def activation_maps(
-    model: keras.Model, pictures: Sequence[Pixels], classes: Sequence[int]
+    model: keras.Model, images: Sequence[Pixels], classes: Sequence[int]
 ) -> list[npt.NDArray[np.float32]] | None:
-    """Where in each picture the evidence for a class lies.
+    """Where in each image the evidence for a class lies.
 
     Args:
         model: from (n, height, width, 3) pixels to (n, classes) scores.
-        pictures: (height, width, 3) uint8 each, as the model takes them.
-        classes: the class to ask for in each picture.
+        images: (height, width, 3) uint8 each, as the model takes them.
+        classes: the class to ask for in each image.
 
     Returns:
-        A map (rows, columns) float32 for each picture, of the size of the last feature map: 1 at the strongest
+        A map (rows, columns) float32 for each image, of the size of the last feature map: 1 at the strongest
         evidence, 0 where there is none or it speaks against the class. None where the model is not made of
         global average pooling and a linear layer.
     """
     parts = _pooling_and_kernel(model)
-    if parts is None or not pictures:
+    if parts is None or not images:
         return None
     import keras
 
@@ -47,9 +47,9 @@ def activation_maps(
     columns = kernel - kernel.mean(axis=1, keepdims=True)
     reader = keras.Model(model.input, pooling.input)
     maps: list[npt.NDArray[np.float32]] = []
-    for start in range(0, len(pictures), BATCH):
-        batch = np.zeros((BATCH, *pictures[0].shape), np.float32)  # one shape, compiled once
-        some = pictures[start : start + BATCH]
+    for start in range(0, len(images), BATCH):
+        batch = np.zeros((BATCH, *images[0].shape), np.float32)  # one shape, compiled once
+        some = images[start : start + BATCH]
         batch[: len(some)] = some
         with native_noise_hidden():
             features = keras.ops.convert_to_numpy(reader.predict_on_batch(batch)).astype(np.float32)

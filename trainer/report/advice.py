@@ -1,7 +1,7 @@
 """What to do next, in words.
 
 Every function takes plain figures and says nothing where there is nothing to say. `Advice.stake` orders them: the
-share of all test pictures that following one might win, roughly. Half of the mistakes concerned is what a good
+share of all test images that following one might win, roughly. Half of the mistakes concerned is what a good
 remedy can hope for; what wins no accuracy has the stake 0.
 """
 
@@ -22,7 +22,7 @@ from .learning_curve import MIN_TEST, DataSize
 AT_ONCE = 3
 """Pairs and classes named: more at once is not advice."""
 FEW = 0.5
-"""A class has few pictures when it has less than this part of what the middle class has."""
+"""A class has few images when it has less than this part of what the middle class has."""
 IMBALANCE = 3
 """As in `trainer.data.checks`."""
 NAME_LENGTH = 40
@@ -30,7 +30,7 @@ NAME_LENGTH = 40
 
 @dataclass(frozen=True)
 class Advice:
-    """One thing to do, and the share of all test pictures it might win."""
+    """One thing to do, and the share of all test images it might win."""
 
     text: str
     stake: float = 0.0
@@ -55,9 +55,9 @@ def about_confused_pairs(test: Evaluation) -> list[Advice]:
         counts[frozenset((label, taken_for))] += count
     worst = []
     for pair, count in counts.most_common(AT_ONCE):
-        pictures = sum(support[label] for label in pair)
-        if count >= 2 and count >= 0.05 * max(wrong, pictures):
-            worst.append((sorted(pair), count, pictures))
+        images = sum(support[label] for label in pair)
+        if count >= 2 and count >= 0.05 * max(wrong, images):
+            worst.append((sorted(pair), count, images))
     if not worst:
         return []
     listed = "; ".join(f"{named(one)} and {named(other)} ({count} of {of})" for (one, other), count, of in worst)
@@ -74,8 +74,8 @@ def about_weak_classes(test: Evaluation, training: Mapping[str, int]) -> list[Ad
     """Classes recognised clearly worse than the rest, by what they seem to lack.
 
     Args:
-        test: the scored test pictures.
-        training: number of training pictures of each class; empty where that is not known.
+        test: the scored test images.
+        training: number of training images of each class; empty where that is not known.
     """
     support, recall = test.support(), test.recall()
     middle = float(np.median(list(training.values()))) if training else 0.0
@@ -87,17 +87,17 @@ def about_weak_classes(test: Evaluation, training: Mapping[str, int]) -> list[Ad
     advice = []
     if few:
         listed = "; ".join(
-            f"{named(label)} has {training.get(label, 0)} training pictures and is recognised in "
+            f"{named(label)} has {training.get(label, 0)} training images and is recognised in "
             f"{support[label] - missed[label]} of {support[label]}"
             for label in few
         )
-        text = f"Photograph more of what is rare: {listed}. The middle class has {middle:.0f} training pictures."
+        text = f"Photograph more of what is rare: {listed}. The middle class has {middle:.0f} training images."
         advice.append(Advice(text, sum(missed[label] for label in few) / len(test.truth) / 2))
     if hard:
         listed = "; ".join(f"{named(label)} ({support[label] - missed[label]} of {support[label]})" for label in hard)
         text = (
             f"Find out what is hard about what is recognised least: {listed}. "
-            f"{'It is not for want of pictures. ' if training else ''}Look at what the mistakes have in common, and "
+            f"{'It is not for want of images. ' if training else ''}Look at what the mistakes have in common, and "
             "photograph more of that."
         )
         advice.append(Advice(text, sum(missed[label] for label in hard) / len(test.truth) / 2))
@@ -115,29 +115,29 @@ def about_imbalance(test: Evaluation, training: Mapping[str, int]) -> list[Advic
     missed = sum(int(((test.truth == i) & ~test.right).sum()) for i, label in enumerate(test.labels) if label in few)
     others = f" and {len(few) - 1} more are as rare" if len(few) > 1 else ""
     text = (
-        f"Even out the classes: {named(common)} has {training[common]} training pictures, {named(rare)} "
-        f"{training[rare]}{others}. Training weighs them up, but a picture seen often is no new picture."
+        f"Even out the classes: {named(common)} has {training[common]} training images, {named(rare)} "
+        f"{training[rare]}{others}. Training weighs them up, but an image seen often is no new image."
     )
     return [Advice(text, missed / len(test.truth) / 4)]
 
 
-def about_test_pictures(test: Evaluation) -> list[Advice]:
-    """Too few test pictures to trust the figure, or too easy ones."""
+def about_test_images(test: Evaluation) -> list[Advice]:
+    """Too few test images to trust the figure, or too easy ones."""
     count = len(test.truth)
     low, high = test.interval_95
     advice = []
     if test.right.all():
         advice.append(
             Advice(
-                "Test on harder pictures: all were recognised, so they can no longer tell which change helps. Other "
+                "Test on harder images: all were recognised, so they can no longer tell which change helps. Other "
                 "days, other light, other places, other distances than in training show more."
             )
         )
     if high - low > 0.1:
-        wanted = _pictures_for(test.accuracy, 0.05)
+        wanted = _images_for(test.accuracy, 0.05)
         advice.append(
             Advice(
-                f"Test on more pictures: with {count}, one more mistake moves the accuracy by {100 / count:.1f} points "
+                f"Test on more images: with {count}, one more mistake moves the accuracy by {100 / count:.1f} points "
                 f"and the true rate is known to within {100 * (high - low):.0f}. About {wanted} would make that 5."
             )
         )
@@ -145,7 +145,7 @@ def about_test_pictures(test: Evaluation) -> list[Advice]:
 
 
 def about_val_and_test(val: Evaluation, test: Evaluation) -> list[Advice]:
-    """Test pictures that are clearly harder than those the training was steered by."""
+    """Test images that are clearly harder than those the training was steered by."""
     # The pooled test of two shares; 3 standard errors are no accident.
     pooled = (val.right.sum() + test.right.sum()) / (len(val.right) + len(test.right))
     error = sqrt(pooled * (1 - pooled) * (1 / len(val.right) + 1 / len(test.right)))
@@ -153,8 +153,8 @@ def about_val_and_test(val: Evaluation, test: Evaluation) -> list[Advice]:
     if gap <= 3 * error or gap < 0.05:
         return []
     text = (
-        f"Train on pictures like the test pictures: {percent(val.accuracy)} of the validation pictures are recognised, "
-        f"{percent(test.accuracy)} of the test pictures. Those differ in place, light, time or object: add such to "
+        f"Train on images like the test images: {percent(val.accuracy)} of the validation images are recognised, "
+        f"{percent(test.accuracy)} of the test images. Those differ in place, light, time or object: add such to "
         "training."
     )
     return [Advice(text, gap / 2)]
@@ -165,20 +165,20 @@ def about_data_size(found: DataSize, error: float) -> list[Advice]:
 
     Args:
         found: the learning curve.
-        error: share of the test pictures the model itself gets wrong.
+        error: share of the test images the model itself gets wrong.
     """
     if not found.forecasts or error == 0:
         return []
     twice = found.forecasts[0]
     if twice.high * error < 0.01:
         text = (
-            f"Do not label more of the same kind. {size_sentence(found, error)} Pictures that differ from those you "
+            f"Do not label more of the same kind. {size_sentence(found, error)} Images that differ from those you "
             "have, a larger --image-size or another --backbone are better bets."
         )
         return [Advice(text)]
     if twice.avoided * error < 0.005:
         return []
-    return [Advice(f"Label more pictures. {size_sentence(found, error)}", twice.avoided * error)]
+    return [Advice(f"Label more images. {size_sentence(found, error)}", twice.avoided * error)]
 
 
 def size_sentence(found: DataSize, error: float) -> str:
@@ -186,18 +186,18 @@ def size_sentence(found: DataSize, error: float) -> str:
 
     Args:
         found: the learning curve.
-        error: share of the test pictures the model itself gets wrong; the curve's avoided mistakes are scaled to it.
+        error: share of the test images the model itself gets wrong; the curve's avoided mistakes are scaled to it.
     """
-    if found.test_pictures < MIN_TEST:
-        return f"{found.test_pictures} test pictures cannot tell whether more to train on would help; {MIN_TEST} might."
+    if found.test_images < MIN_TEST:
+        return f"{found.test_images} test images cannot tell whether more to train on would help; {MIN_TEST} might."
     if not found.points or (len(found.points) < 3 and not found.forecasts):
-        return f"{found.train_pictures} training pictures are too few to see where more would lead."
+        return f"{found.train_images} training images are too few to see where more would lead."
     if not found.forecasts:
-        return "These test pictures cannot tell: even quick heads on the frozen network make no mistake."
+        return "These test images cannot tell: even quick heads on the frozen network make no mistake."
     twice = found.forecasts[0]
     gain, low, high = (100 * share * error for share in (twice.avoided, twice.low, twice.high))
     return (
-        f"Twice as many training pictures, {2 * found.train_pictures:,}, would bring about {gain:+.1f} points "
+        f"Twice as many training images, {2 * found.train_images:,}, would bring about {gain:+.1f} points "
         f"({low:.1f} to {high:.1f})."
     )
 
@@ -207,7 +207,7 @@ def about_head(found: DataSize, test: Evaluation) -> list[Advice]:
     if not found.points:
         return []
     quick = found.points[-1].accuracy
-    error = sqrt(max(quick * (1 - quick), 0.01) / found.test_pictures)
+    error = sqrt(max(quick * (1 - quick), 0.01) / found.test_images)
     if quick - test.accuracy < max(0.03, 2 * error):
         return []
     text = (
@@ -228,7 +228,7 @@ def about_fit(history: Sequence[Mapping[str, Any]], kept: int | None, classes: i
     validation = [float(row["val_loss"]) for row in rows]
     if kept is not None and kept < len(history) - len(rows):
         text = (
-            "Fine-tuning brought nothing here: on the validation pictures the head alone did best. More --epochs or a "
+            "Fine-tuning brought nothing here: on the validation images the head alone did best. More --epochs or a "
             "lower --learning-rate may change that; --fine-tune none saves the time."
         )
         return [Advice(text, 0.005)]
@@ -241,14 +241,14 @@ def about_fit(history: Sequence[Mapping[str, Any]], kept: int | None, classes: i
         return [Advice("Train longer: the validation loss was still falling at the end. Raise --epochs.", 0.02)]
     if val_loss > 0.3 and val_loss > 3 * loss:
         text = (
-            "Give it less to learn by heart: it knows its training pictures far better than the validation pictures "
-            f"(loss {loss:.2f} against {val_loss:.2f}). More different pictures, stronger augmentation or a smaller "
+            "Give it less to learn by heart: it knows its training images far better than the validation images "
+            f"(loss {loss:.2f} against {val_loss:.2f}). More different images, stronger augmentation or a smaller "
             "backbone help."
         )
         return [Advice(text, 0.02)]
     if val_loss > 0.5 * log(classes) and loss > 0.8 * val_loss:
         text = (
-            "Give it more to work with: it does not even know its training pictures well "
+            "Give it more to work with: it does not even know its training images well "
             f"(loss {loss:.2f}; guessing has {log(classes):.2f}). A larger --backbone or --image-size sees more."
         )
         return [Advice(text, 0.03)]
@@ -256,34 +256,34 @@ def about_fit(history: Sequence[Mapping[str, Any]], kept: int | None, classes: i
 
 
 def about_calibration(test: Evaluation) -> list[Advice]:
-    """Scores that do not mean what they say, beyond what chance makes of so few pictures."""
+    """Scores that do not mean what they say, beyond what chance makes of so few images."""
     found = test.reliability()
     error = test.calibration_error()
     # 2.5 times is 2 standard errors where one bin holds everything, and more where several do.
     if len(test.truth) < MIN_TEST or error < max(0.05, 2.5 * calibration_noise(found)):
         return []
-    used = found.pictures > 0
-    gap = float((found.pictures[used] * (found.score[used] - found.accuracy[used])).sum() / found.pictures.sum())
+    used = found.images > 0
+    gap = float((found.images[used] * (found.score[used] - found.accuracy[used])).sum() / found.images.sum())
     too = "too sure" if gap > 0 else "too modest"
     text = (
         f"Do not read scores as probabilities: the model is {too}, by {percent(error)} on average. The validation "
-        "pictures its temperature was fitted on are not like the test pictures, or too few."
+        "images its temperature was fitted on are not like the test images, or too few."
     )
     return [Advice(text)]
 
 
 def calibration_noise(found: Reliability) -> float:
-    """The calibration error that scores which mean just what they say would show on so few pictures.
+    """The calibration error that scores which mean just what they say would show on so few images.
 
     In each bin the mean distance of a binomial share from its expectation, sqrt(2 p (1 - p) / (pi n)).
     """
-    used = found.pictures > 0
-    pictures, share = found.pictures[used], found.score[used]
-    return float((pictures * np.sqrt(2 * share * (1 - share) / (pi * pictures))).sum() / pictures.sum())
+    used = found.images > 0
+    images, share = found.images[used], found.score[used]
+    return float((images * np.sqrt(2 * share * (1 - share) / (pi * images))).sum() / images.sum())
 
 
-def _pictures_for(accuracy: float, width: float) -> int:
-    """Test pictures whose Wilson interval is about ``width`` wide, to two digits."""
+def _images_for(accuracy: float, width: float) -> int:
+    """Test images whose Wilson interval is about ``width`` wide, to two digits."""
     share = min(max(accuracy, 0.1), 0.9)
     count = share * (1 - share) * (2 * 1.96 / width) ** 2
     return int(round(count, -1 if count < 1000 else -2))

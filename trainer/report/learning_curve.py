@@ -1,16 +1,16 @@
-"""Have I labelled enough? Heads trained on growing shares of the pictures, and where their curve leads.
+"""Have I labelled enough? Heads trained on growing shares of the images, and where their curve leads.
 
 A head here is a regularised least squares classifier on the frozen backbone's standardised features: solved in
-one step, and on pictures like those of `benchmarks/support/synthetic_images.py` (24 to 600 of them) as accurate as a
+one step, and on images like those of `benchmarks/support/synthetic_images.py` (24 to 600 of them) as accurate as a
 logistic regression or better. Each share holds the one before it, takes the same part of every class, and
-adds pictures by whole groups: half a burst teaches what the whole burst does.
+adds images by whole groups: half a burst teaches what the whole burst does.
 
 The forecast lies between two ways on. The power law error = a + b n^-c (Cortes et al. 1994, Learning Curves:
 Asymptotic Values and Rate of Convergence) bends early and foretold too little; a gain as large with every
 doubling foretells too much. Their mean came close, and the band from the 5th percentile of the one to the 95th
-of the other, over resampled test pictures and draws, held the true gain of twice the pictures in 94 % of trials, of
-four times in 91 % (8 classes of photographed objects and scikit-learn's digits, 60 to 1500 training pictures, 60 to
-600 test pictures). Where it missed, classes had 8 to 15 pictures, and more brought more than foretold.
+of the other, over resampled test images and draws, held the true gain of twice the images in 94 % of trials, of
+four times in 91 % (8 classes of photographed objects and scikit-learn's digits, 60 to 1500 training images, 60 to
+600 test images). Where it missed, classes had 8 to 15 images, and more brought more than foretold.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SHARES = tuple(1.5**-k for k in range(6))
 """Largest first, down to an eighth: below that, error follows another law (it starts from guessing)."""
 DRAWS = 6
 MAX_TRAIN, MAX_TEST = 5000, 2000
-"""Pictures used at most: a few seconds on two cores. Beyond, the curve starts lower and reaches further."""
+"""Images used at most: a few seconds on two cores. Beyond, the curve starts lower and reaches further."""
 MIN_TEST = 20
 MIN_PER_CLASS = 2
 RIDGE = 0.3
-"""Of 0.1, 0.3, 1, 3, 10 the best at every number of pictures tried, with features scaled to a mean square of 1."""
+"""Of 0.1, 0.3, 1, 3, 10 the best at every number of images tried, with features scaled to a mean square of 1."""
 RESAMPLES = 400
 EXPONENTS = np.linspace(0.1, 1.5, 57)
 
@@ -38,19 +38,19 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Point:
-    """Accuracy of heads trained on so many pictures: mean and standard deviation over the draws, 0 to 1."""
+    """Accuracy of heads trained on so many images: mean and standard deviation over the draws, 0 to 1."""
 
-    train_pictures: int
+    train_images: int
     accuracy: float
     std: float
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What ``times`` as many pictures would do to the heads' errors.
+    """What ``times`` as many images would do to the heads' errors.
 
     Attributes:
-        times: as many training pictures.
+        times: as many training images.
         avoided: share of the mistakes that would not be made, 0 to 1.
         low, high: between what it lies, in about 9 of 10 cases.
     """
@@ -63,19 +63,19 @@ class Forecast:
 
 @dataclass(frozen=True)
 class DataSize:
-    """The learning curve over the number of training pictures.
+    """The learning curve over the number of training images.
 
     Attributes:
-        points: fewest pictures first.
-        forecasts: for twice and four times the pictures; empty where the curve cannot tell.
-        train_pictures: all there are, of which the last point may use only a part.
-        test_pictures: what the heads were scored on.
+        points: fewest images first.
+        forecasts: for twice and four times the images; empty where the curve cannot tell.
+        train_images: all there are, of which the last point may use only a part.
+        test_images: what the heads were scored on.
     """
 
     points: tuple[Point, ...]
     forecasts: tuple[Forecast, ...]
-    train_pictures: int
-    test_pictures: int
+    train_images: int
+    test_images: int
 
 
 def learn_from_shares(
@@ -89,14 +89,14 @@ def learn_from_shares(
     classes: int,
     seed: int = 0,
 ) -> DataSize:
-    """Train heads on shares of the training pictures and score them on the test pictures.
+    """Train heads on shares of the training images and score them on the test images.
 
     Args:
-        features: (pictures, features) float32 of all pictures; only the rows used are read.
-        train: (n,) int, places of the training pictures in it.
+        features: (images, features) float32 of all images; only the rows used are read.
+        train: (n,) int, places of the training images in it.
         train_truth: (n,) int, their class indices.
         groups: the group of each of them, or "".
-        tested: (m,) int, places of the test pictures.
+        tested: (m,) int, places of the test images.
         test_truth: (m,) int, their class indices.
         classes: how many classes there are.
         seed: of draws and resampling; the same seed gives the same figures.
@@ -119,7 +119,7 @@ def learn_from_shares(
     for number, share in enumerate(shares):
         last = number == len(shares) - 1
         for draw in range(DRAWS):
-            if last and draw:  # the largest share is the same pictures in every draw
+            if last and draw:  # the largest share is the same images in every draw
                 wrong[number, draw] = wrong[number, 0]
                 continue
             ranks = _ranks(truth, names, np.random.default_rng((seed, draw)))
@@ -136,14 +136,14 @@ def learn_from_shares(
 
 
 def _quota(counts: npt.NDArray[np.intp], share: float) -> npt.NDArray[np.intp]:
-    """How many pictures of each class a share takes: at least one."""
+    """How many images of each class a share takes: at least one."""
     return np.maximum(1, np.round(share * counts)).astype(np.intp)
 
 
 def _ranks(truth: npt.NDArray[np.intp], groups: Sequence[str], random: np.random.Generator) -> npt.NDArray[np.intp]:
-    """A random order within each class, 0 first, in which the pictures of a group follow one another."""
+    """A random order within each class, 0 first, in which the images of a group follow one another."""
     names = {group: number for number, group in enumerate(dict.fromkeys(group for group in groups if group))}
-    # A picture without a group is a group of its own.
+    # An image without a group is a group of its own.
     group = np.array([names.get(name, len(names) + i) for i, name in enumerate(groups)], np.intp)
     drawn = random.permutation(len(names) + len(groups))
     order = np.lexsort((random.random(len(truth)), drawn[group], truth))
@@ -181,9 +181,9 @@ def _answers(
 
 
 def forecasts(
-    sizes: npt.NDArray[np.intp], wrong: npt.NDArray[np.bool_], train_pictures: int, random: np.random.Generator
+    sizes: npt.NDArray[np.intp], wrong: npt.NDArray[np.bool_], train_images: int, random: np.random.Generator
 ) -> tuple[Forecast, ...]:
-    """Mistakes that more pictures would avoid, from (shares, draws, test pictures) of wrong answers."""
+    """Mistakes that more images would avoid, from (shares, draws, test images) of wrong answers."""
     shares, draws, tested = wrong.shape
     # Both what was drawn to train on and what to test on could have come out otherwise.
     weights = random.multinomial(tested, np.full(tested, 1 / tested), RESAMPLES).astype(np.float32) / tested
@@ -195,17 +195,17 @@ def forecasts(
         return ()
     forecasts = []
     for times in (2, 4):
-        bent, straight = (gain(sizes, resampled, train_pictures, times) for gain in (_power_law_gain, _steady_gain))
-        middle = [gain(sizes, measured, train_pictures, times)[0] for gain in (_power_law_gain, _steady_gain)]
+        bent, straight = (gain(sizes, resampled, train_images, times) for gain in (_power_law_gain, _steady_gain))
+        middle = [gain(sizes, measured, train_images, times)[0] for gain in (_power_law_gain, _steady_gain)]
         high = max(np.percentile(bent, 95), np.percentile(straight, 95))
         forecasts.append(Forecast(times, float(np.mean(middle)), float(np.percentile(bent, 5)), float(high)))
     return tuple(forecasts)
 
 
 def _power_law_gain(sizes: npt.NDArray[np.intp], errors: Floats, now: int, times: int) -> Floats:
-    """Share of the errors at ``now`` pictures avoided with ``times`` as many, by error = a + b n^-c, a and b >= 0.
+    """Share of the errors at ``now`` images avoided with ``times`` as many, by error = a + b n^-c, a and b >= 0.
 
-    Least squares, a share weighing as its pictures, over a grid of c. ``errors`` is (trials, shares).
+    Least squares, a share weighing as its images, over a grid of c. ``errors`` is (trials, shares).
     """
     weights = sizes / sizes.sum()
     x = (sizes / now) ** -EXPONENTS[:, None]

@@ -25,13 +25,13 @@ def figures(story: ReportData) -> dict[str, Any]:
         found["temperature"] = story.temperature
     if story.data_size is not None:
         found["learning_curve"] = [
-            {"train_pictures": point.train_pictures, "accuracy": point.accuracy, "std": point.std}
+            {"train_pictures": point.train_images, "accuracy": point.accuracy, "std": point.std}
             for point in story.data_size.points
         ]
         error = 1 - story.test.accuracy
         found["more_pictures"] = [
             {
-                "train_pictures": forecast.times * story.data_size.train_pictures,
+                "train_pictures": forecast.times * story.data_size.train_images,
                 "gain": forecast.avoided * error,
                 "interval_90": [forecast.low * error, forecast.high * error],
             }
@@ -42,7 +42,7 @@ def figures(story: ReportData) -> dict[str, Any]:
 
 
 def scored(evaluation: Evaluation) -> dict[str, Any]:
-    """One set of pictures: shares from 0 to 1, classes by name; docs/run.md names every field."""
+    """One set of images: shares from 0 to 1, classes by name; docs/run.md names every field."""
     classes = len(evaluation.labels)
     return {
         "pictures": len(evaluation.truth),

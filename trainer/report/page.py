@@ -21,14 +21,14 @@ from .summary import advice_for, doubtful_findings, doubts
 from .templating import environment
 from .thumbnails import data_uri, lit, matrix_uri
 
-# What a report shows at most: with pictures of `thumbnails.MAX_BYTES`, it stays under 3 MB whatever the data.
+# What a report shows at most: with images of `thumbnails.MAX_BYTES`, it stays under 3 MB whatever the data.
 MISTAKES, NEAR_MISSES, TYPICAL = 18, 9, 24
 PAIRS_LISTED = 12
-FINDINGS, FINDINGS_WITH_PICTURES, FINDING_GROUPS, FINDING_PICTURES = 40, 12, 6, 2
+FINDINGS, FINDINGS_WITH_IMAGES, FINDING_GROUPS, FINDING_IMAGES = 40, 12, 6, 2
 BINS = 10
-"""Of the reliability chart: 15 small bins of a few hundred pictures are mostly noise."""
+"""Of the reliability chart: 15 small bins of a few hundred images are mostly noise."""
 MATRIX_CLASSES = 25
-"""Up to so many classes the confusion matrix is a table of numbers; above, a picture and a list."""
+"""Up to so many classes the confusion matrix is a table of numbers; above, an image and a list."""
 
 
 def write_report(path: Path, story: ReportData) -> None:
@@ -66,7 +66,7 @@ def render(story: ReportData) -> str:
         size_sentence=size_sentence(story.data_size, 1 - test.accuracy) if story.data_size else "",
         calibration=_calibration(story),
         findings=_findings(story),
-        **_pictures(story),
+        **_images(story),
     )
 
 
@@ -77,7 +77,7 @@ def _verdict(story: ReportData) -> dict[str, Any]:
     elif error > 0.5:
         words = "It is wrong more often than right."
     else:
-        words = f"It is wrong about once in {1 / error:.0f} pictures."
+        words = f"It is wrong about once in {1 / error:.0f} images."
     commonest = max(story.test.support().values())
     return {"words": words, "guess": commonest / len(story.test.truth)}
 
@@ -105,17 +105,17 @@ def _calibration(story: ReportData) -> dict[str, float | None]:
 def _confusion(story: ReportData) -> dict[str, Any]:
     test, support = story.test, story.test.support()
     pairs = [
-        {"label": label, "taken_for": taken_for, "count": count, "pictures": support[label]}
+        {"label": label, "taken_for": taken_for, "count": count, "images": support[label]}
         for label, taken_for, count in test.confused_pairs()[:PAIRS_LISTED]
     ]
     matrix = test.confusion()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     if len(story.labels) > MATRIX_CLASSES:
-        return {"pairs": pairs, "rows": [], "picture": matrix_uri(shares)}
+        return {"pairs": pairs, "rows": [], "image": matrix_uri(shares)}
     rows = [
         {
             "label": label,
-            "pictures": int(matrix[i].sum()),
+            "images": int(matrix[i].sum()),
             "cells": [
                 {"count": int(matrix[i, j]), "share": float(shares[i, j]), "column": column, "right": i == j}
                 for j, column in enumerate(story.labels)
@@ -123,11 +123,11 @@ def _confusion(story: ReportData) -> dict[str, Any]:
         }
         for i, label in enumerate(story.labels)
     ]
-    return {"pairs": pairs, "rows": rows, "picture": ""}
+    return {"pairs": pairs, "rows": rows, "image": ""}
 
 
 def _classes(story: ReportData) -> list[dict[str, Any]]:
-    """A row a class, worst recall first; classes without test pictures last."""
+    """A row a class, worst recall first; classes without test images last."""
     recall, precision, f1 = story.test.recall(), story.test.precision(), story.test.f1()
     rows = [
         {
@@ -142,8 +142,8 @@ def _classes(story: ReportData) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: 2.0 if row["recall"] is None else row["recall"])
 
 
-def _pictures(story: ReportData) -> dict[str, Any]:
-    """Mistakes, near misses and typical right pictures, each with where the model looked."""
+def _images(story: ReportData) -> dict[str, Any]:
+    """Mistakes, near misses and typical right images, each with where the model looked."""
     test = story.test
     top = np.sort(test.scores, axis=1)[:, -2:]
     second = np.argsort(-test.scores, axis=1, kind="stable")[:, 1]
@@ -167,7 +167,7 @@ def _pictures(story: ReportData) -> dict[str, Any]:
 
 
 def _typical(story: ReportData) -> list[int]:
-    """For each class, weakest first, the recognised test picture whose score is the middle one."""
+    """For each class, weakest first, the recognised test image whose score is the middle one."""
     chosen = []
     weakest = sorted(story.test.recall().items(), key=lambda item: item[1])
     for label, share in weakest:
@@ -180,7 +180,7 @@ def _typical(story: ReportData) -> list[int]:
 
 
 def _cards(story: ReportData, places: Sequence[int]) -> list[dict[str, Any]]:
-    """What to show of test pictures: the picture as the model sees it, and its map for the class it named."""
+    """What to show of test images: the image as the model sees it, and its map for the class it named."""
     pixels = [np.asarray(story.dataset.pixels[int(story.tested[place])]) for place in places]
     named = [int(story.test.predicted[place]) for place in places]
     heats: Iterable[npt.NDArray[np.float32] | None] = [None] * len(places)
@@ -192,23 +192,21 @@ def _cards(story: ReportData, places: Sequence[int]) -> list[dict[str, Any]]:
             "label": story.labels[story.test.truth[place]],
             "taken_for": story.labels[name],
             "score": float(story.test.scores[place, name]),
-            "picture": data_uri(picture, channels=story.channels),
-            "map": ""
-            if heat is None
-            else data_uri(lit(picture, heat, channels=story.channels), channels=story.channels),
+            "image": data_uri(image, channels=story.channels),
+            "map": "" if heat is None else data_uri(lit(image, heat, channels=story.channels), channels=story.channels),
         }
-        for place, picture, name, heat in zip(places, pixels, named, heats, strict=True)
+        for place, image, name, heat in zip(places, pixels, named, heats, strict=True)
     ]
 
 
 def _findings(story: ReportData) -> list[dict[str, Any]]:
-    """What was found in the data, with the pictures that show it."""
+    """What was found in the data, with the images that show it."""
     places = {photo.path: i for i, photo in enumerate(story.dataset.photos)}
     shown: dict[str, str] = {}
 
-    def picture(path: str) -> dict[str, str]:
+    def image(path: str) -> dict[str, str]:
         place = places.get(path)
-        if place is None:  # left out of the data, as copies and unreadable pictures are
+        if place is None:  # left out of the data, as copies and unreadable images are
             return {"path": path, "uri": "", "split": "", "label": ""}
         if path not in shown:
             shown[path] = data_uri(np.asarray(story.dataset.pixels[place]), channels=story.channels, side=96)
@@ -222,10 +220,10 @@ def _findings(story: ReportData) -> list[dict[str, Any]]:
             "message": finding.message,
             "doubtful": finding in doubtful,
             "groups": [
-                [picture(path) for path in group[:FINDING_PICTURES]]
-                for group in (finding.pictures[:FINDING_GROUPS] if number < FINDINGS_WITH_PICTURES else ())
+                [image(path) for path in group[:FINDING_IMAGES]]
+                for group in (finding.images[:FINDING_GROUPS] if number < FINDINGS_WITH_IMAGES else ())
             ],
-            "more": len(finding.pictures) > FINDING_GROUPS,
+            "more": len(finding.images) > FINDING_GROUPS,
         }
         for number, finding in enumerate(findings)
     ]

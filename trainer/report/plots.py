@@ -15,7 +15,7 @@ from .svg import BLUE, MUTED, ORANGE, SQUARE, WIDE, as_svg, new_figure, style
 
 
 def learning_charts(history: Sequence[Mapping[str, Any]], kept: int | None) -> list[str]:
-    """Loss, and accuracy on the validation pictures, by epoch.
+    """Loss, and accuracy on the validation images, by epoch.
 
     Args:
         history: a row an epoch, see `Story`.
@@ -58,13 +58,13 @@ def reliability_chart(after: Reliability, before: Reliability | None) -> str:
         for found, colour, name in ((before, MUTED, "before calibration"), (after, BLUE, "as shipped")):
             if found is None:
                 continue
-            used = found.pictures > 0
-            score, right, pictures = 100 * found.score[used], 100 * found.accuracy[used], found.pictures[used]
-            sizes = 14 + 150 * pictures / pictures.sum()
+            used = found.images > 0
+            score, right, images = 100 * found.score[used], 100 * found.accuracy[used], found.images[used]
+            sizes = 14 + 150 * images / images.sum()
             axes.scatter(score, right, s=sizes, color=colour, linewidths=0, alpha=0.9)
             axes.scatter([], [], s=30, color=colour, linewidths=0, label=name)  # dots of one size for the legend
             if found is after:
-                limits = [wilson_interval(share / 100, count) for share, count in zip(right, pictures, strict=True)]
+                limits = [wilson_interval(share / 100, count) for share, count in zip(right, images, strict=True)]
                 low, high = 100 * np.array(limits).T
                 axes.vlines(score, low, high, color=colour, linewidth=1, alpha=0.6)
         axes.set(xlabel="score, %", ylabel="of these right, %", xlim=(-3, 103), ylim=(-3, 103))
@@ -75,16 +75,16 @@ def reliability_chart(after: Reliability, before: Reliability | None) -> str:
 
 
 def data_size_chart(found: DataSize) -> str:
-    """Accuracy of quick heads by number of training pictures; where it reaches them all, the forecast, too."""
-    sizes = np.array([point.train_pictures for point in found.points])
+    """Accuracy of quick heads by number of training images; where it reaches them all, the forecast, too."""
+    sizes = np.array([point.train_images for point in found.points])
     accuracies = 100 * np.array([point.accuracy for point in found.points])
     spreads = 100 * np.array([point.std for point in found.points])
     with style():
         figure, axes = new_figure(WIDE)
         axes.fill_between(sizes, accuracies - spreads, accuracies + spreads, color=BLUE, alpha=0.18, linewidth=0)
         axes.plot(sizes, accuracies, color=BLUE, marker="o", markersize=4.5, label="measured")
-        if found.forecasts and sizes[-1] == found.train_pictures:
-            now, error = found.train_pictures, 100 - accuracies[-1]
+        if found.forecasts and sizes[-1] == found.train_images:
+            now, error = found.train_images, 100 - accuracies[-1]
             at = np.array([now, *(forecast.times * now for forecast in found.forecasts)])
             middle, low, high = (
                 accuracies[-1] + error * np.array([0, *(getattr(forecast, name) for forecast in found.forecasts)])
@@ -93,10 +93,10 @@ def data_size_chart(found: DataSize) -> str:
             axes.fill_between(at, low, high, color=ORANGE, alpha=0.18, linewidth=0)
             axes.plot(at, middle, color=ORANGE, linestyle=(0, (4, 2)), marker="o", markersize=4.5, label="forecast")
         axes.set_xscale("log")
-        forecast_sizes = [forecast.times * found.train_pictures for forecast in found.forecasts]
-        ticks = [*sizes[::-2][::-1].tolist(), *(forecast_sizes if sizes[-1] == found.train_pictures else [])]
+        forecast_sizes = [forecast.times * found.train_images for forecast in found.forecasts]
+        ticks = [*sizes[::-2][::-1].tolist(), *(forecast_sizes if sizes[-1] == found.train_images else [])]
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
-        axes.set(xlabel="training pictures", ylabel="accuracy, %")
+        axes.set(xlabel="training images", ylabel="accuracy, %")
         axes.legend(loc="lower right")
-        return as_svg(figure, "Accuracy by number of training pictures")
+        return as_svg(figure, "Accuracy by number of training images")

@@ -25,14 +25,14 @@ class ReportData:
     """Everything a report tells. What is left out, it does not speak of.
 
     Attributes:
-        dataset: the pictures; of its pixels only those shown are read.
-        tested: places of the test pictures in the dataset.
+        dataset: the images; of its pixels only those shown are read.
+        tested: places of the test images in the dataset.
         test: what the model said of them, in that order.
-        val: what it said of the validation pictures.
+        val: what it said of the validation images.
         history: a row an epoch with ``phase``, ``loss``, ``val_loss``, ``val_accuracy``; others are ignored.
         kept: the row of ``history`` whose weights the model has.
         temperature: what the logits were divided by (Guo et al. 2017); it is in the model and in ``test`` already.
-        features: (photos, features) float32, the frozen backbone's, of every picture; may be memory-mapped.
+        features: (photos, features) float32, the frozen backbone's, of every image; may be memory-mapped.
         model: from pixels to softmax. Where its layer ``features`` is a global average pooling, activation maps show.
         recipe: how it was trained, name to value, in the order to show.
         took_s: wall time of the training, seconds.
@@ -64,12 +64,12 @@ class ReportData:
         return self.test.labels
 
     def photo(self, place: int) -> Photo:
-        """The photo behind test picture ``place``."""
+        """The photo behind test image ``place``."""
         return self.dataset.photos[int(self.tested[place])]
 
     @cached_property
     def counts(self) -> dict[str, Counter[str]]:
-        """Pictures of each class, by split."""
+        """Images of each class, by split."""
         counts: dict[str, Counter[str]] = {}
         for photo in self.dataset.photos:
             counts.setdefault(photo.split, Counter())[photo.label] += 1

@@ -23,7 +23,7 @@ def advice_for(story: ReportData) -> list[Advice]:
         *advice.about_confused_pairs(test),
         *advice.about_weak_classes(test, training),
         *advice.about_imbalance(test, training),
-        *advice.about_test_pictures(test),
+        *advice.about_test_images(test),
         *advice.about_calibration(test),
     ]
     if story.val is not None:
@@ -42,13 +42,13 @@ def doubts(story: ReportData) -> list[str]:
 
 
 def doubtful_findings(story: ReportData) -> list[Finding]:
-    """Findings by which the test flatters: a test picture belongs together with one of another split."""
+    """Findings by which the test flatters: a test image belongs together with one of another split."""
     split = {photo.path: photo.split for photo in story.dataset.photos}
     return [
         finding
         for finding in story.dataset.findings
         if finding.kind == "groups"
-        or (finding.kind == "leak" and any(_across(inside, split) for inside in finding.pictures))
+        or (finding.kind == "leak" and any(_across(inside, split) for inside in finding.images))
     ]
 
 
@@ -58,8 +58,8 @@ def about_findings(story: ReportData) -> list[Advice]:
     found = []
     if "leak" in doubtful:
         text = (
-            "Test on pictures the training has not seen: some of the test pictures all but repeat training or "
-            "validation pictures. Keep each burst or place in one split, with a group column or --group-by."
+            "Test on images the training has not seen: some of the test images all but repeat training or "
+            "validation images. Keep each burst or place in one split, with a group column or --group-by."
         )
         found.append(Advice(text, 1.0))
     if "groups" in doubtful:
@@ -70,7 +70,7 @@ def about_findings(story: ReportData) -> list[Advice]:
         found.append(Advice(text, 0.9))
     for finding in story.dataset.findings:
         if finding.kind in ("label", "small"):
-            share = len(finding.pictures) / max(1, len(story.dataset.photos))
+            share = len(finding.images) / max(1, len(story.dataset.photos))
             stake = share if finding.kind == "label" else share / 10
             found.append(Advice(f"{finding.message[:1].upper()}{finding.message[1:]}.", stake))
     return found

@@ -1,4 +1,4 @@
-"""Pictures small enough to travel inside the report, whatever they show."""
+"""Images small enough to travel inside the report, whatever they show."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from edge_agent.preprocess import Pixels
 SIDE = 176
 """Pixels of the longer side, at most; shown at two thirds of that, so that dense screens stay sharp."""
 MAX_BYTES = 12_000
-"""Of a picture of that side; of smaller ones in proportion. Noise gets a lower quality instead of more room."""
+"""Of an image of that side; of smaller ones in proportion. Noise gets a lower quality instead of more room."""
 QUALITIES = (82, 65, 45, 25, 10)
 BLUE, ORANGE = (201, 107, 42), (13, 115, 217)
 """BGR; the confusion matrix's, as in report.css."""
 
 
 def data_uri(pixels: Pixels, *, channels: Literal["rgb", "bgr"] = "rgb", side: int = SIDE) -> str:
-    """A picture as a ``data:`` URI of a JPEG, scaled down to ``side`` pixels.
+    """An image as a ``data:`` URI of a JPEG, scaled down to ``side`` pixels.
 
     Args:
         pixels: (h, w, 3) uint8, in the order ``channels``.
@@ -41,7 +41,7 @@ def data_uri(pixels: Pixels, *, channels: Literal["rgb", "bgr"] = "rgb", side: i
 
 
 def lit(pixels: Pixels, heat: npt.NDArray[np.float32], *, channels: Literal["rgb", "bgr"] = "rgb") -> Pixels:
-    """The picture with what ``heat`` marks in full light and warm, the rest dark and grey.
+    """The image with what ``heat`` marks in full light and warm, the rest dark and grey.
 
     Args:
         pixels: (h, w, 3) uint8.

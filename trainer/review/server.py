@@ -1,4 +1,4 @@
-"""The review page's HTTP: groups to decide on, decisions, and the frames' pictures."""
+"""The review page's HTTP: groups to decide on, decisions, and the frames' images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import cv2
 import msgspec
 
-from edge_agent.errors import DataError, PictureError, one_line
+from edge_agent.errors import DataError, ImageError, one_line
 from edge_agent.http_server import Guard, read_body, theme
-from edge_agent.images import read_picture
+from edge_agent.images import read_image
 
 from .export import as_csv
 from .filters import FrameFilter
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 STATIC = {"/": "index.html", "/review.css": "review.css", "/review.js": "review.js"}
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 SIDES = (256, 1024, 4096)
-"""Longest side a picture can be asked for in, pixels."""
+"""Longest side an image can be asked for in, pixels."""
 MOST_BODY_BYTES = 2**20
 _KEPT_BYTES = 96 * 2**20
 Result = TypeVar("Result")
@@ -57,8 +57,8 @@ class AskDecide(msgspec.Struct, forbid_unknown_fields=True):
     by: _Name = ""
 
 
-class Pictures:
-    """Frames' pictures as JPEG files of some sizes, the last ones asked for kept in memory. For several threads."""
+class Images:
+    """Frames' images as JPEG files of some sizes, the last ones asked for kept in memory. For several threads."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -67,10 +67,10 @@ class Pictures:
         self._lock = Lock()
 
     def jpeg(self, sha256: str, side: int) -> bytes:
-        """A frame's picture, made no larger.
+        """A frame's image, made no larger.
 
         Raises:
-            PictureError: it is not there any more, or not a picture.
+            ImageError: it is not there any more, or not an image.
         """
         key = sha256, side
         with self._lock:
@@ -79,13 +79,13 @@ class Pictures:
                 return kept
         frame = self._session.frame(sha256)
         if frame is None:
-            raise PictureError("no such frame")
-        picture = read_picture(self._session.folder / frame.path)
-        scale = side / max(picture.shape[:2])
+            raise ImageError("no such frame")
+        image = read_image(self._session.folder / frame.path)
+        scale = side / max(image.shape[:2])
         if scale < 1:
-            width, height = (max(1, round(scale * length)) for length in (picture.shape[1], picture.shape[0]))
-            picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]  # uint8 stays so
-        data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+            width, height = (max(1, round(scale * length)) for length in (image.shape[1], image.shape[0]))
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]  # uint8 stays so
+        data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = data
@@ -100,7 +100,7 @@ class Handlers:
 
     def __init__(self, session: Session, *, you: str) -> None:
         self._session, self._you = session, you
-        self._pictures = Pictures(session)
+        self._images = Images(session)
         folder = files(__package__) / "static"
         self._static = {path: (folder / name).read_bytes() for path, name in STATIC.items()}
         self._static["/theme.css"] = theme()
@@ -114,7 +114,7 @@ class Handlers:
             Route("/api/state", self.state),
             Route("/api/next", self.next_groups, methods=["POST"]),
             Route("/api/decide", self.decide, methods=["POST"]),
-            Route("/frame/{sha256}.jpg", self.picture),
+            Route("/frame/{sha256}.jpg", self.image),
             Route("/labels.csv", self.labels),
             Route("/favicon.ico", self.nothing),
         ]
@@ -153,14 +153,14 @@ class Handlers:
             return _json({"error": said}, 507)
         return _json(made)
 
-    async def picture(self, request: Request) -> Response:
+    async def image(self, request: Request) -> Response:
         """A frame, as large as is asked for."""
         side = request.query_params.get("side", str(SIDES[0]))
         if side not in {str(one) for one in SIDES}:
             return _answer(f"side is one of {SIDES}\n".encode(), 400)
         try:
-            data = await in_thread(partial(self._pictures.jpeg, request.path_params["sha256"], int(side)))
-        except PictureError as error:
+            data = await in_thread(partial(self._images.jpeg, request.path_params["sha256"], int(side)))
+        except ImageError as error:
             return _answer(f"{one_line(error)}\n".encode(), 404)
         # Named by its content, it never changes.
         return _answer(data, media_type="image/jpeg", cache="private, max-age=86400, immutable")

@@ -23,7 +23,7 @@ from ..active_learning.embeddings import embed, network_of
 from ..active_learning.feature_space import Floats, Places, nearest_known, space_of, squared_distances
 from ..active_learning.label_forecast import Outlook, outlook_on
 from ..active_learning.ranking import GROUP, fit_head, propose, uncertainty
-from ..active_learning.training_set import training_pictures
+from ..active_learning.training_set import training_images
 from .filters import FrameFilter, camera_of, mask_of
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Session:
     """
 
     def __init__(self, folder: Path, *, run: Path | None, console: Console, cache: Path | None = None) -> None:
-        """Look at the folder and at every picture in it; what was looked at before is remembered.
+        """Look at the folder and at every image in it; what was looked at before is remembered.
 
         Raises:
             DataError: no usable folder, run or log.
@@ -72,15 +72,15 @@ class Session:
             self._decisions = Annotations(folder)
         with console.status("Loading the model"):
             network = network_of(run)
-        pictures = [(frame.sha256, folder / frame.path) for frame in found.frames]
-        seen = embed(network, pictures, what="Looking at the frames", console=console, cache=cache)
-        usable = np.array([place not in seen.failed for place in range(len(pictures))], np.bool_)
+        images = [(frame.sha256, folder / frame.path) for frame in found.frames]
+        seen = embed(network, images, what="Looking at the frames", console=console, cache=cache)
+        usable = np.array([place not in seen.failed for place in range(len(images))], np.bool_)
         if not usable.any():
-            raise DataError(f"{folder}: none of the {len(pictures)} pictures can be read, first: {seen.failed[0]}")
+            raise DataError(f"{folder}: none of the {len(images)} images can be read, first: {seen.failed[0]}")
         self.problems = (*found.problems, *seen.failed.values())
         self.frames = tuple(frame for frame, good in zip(found.frames, usable, strict=True) if good)
         self._place = {frame.sha256: place for place, frame in enumerate(self.frames)}
-        known, self._known_truth = training_pictures(network, run, console, cache)
+        known, self._known_truth = training_images(network, run, console, cache)
         with console.status("Comparing the frames"):
             self._space = space_of(seen.features[usable], known)
             self._far = nearest_known(self._space.frames, self._space.known)

@@ -1,4 +1,4 @@
-"""What workers do with a chunk: look at its pictures, place them in the space, tell what labelling them is worth.
+"""What workers do with a chunk: look at its images, place them in the space, tell what labelling them is worth.
 
 A chunk's result depends on no other chunk, so it does not matter who computes it, or in what order. The work folder
 comes first, then what is the same for all chunks, and the chunk last.
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from edge_agent.errors import DataError, PictureError
+from edge_agent.errors import DataError, ImageError
 
 from ..active_learning.captured_frames import CapturedFrame, frame_at
 from ..active_learning.embeddings import Network, ask, batches, network_of, rounded
@@ -38,7 +38,7 @@ _BLOCK = 256
 
 @dataclass(frozen=True, eq=False)
 class ChunkEmbeddings:
-    """Of a chunk's pictures: (n, 32) uint8 hashes, likeliest classes, their scores, which failed, what was wrong."""
+    """Of a chunk's images: (n, 32) uint8 hashes, likeliest classes, their scores, which failed, what was wrong."""
 
     hashes: npt.NDArray[np.uint8]
     guess: Places
@@ -57,7 +57,7 @@ class Part:
 
 
 def looking(work: Path, store: Path, run: Path | None) -> Callable[[Chunk], ChunkEmbeddings]:
-    """The pass that looks at a chunk's pictures and keeps what it saw; what is there already is not looked at.
+    """The pass that looks at a chunk's images and keeps what it saw; what is there already is not looked at.
 
     The network is loaded once, with the first chunk that needs it.
     """
@@ -93,15 +93,15 @@ def _look(network: Network, store: Path, chunk: Chunk) -> Looked:
         path = store / name
         try:
             frames.append(frame_at(path, path.with_suffix(".json"), name, problems))
-        except PictureError as error:
+        except ImageError as error:
             frames.append(CapturedFrame(name, hashlib.sha256(name.encode()).hexdigest()))
             problems.append(str(error))
     width, classes = (shape[-1] for shape in network.model.output_shape)
     features = np.zeros((len(frames), width), np.float16)
     scores = np.zeros((len(frames), classes), np.float32)
-    pictures = [(frame.sha256, store / frame.path) for frame in frames]
+    images = [(frame.sha256, store / frame.path) for frame in frames]
     failed: dict[int, str] = {}
-    for places, pixels in batches(network, pictures, range(len(frames)), failed, "", Console(quiet=True)):
+    for places, pixels in batches(network, images, range(len(frames)), failed, "", Console(quiet=True)):
         seen, said = ask(network, pixels)
         features[places], scores[places] = rounded(seen), said
     bad = np.zeros(len(frames), np.bool_)
@@ -129,7 +129,7 @@ def place(work: Path, projection: Projection, known: Floats, part: Part) -> Floa
     Args:
         work: the work folder.
         projection: features to points.
-        known: (m, d) points of the training pictures and of frames that are labelled.
+        known: (m, d) points of the training images and of frames that are labelled.
         part: the chunk.
 
     Returns:

@@ -26,7 +26,7 @@ from ..active_learning.captured_frames import CapturedFrame
 from ..active_learning.feature_space import Floats
 
 CHUNK = 256
-"""Pictures in a chunk on average: seconds of work for a network, and not too many files for a million pictures."""
+"""Images in a chunk on average: seconds of work for a network, and not too many files for a million images."""
 MOST = 4 * CHUNK
 
 _frames = msgspec.json.Decoder(tuple[CapturedFrame, ...])
@@ -35,10 +35,10 @@ _DAMAGED = (OSError, ValueError, KeyError, EOFError, BadZipFile, msgspec.Msgspec
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Pictures of the store.
+    """Images of the store.
 
     Attributes:
-        name: of its files in the work folder; another where a picture, the network or its order is another.
+        name: of its files in the work folder; another where an image, the network or its order is another.
         paths: relative to the store, with forward slashes, in order.
     """
 
@@ -50,7 +50,7 @@ class Chunk:
 class Looked:
     """What a network saw in a chunk: (n,) frames, (n, f) float16 features, (n, classes) float32 scores.
 
-    ``failed``: (n,) which pictures could not be looked at; their rows are zeros. ``problems``: why, and what else was
+    ``failed``: (n,) which images could not be looked at; their rows are zeros. ``problems``: why, and what else was
     wrong with the chunk.
     """
 
@@ -62,14 +62,14 @@ class Looked:
 
 
 def chunks_of(store: Path, names: Sequence[str], key: str) -> list[Chunk]:
-    """Pictures in chunks, in order.
+    """Images in chunks, in order.
 
-    Chunks end at pictures that their names' checksums choose, so that new pictures change the chunks they fall into
+    Chunks end at images that their names' checksums choose, so that new images change the chunks they fall into
     and no others.
 
     Args:
         store: the folder.
-        names: its pictures, by `review.frames.pictures_of`.
+        names: its images, by `review.frames.images_of`.
         key: of the network that is to look at them.
     """
     return [_chunk(store, key, some) for some in _cut(names)]

@@ -17,9 +17,9 @@ from edge_agent.atomic_files import link_or_copy, replacing
 from edge_agent.errors import DataError
 
 from ..active_learning.annotations import Annotations
-from ..active_learning.captured_frames import pictures_of
+from ..active_learning.captured_frames import images_of
 from ..active_learning.embeddings import network_of
-from ..active_learning.training_set import training_pictures
+from ..active_learning.training_set import training_images
 from .chunk_tasks import ChunkEmbeddings, Part, looking
 from .chunks import Chunk, chunks_of, tidy
 from .executor import Spread
@@ -27,7 +27,7 @@ from .ranking import Ranking, rank
 
 LIST = "shortlist.csv"
 WORK = ".seen"
-"""In the folder that is made; folders whose names begin with a dot are not looked into for pictures."""
+"""In the folder that is made; folders whose names begin with a dot are not looked into for images."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class Shortlist:
     """What came of it.
 
     Attributes:
-        pictures: in the store.
+        images: in the store.
         copies: of these, with the content of another.
         failed: of these, that could not be looked at.
         labelled: of these, with a decision already.
         picks: put on the list.
         likes: put beside them.
         stand_for: frames that are like a pick.
-        problems: what was wrong with pictures and their lines, and with the logs of decisions.
+        problems: what was wrong with images and their lines, and with the logs of decisions.
     """
 
-    pictures: int
+    images: int
     copies: int
     failed: int
     labelled: int
@@ -79,7 +79,7 @@ def make_shortlist(
         likes: most frames put beside each pick that are like it.
         spread: does the passes.
         console: for the progress.
-        cache: where what the network sees in training pictures is kept.
+        cache: where what the network sees in training images is kept.
 
     Raises:
         DataError: no usable store, run, log or folder.
@@ -89,7 +89,7 @@ def make_shortlist(
     if out == store or out.is_relative_to(store) or store.is_relative_to(out):
         raise DataError(f"{out}: in the store, or around it; name a folder beside it")
     with console.status("Looking through the folder"):
-        names = pictures_of(store)
+        names = images_of(store)
         work = out / WORK
         try:
             work.mkdir(parents=True, exist_ok=True)
@@ -98,13 +98,13 @@ def make_shortlist(
         logs = [Annotations(store), Annotations(out)]
     with console.status("Loading the model"):
         network = network_of(run)
-    known, _ = training_pictures(network, run, console, cache)
+    known, _ = training_images(network, run, console, cache)
     chunks = chunks_of(store, names, network.key)
     seen = spread(partial(looking, work, store, run), chunks, "Looking at the frames", loads=True)
     problems = tuple(chain.from_iterable((*(log.problems for log in logs), *(one.problems for one in seen))))
     failed = sum(int(one.failed.sum()) for one in seen)
     if failed == len(names):
-        raise DataError(f"{store}: none of the {failed} pictures can be read, first: {problems[0]}")
+        raise DataError(f"{store}: none of the {failed} images can be read, first: {problems[0]}")
     parts, labelled = _parts(chunks, seen, logs)
     ranking = rank(work, parts, known, count, spread)
     try:
@@ -114,7 +114,7 @@ def make_shortlist(
         raise DataError(f"{out}: {error.strerror}; make room, or name another --out") from error
     tidy(work, chunks)
     return Shortlist(
-        pictures=len(names),
+        images=len(names),
         copies=len(names) - failed - sum(int(part.usable.sum()) for part in parts),
         failed=failed,
         labelled=labelled,
@@ -144,7 +144,7 @@ def _parts(
 
 
 def _put(store: Path, out: Path, names: Sequence[str], ranking: Ranking, likes: int) -> int:
-    """Pictures, and the lines beside them, to the folder; how many pictures."""
+    """Images, and the lines beside them, to the folder; how many images."""
     wanted = [
         int(number)
         for pick, some in zip(ranking.numbers, ranking.likes, strict=True)

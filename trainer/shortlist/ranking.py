@@ -78,7 +78,7 @@ def rank(
     Args:
         work: folder of what was seen of each part.
         parts: the chunks, in order.
-        known: (m, f) features of the training pictures.
+        known: (m, f) features of the training images.
         count: most picks.
         spread: does the passes.
         considered: most frames that picks are made among between two passes; the ranking is the same whatever it is.

@@ -1,6 +1,6 @@
-"""What happens to training pictures after the cache: Keras layers, run where the network runs.
+"""What happens to training images after the cache: Keras layers, run where the network runs.
 
-The device's pictures are never changed; none of these layers is in the model that is saved. In the
+The device's images are never changed; none of these layers is in the model that is saved. In the
 spirit of RandAugment (Cubuk et al. 2019, arXiv:1909.13719) one strength scales every range.
 
 This module imports Keras: import it inside functions.
@@ -25,14 +25,14 @@ MIXED_SHARE = 0.5
 class RandomView(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
     """Look at the scene from a little elsewhere: flip, rotate, zoom, squeeze and shift, in one resampling.
 
-    (n, H, W, 3) of any dtype, the roomy pictures, to (n, height, width, 3) float32. On average the
+    (n, H, W, 3) of any dtype, the roomy images, to (n, height, width, 3) float32. On average the
     result shows just what the device sees, so the model trains on the scale it will meet; the roomy
-    picture's finer pixels keep a zoomed-in part sharp.
+    image's finer pixels keep a zoomed-in part sharp.
 
     Args:
         size: height and width of the output, pixels.
         strength: 0 none, 1 the ranges above, 2 twice those.
-        flip: mirror half of the pictures; wrong where left and right are classes.
+        flip: mirror half of the images; wrong where left and right are classes.
         seed: of the draws.
     """
 
@@ -42,7 +42,7 @@ class RandomView(keras.layers.Layer):  # type: ignore[misc]  # Keras has no type
         self._seeds = keras.random.SeedGenerator(seed)
 
     def call(self, pixels: Any) -> Any:
-        """Sample each picture through its own affine map."""
+        """Sample each image through its own affine map."""
         count, rows, columns = ops.shape(pixels)[0], pixels.shape[1], pixels.shape[2]
         height, width = self._size
 
@@ -53,13 +53,13 @@ class RandomView(keras.layers.Layer):  # type: ignore[misc]  # Keras has no type
         zoom, squeeze = ops.exp(draw(self._strength * ZOOM)), ops.exp(draw(self._strength * ZOOM / 3))
         right, down = draw(self._strength * SHIFT * width), draw(self._strength * SHIFT * height)
         mirror = ops.where(draw(1.0) < 2 * FLIP - 1, -1.0, 1.0) if self._flip else 1.0
-        # Where output pixel (x, y) comes from. The whole roomy picture is the device's whole view: its
+        # Where output pixel (x, y) comes from. The whole roomy image is the device's whole view: its
         # scale is rows / height, and zoom and squeeze multiply that.
         across, along = mirror * zoom * squeeze * columns / width, zoom / squeeze * rows / height
         cos, sin = ops.cos(angle), ops.sin(angle)
         a, b, c, d = across * cos, -across * sin, along * sin, along * cos
         # keras.ops resamples to the size it was given; the output is cut from its upper left corner, so
-        # the output's centre, not the picture's, maps to the (shifted) centre of the picture.
+        # the output's centre, not the image's, maps to the (shifted) centre of the image.
         x0 = (columns - 1) / 2 + right - (a * (width - 1) + b * (height - 1)) / 2
         y0 = (rows - 1) / 2 + down - (c * (width - 1) + d * (height - 1)) / 2
         zero = ops.zeros_like(x0)
@@ -96,7 +96,7 @@ class RandomLight(keras.layers.Layer):  # type: ignore[misc]  # Keras has no typ
 
 
 class Mix(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Mix pairs of pictures and, by the same shares, their classes, in `MIXED_SHARE` of the batches.
+    """Mix pairs of images and, by the same shares, their classes, in `MIXED_SHARE` of the batches.
 
     Half of those by MixUp (Zhang et al. 2017, arXiv:1710.09412): a weighted mean of both; half by CutMix (Yun
     et al. 2019, arXiv:1905.04899): a rectangle of the one pasted into the other. ``[pixels, truth]``,
@@ -109,7 +109,7 @@ class Mix(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
         self._seeds = keras.random.SeedGenerator(seed)
 
     def call(self, inputs: Any) -> Any:
-        """Mix every picture with its neighbour in the (shuffled) batch."""
+        """Mix every image with its neighbour in the (shuffled) batch."""
         pixels, truth = inputs
         count, rows, columns = ops.shape(pixels)[0], pixels.shape[1], pixels.shape[2]
         kind = keras.random.uniform((), seed=self._seeds)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import keras
 
 AHEAD = 4
-"""Batches fetched in advance: enough to ride out a slow disk, 25 MB at 32 pictures of 256x256."""
+"""Batches fetched in advance: enough to ride out a slow disk, 25 MB at 32 images of 256x256."""
 
 
 class Rows(Protocol):
@@ -43,7 +43,7 @@ class Batches:
         devices: how many share every batch evenly; it is made smaller until they can.
 
     Raises:
-        ConfigError: there are more devices than pictures for them.
+        ConfigError: there are more devices than images for them.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Batches:
         self._size = min(size, len(places)) // devices * devices
         if not self._size:
             raise ConfigError(
-                f"--distribute: {devices} devices, and {min(size, len(places))} pictures for a step; "
+                f"--distribute: {devices} devices, and {min(size, len(places))} images for a step; "
                 "raise --batch-size, or distribute over fewer"
             )
         self._seed, self._part = seed, part

@@ -23,7 +23,7 @@ from edge_agent.errors import DataError
 
 Weights = list[npt.NDArray[Any]]
 MIN_JUDGES = 3
-"""Validation pictures below which nothing can be told."""
+"""Validation images below which nothing can be told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +34,9 @@ class Checkpoint:
         epoch: fine-tuning epochs done; 0 right after the head.
         history: a row an epoch of either phase: phase, loss, val_loss, val_accuracy, learning_rate.
         best: the classifier's best weights so far: of the latest epoch that validation cannot tell from the one of
-            the lowest loss. A few pictures can tell little, and later epochs are the better ones on average.
+            the lowest loss. A few images can tell little, and later epochs are the better ones on average.
         best_epoch: when that was; 0 is the head alone.
-        lowest: (validation pictures,) their losses, at the fitted temperature, in the epoch of the lowest mean.
+        lowest: (validation images,) their losses, at the fitted temperature, in the epoch of the lowest mean.
         state: every variable of the model in training and of its optimizer, in their order; empty before the
             first epoch.
     """
@@ -79,11 +79,11 @@ class Checkpoint:
 
 
 def _clearly_worse(losses: npt.NDArray[np.float64], lowest: npt.NDArray[np.float64]) -> bool:
-    """Whether the losses of the same pictures are higher by more than the standard error of the mean difference.
+    """Whether the losses of the same images are higher by more than the standard error of the mean difference.
 
     The one-standard-error rule of Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.
-    With 5 training pictures in each of 8 classes and 8 to validate with (`benchmarks/few_pictures.py`, 4 draws) the
-    head recognised 27 % of the test pictures, the epoch of the lowest loss 29 %, the one chosen here 33 %; with 15
+    With 5 training images in each of 8 classes and 8 to validate with (`benchmarks/few_pictures.py`, 4 draws) the
+    head recognised 27 % of the test images, the epoch of the lowest loss 29 %, the one chosen here 33 %; with 15
     and 24, 36, 44 and 48 %.
     """
     if not np.isfinite(losses).all():

@@ -186,7 +186,7 @@ def agree(team: Team, checkpoint: Checkpoint, fingerprint: str) -> Checkpoint:
     mine = np.array([checkpoint.epoch, checkpoint.best_epoch])
     theirs, numbers, lowest, *best = team.share([digest, mine, checkpoint.lowest, *checkpoint.best])
     if not np.array_equal(theirs, digest):
-        raise DataError("--distribute: the pictures here are not those of process 0; give all processes the same data")
+        raise DataError("--distribute: the images here are not those of process 0; give all processes the same data")
     if team.leads:
         return checkpoint
     return replace(checkpoint, epoch=int(numbers[0]), best_epoch=int(numbers[1]), lowest=lowest, best=best)

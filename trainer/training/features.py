@@ -1,4 +1,4 @@
-"""What the frozen backbone sees in every picture, computed once and kept. Imports Keras: import it inside functions."""
+"""What the frozen backbone sees in every image, computed once and kept. Imports Keras: import it inside functions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ BATCHES_AT_ONCE = 16
 def frozen_features(
     base: keras.Model, pixels: Rows, count: int, *, batch_size: int, folder: Path, console: Console
 ) -> npt.NDArray[np.float32]:
-    """Pooled features of every picture, memory-mapped in ``folder``; what lies there already is not computed again.
+    """Pooled features of every image, memory-mapped in ``folder``; what lies there already is not computed again.
 
     Args:
         base: (n, height, width, 3) pixels to (n, features).
-        pixels: of the pictures.
+        pixels: of the images.
         count: how many there are.
-        batch_size: pictures a step.
+        batch_size: images a step.
         folder: where `features.f32` and the number of finished rows, `features.done`, lie or go.
         console: for the progress bar.
 

@@ -54,11 +54,11 @@ def fine_tune(
         base: the backbone.
         head: the trained head.
         plan: how long, how much, how fast.
-        roomy: pictures to augment, (k, room height, room width, 3) uint8.
-        pixels: pictures as the device sees them, (k, height, width, 3) uint8.
-        truth: (pictures,) int class indices.
-        splits: places of the pictures of each split.
-        class_weights: (classes,) what a picture of each class counts.
+        roomy: images to augment, (k, room height, room width, 3) uint8.
+        pixels: images as the device sees them, (k, height, width, 3) uint8.
+        truth: (images,) int class indices.
+        splits: places of the images of each split.
+        class_weights: (classes,) what an image of each class counts.
         team: the processes that train together.
         start: where to begin: after the head, or after the last epoch of an interrupted training.
         keep: called with the state after every epoch.
@@ -168,13 +168,13 @@ def compiled_student(
     *,
     steps_per_epoch: int,
 ) -> tuple[keras.Model, keras.Model, keras.Model]:
-    """The model that learns: roomy pictures and their truth, augmented, to logits.
+    """The model that learns: roomy images and their truth, augmented, to logits.
 
     It has weights of its own, for they may be of another precision than the classifier's, and spread over devices.
 
     Returns:
         From ``{"pixels": (n, room height, room width, 3) uint8, "truth": (n, classes) one-hot}`` to (n, 2 *
-        classes): the logits, and beside them the truth, mixed as the pictures were and weighed. Then its backbone
+        classes): the logits, and beside them the truth, mixed as the images were and weighed. Then its backbone
         and its head.
     """
     recipe, classes = plan.recipe, len(class_weights)
@@ -233,7 +233,7 @@ def thaw(base: keras.Model, share: float, *, batch_norms: bool) -> None:
     """Make the top ``share`` of the backbone's layers with weights trainable, the rest not.
 
     Batch norms keep the statistics and the scales of their pretraining unless ``batch_norms``: a few
-    small batches know less of the world's pictures than ImageNet did, and a frozen batch norm in
+    small batches know less of the world's images than ImageNet did, and a frozen batch norm in
     Keras also runs on its stored statistics.
     """
     layers = [layer for layer in leaves(base) if layer.weights]

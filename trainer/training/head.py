@@ -51,15 +51,15 @@ def fit_head(
 
     Args:
         head: from `new_head`; changed in place.
-        features: of all pictures.
-        truth: (pictures,) int class indices.
-        splits: places of the pictures of each split.
-        class_weights: (classes,) what a picture of each class counts.
-        seed: of the order of pictures.
+        features: of all images.
+        truth: (images,) int class indices.
+        splits: places of the images of each split.
+        class_weights: (classes,) what an image of each class counts.
+        seed: of the order of images.
         console: for the progress bar.
 
     Returns:
-        The loss of every validation picture at the fitted temperature, and a row an epoch: phase, loss, val_loss,
+        The loss of every validation image at the fitted temperature, and a row an epoch: phase, loss, val_loss,
         val_accuracy.
     """
     classes = head.output_shape[-1]
@@ -82,7 +82,7 @@ def fit_head(
             for seen, wanted in batches.epoch(len(rows)):
                 loss = student.train_on_batch(seen, wanted, sample_weight=wanted @ class_weights)
             logits = _logits(head, features, val)
-            # Not at its best temperature: that loss is as low as can be once a few pictures are all recognised,
+            # Not at its best temperature: that loss is as low as can be once a few images are all recognised,
             # while this one goes on falling with their margins.
             val_loss = log_loss(logits, truth[val])
             accuracy = float((logits.argmax(axis=1) == truth[val]).mean())

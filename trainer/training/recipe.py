@@ -14,11 +14,11 @@ Precision = Literal["auto", "float32", "mixed"]
 
 HEAD_EPOCHS = 100
 ROOM = 8 / 7
-"""The cached training pictures are this much larger than the model's input: 256 for 224."""
+"""The cached training images are this much larger than the model's input: 256 for 224."""
 
-PICTURES_SEEN = 8_000
-"""By all fine-tuning epochs together. With 880 training pictures of 8 classes
-(`benchmarks/support/synthetic_images.py`), 9 epochs to the end of the cosine came to 53 % of the test pictures, 27
+IMAGES_SEEN = 8_000
+"""By all fine-tuning epochs together. With 880 training images of 8 classes
+(`benchmarks/support/synthetic_images.py`), 9 epochs to the end of the cosine came to 53 % of the test images, 27
 stopped early at the same rate to 50 %."""
 MIN_EPOCHS, MAX_EPOCHS = 4, 20
 TOP_SHARE = 0.5
@@ -36,13 +36,13 @@ class Recipe:
         weights: of the backbone to start from: ``auto``, ``package``, ``imagenet``, ``none`` or a file.
         fine_tune: how much of the backbone learns after the head: ``none``, the ``top`` half of its
             layers, or ``all``.
-        epochs: fine-tuning passes over the training pictures, at most.
-        batch_size: pictures a training step.
+        epochs: fine-tuning passes over the training images, at most.
+        batch_size: images a training step.
         learning_rate: of the fine-tuning, at its peak.
         augment: strength of the random views, light and mixing; 0 is none, 1 the usual, at most 2.
-        flip: whether a mirrored picture is still of its class.
+        flip: whether a mirrored image is still of its class.
         precision: ``mixed`` computes in 16 bits where that is safe; ``auto`` does so on a GPU.
-        seed: of the head's first weights, dropout, augmentation and the order of pictures.
+        seed: of the head's first weights, dropout, augmentation and the order of images.
     """
 
     backbone: str = "efficientnet-lite0"
@@ -65,7 +65,7 @@ class Plan:
 
     Attributes:
         size: height and width of the model input, pixels.
-        room: height and width of the pictures augmentation starts from.
+        room: height and width of the images augmentation starts from.
         from_scratch: the backbone starts from random weights, so all of it learns, batch norms too.
         share: of the backbone's layers, counted from the top, that learn after the head; 0 is none.
         epochs: of fine-tuning, at most.
@@ -86,22 +86,22 @@ class Plan:
 
 
 def room_for(recipe: Recipe, backbone: Backbone, side: int) -> tuple[int, int] | None:
-    """Height and width of the pictures to cache for augmentation; None where nothing is fine-tuned."""
+    """Height and width of the images to cache for augmentation; None where nothing is fine-tuned."""
     return _enlarged(side) if _share(recipe, backbone) else None
 
 
-def plan(recipe: Recipe, backbone: Backbone, side: int, train_pictures: int, *, accelerated: bool) -> Plan:
+def plan(recipe: Recipe, backbone: Backbone, side: int, train_images: int, *, accelerated: bool) -> Plan:
     """Settle what the recipe leaves open.
 
     Args:
         recipe: the choices.
         backbone: the one chosen.
         side: of the square model input, pixels.
-        train_pictures: how many there are to learn from.
+        train_images: how many there are to learn from.
         accelerated: whether a GPU or TPU does the work.
     """
     share = _share(recipe, backbone)
-    epochs = recipe.epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, round(PICTURES_SEEN / train_pictures)))
+    epochs = recipe.epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, round(IMAGES_SEEN / train_images)))
     return Plan(
         recipe=recipe,
         size=(side, side),

@@ -9,14 +9,14 @@ import numpy.typing as npt
 
 RANGE = (0.05, 20.0)
 PRIOR_SPREAD = 0.5
-"""Standard deviation of log T before any picture is seen: two thirds of all models need 0.6 to 1.6."""
+"""Standard deviation of log T before any image is seen: two thirds of all models need 0.6 to 1.6."""
 
 
 def fit_temperature(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> float:
     """The temperature T at which softmax(logits / T) fits the true classes best, by log loss.
 
-    A handful of validation pictures, all recognised, would call for infinite certainty. So T is the likeliest
-    one under a prior, log T normal about 0; some dozens of pictures overrule it.
+    A handful of validation images, all recognised, would call for infinite certainty. So T is the likeliest
+    one under a prior, log T normal about 0; some dozens of images overrule it.
 
     Args:
         logits: (n, classes), before softmax.
@@ -45,7 +45,7 @@ class Judged(NamedTuple):
     """How good logits are.
 
     Attributes:
-        losses: (n,) log loss of every picture's true class at the fitted temperature, that is, of the model as it
+        losses: (n,) log loss of every image's true class at the fitted temperature, that is, of the model as it
             would be saved.
         accuracy: share of them with the highest logit, 0 to 1.
     """
@@ -71,6 +71,6 @@ def log_loss(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> f
 
 
 def log_losses(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
-    """The same of every picture, (n,)."""
+    """The same of every image, (n,)."""
     losses: npt.NDArray[np.float64] = -np.log(softmax(logits)[np.arange(len(truth)), truth] + 1e-12)
     return losses

@@ -1,6 +1,6 @@
-"""The demo's pictures: real photographs that scikit-image carries, cut into areas that never overlap.
+"""The demo's images: real photographs that scikit-image carries, cut into areas that never overlap.
 
-Each photograph shows one thing all over, so any part of it is a picture of its class. One area of it
+Each photograph shows one thing all over, so any part of it is an image of its class. One area of it
 is for training, one for validation, one for testing and one for the video; crops of one area
 overlap, crops of two never do.
 """
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from edge_agent.errors import MissingExtraError
-from edge_agent.images import read_picture
+from edge_agent.images import read_image
 from edge_agent.preprocess import Pixels
 
 FRAME = (240, 320)
@@ -39,7 +39,7 @@ SOURCES = (
     Source("stars", "hubble_deep_field.jpg", "NASA, public domain"),
     Source("tissue", "ihc.png", "Center for Microscopy and Molecular Imaging, no known copyright restrictions"),
 )
-# Crop height as a share of the photograph's: a few bricks or coins, never most of the picture.
+# Crop height as a share of the photograph's: a few bricks or coins, never most of the image.
 SCALES = (0.16, 0.24)
 PHOTOS = {"train": 40, "val": 10, "test": 30}
 
@@ -60,14 +60,14 @@ def load_areas() -> dict[str, dict[str, Pixels]]:
     folder = Path(skimage.__file__).parent / "data"
     areas = {}
     for source in SOURCES:
-        picture = read_picture(folder / source.file)
-        height, width = picture.shape[:2]
+        image = read_image(folder / source.file)
+        height, width = image.shape[:2]
         middle, quarter, half = width // 2, height // 4, height // 2
         areas[source.label] = {
-            "train": picture[:, :middle],
-            "val": picture[:quarter, middle:],
-            "test": picture[quarter:half, middle:],
-            "video": picture[half:, middle:],
+            "train": image[:, :middle],
+            "val": image[:quarter, middle:],
+            "test": image[quarter:half, middle:],
+            "video": image[half:, middle:],
         }
     return areas
 
@@ -101,9 +101,9 @@ def view(area: Pixels, *, centre: tuple[float, float], height: float, angle: flo
     return seen
 
 
-def light(picture: Pixels, *, gain: float, noise: float, random: np.random.Generator) -> Pixels:
-    """The picture in other light: levels times ``gain``, plus sensor noise of that standard deviation (levels)."""
-    lit = picture.astype(np.float32) * gain + random.normal(0, noise, picture.shape).astype(np.float32)
+def light(image: Pixels, *, gain: float, noise: float, random: np.random.Generator) -> Pixels:
+    """The image in other light: levels times ``gain``, plus sensor noise of that standard deviation (levels)."""
+    lit = image.astype(np.float32) * gain + random.normal(0, noise, image.shape).astype(np.float32)
     levels: Pixels = np.clip(lit, 0, 255).astype(np.uint8)
     return levels
 
@@ -115,7 +115,7 @@ def write_photos(
     seed: int,
     progress: Callable[[list[tuple[str, str]]], Iterable[tuple[str, str]]],
 ) -> int:
-    """Photograph every area: ``folder/<split>/<class>/<number>.jpg``. Returns how many pictures were written."""
+    """Photograph every area: ``folder/<split>/<class>/<number>.jpg``. Returns how many images were written."""
     written = 0
     for split, label in progress([(split, label) for split in PHOTOS for label in areas]):
         area = areas[label][split]
@@ -126,9 +126,9 @@ def write_photos(
         whole = next(iter(areas[label].values())).shape[0]
         for number in range(PHOTOS[split]):
             centre, share = (random.random(), random.random()), random.uniform(*SCALES)
-            picture = view(area, centre=centre, height=share * whole, angle=random.uniform(-15, 15))
-            picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), random.uniform(0.1, 1.5)), np.uint8)
-            picture = light(picture, gain=random.uniform(0.6, 1.3), noise=3, random=random)
-            cv2.imwrite(str(target / f"{number:03d}.jpg"), picture)
+            image = view(area, centre=centre, height=share * whole, angle=random.uniform(-15, 15))
+            image = np.asarray(cv2.GaussianBlur(image, (0, 0), random.uniform(0.1, 1.5)), np.uint8)
+            image = light(image, gain=random.uniform(0.6, 1.3), noise=3, random=random)
+            cv2.imwrite(str(target / f"{number:03d}.jpg"), image)
             written += 1
     return written

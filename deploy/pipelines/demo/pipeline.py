@@ -46,7 +46,7 @@ class Summary:
     float_accuracy: float
     int8_accuracy: float
     video_accuracy: float
-    test_pictures: int
+    test_images: int
     frames_classified: int
     frames: int
     float_bytes: int
@@ -126,7 +126,7 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
         float_accuracy=converted.verdict.float32.accuracy,
         int8_accuracy=converted.verdict.model.accuracy,
         video_accuracy=seen.accuracy(truth),
-        test_pictures=len(converted.verdict.model.truth),
+        test_images=len(converted.verdict.model.truth),
         frames_classified=len(seen.results),
         frames=len(truth),
         float_bytes=converted.float_bytes,
@@ -199,7 +199,7 @@ def _table(summary: Summary) -> Table:
     p50, p95, p99 = summary.latencies_ms
     percent = f"{100 * summary.video_accuracy:.1f} %"
     for name, value in (
-        ("accuracy, float", f"{100 * summary.float_accuracy:.1f} % of {summary.test_pictures} test photographs"),
+        ("accuracy, float", f"{100 * summary.float_accuracy:.1f} % of {summary.test_images} test photographs"),
         ("accuracy, int8", f"{100 * summary.int8_accuracy:.1f} % of the same"),
         ("accuracy, video", f"{percent} of {summary.frames_classified} frames classified, {summary.frames} filmed"),
         ("size", f"{summary.int8_bytes / 1e6:.2f} MB int8, {summary.float_bytes / 1e6:.2f} MB float"),

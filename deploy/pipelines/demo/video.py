@@ -72,11 +72,11 @@ def _frame(areas: dict[str, Pixels], path: _Path, moment: float, whole: float, r
         scale = path.scales[0] + (path.scales[1] - path.scales[0]) * eased
         angle = path.angles[0] + (path.angles[1] - path.angles[0]) * eased
         exposed.append(view(area, centre=(float(y), float(x)), height=scale * height, angle=float(angle)))
-    picture = np.mean(exposed, axis=0).astype(np.uint8)
+    image = np.mean(exposed, axis=0).astype(np.uint8)
     focus = path.defocus * abs(np.sin(2 * np.pi * moment))
-    picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), 0.1 + focus), np.uint8)
+    image = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.1 + focus), np.uint8)
     # Light drifts from dusk to glare and back, three times in the video.
-    return light(picture, gain=float(0.85 + 0.4 * np.sin(6 * np.pi * whole)), noise=4, random=random)
+    return light(image, gain=float(0.85 + 0.4 * np.sin(6 * np.pi * whole)), noise=4, random=random)
 
 
 def _scenes(labels: list[str], random: np.random.Generator) -> list[str]:

@@ -1,4 +1,4 @@
-"""Champion against challenger: two bundles through the device's classifier, on the same pictures."""
+"""Champion against challenger: two bundles through the device's classifier, on the same images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import track
 
 import edge_agent
 from edge_agent.errors import DataError
-from edge_agent.images import read_picture
+from edge_agent.images import read_image
 from edge_agent.inference.evaluation import Evaluation
 from trainer.data import Photo
 
@@ -25,10 +25,10 @@ ALMOST = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class PairedResults:
-    """Both models' answers on some pictures, in the challenger's classes.
+    """Both models' answers on some images, in the challenger's classes.
 
     Attributes:
-        photos: the pictures.
+        photos: the images.
         champion, challenger: their answers. A class the champion does not know gets no score of its.
     """
 
@@ -38,12 +38,12 @@ class PairedResults:
 
     @property
     def gained(self) -> list[int]:
-        """Places of pictures that the challenger alone gets right."""
+        """Places of images that the challenger alone gets right."""
         return [int(place) for place in np.flatnonzero(self.challenger.right & ~self.champion.right)]
 
     @property
     def lost(self) -> list[int]:
-        """Places of pictures that the champion alone gets right, the challenger's surest mistake first."""
+        """Places of images that the champion alone gets right, the challenger's surest mistake first."""
         places = np.flatnonzero(self.champion.right & ~self.challenger.right)
         sure = self.challenger.scores[places].max(axis=1)
         return [int(place) for place in places[np.argsort(-sure, kind="stable")]]
@@ -69,7 +69,7 @@ class Comparison:
     def refusals(self, *, max_drop: float = MAX_DROP, max_class_drop: float = MAX_CLASS_DROP) -> list[str]:
         """Why the challenger is not to take the champion's place; empty where it may.
 
-        One picture more or less decides nothing.
+        One image more or less decides nothing.
         """
         found = []
         frozen, new = self.frozen, self.new
@@ -106,7 +106,7 @@ def duel(
     *,
     console: Console,
 ) -> Comparison:
-    """Ask both bundles about the same pictures.
+    """Ask both bundles about the same images.
 
     Args:
         champion: the bundle to be replaced.
@@ -116,7 +116,7 @@ def duel(
         console: for the progress bar.
 
     Raises:
-        DataError: a picture cannot be read, or the challenger lacks one of the champion's classes.
+        DataError: an image cannot be read, or the challenger lacks one of the champion's classes.
         BundleError, ModelError: a bundle is not usable.
     """
     with ExitStack() as held:
@@ -142,7 +142,7 @@ def _match(
     old: list[npt.NDArray[np.float32]] = []
     new: list[npt.NDArray[np.float32]] = []
     for photo in photos:
-        frame = read_picture(root / photo.path)
+        frame = read_image(root / photo.path)
         padded = np.zeros(len(labels), np.float32)
         padded[columns] = champion.classify(frame).scores
         old.append(padded)

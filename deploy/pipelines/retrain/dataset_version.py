@@ -1,7 +1,7 @@
-"""A new version of a run's data set: its pictures as they were, and the labelled frames beside them.
+"""A new version of a run's data set: its images as they were, and the labelled frames beside them.
 
 A folder of its own, whole whatever becomes of its sources: files are hard links to them where the disk allows it, and
-copies elsewhere. `pictures.csv` is what the trainer reads; `sources.csv` says where each picture came from.
+copies elsewhere. `images.csv` is what the trainer reads; `sources.csv` says where each image came from.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from edge_agent.atomic_files import link_or_copy
-from edge_agent.errors import DataError, PictureError
+from edge_agent.errors import DataError, ImageError
 from edge_agent.images import read_bytes
 from trainer.active_learning.annotations import Annotation, Annotations
 from trainer.active_learning.captured_frames import CapturedFrame, find_frames
@@ -34,7 +34,7 @@ LIST, SOURCES = "pictures.csv", "sources.csv"
 BURST_S = 60.0
 """Frames of one camera closer than this are one event, and never lie in different splits."""
 FEWEST = 5
-"""Pictures of a class nobody knew yet: one each to validate and to test, three to learn from."""
+"""Images of a class nobody knew yet: one each to validate and to test, three to learn from."""
 NAMED = 3
 
 
@@ -67,17 +67,17 @@ class _Source:
 def make_version(
     run: Path, captures: Path, folder: Path, *, none_class: str | None = None, console: Console
 ) -> Version:
-    """Gather a run's pictures and the labelled frames.
+    """Gather a run's images and the labelled frames.
 
     Args:
-        run: the run directory, whose pictures must all be there: its test split stays what it was.
+        run: the run directory, whose images must all be there: its test split stays what it was.
         captures: the folder that was reviewed.
         folder: to be made.
         none_class: class for the frames that show none of the classes; they are left out when None.
         console: for the progress bar.
 
     Raises:
-        DataError: ``folder`` exists, nothing is labelled, or a picture of the run is gone or changed.
+        DataError: ``folder`` exists, nothing is labelled, or an image of the run is gone or changed.
     """
     if folder.exists():
         raise DataError(f"{folder}: exists already; name another directory or remove it")
@@ -109,7 +109,7 @@ def make_version(
 
 
 def _labelled(captures: Path, photos: Sequence[Photo], none_class: str | None) -> tuple[list[_Source], list[str]]:
-    """The labelled frames that are not pictures of the run, and what was left out."""
+    """The labelled frames that are not images of the run, and what was left out."""
     found, decisions = find_frames(captures), Annotations(captures)
     notes = [*found.problems, *decisions.problems]
     trained = {photo.sha256: photo.label for photo in photos}
@@ -130,7 +130,7 @@ def _labelled(captures: Path, photos: Sequence[Photo], none_class: str | None) -
         sources.append(_Source(photo, captures / frame.path, frame.path, decision.by, decision.at))
     if otherwise:
         notes.append(
-            f"{len(otherwise)} frames are pictures of the run under another class, which stands: "
+            f"{len(otherwise)} frames are images of the run under another class, which stands: "
             f"{'; '.join(otherwise[:NAMED])}"
         )
     if nones:
@@ -183,7 +183,7 @@ def _gather(folder: Path, old: Sequence[_Source], new: Sequence[_Source], notes:
         try:
             if hashlib.sha256(read_bytes(source.path)).hexdigest() != source.photo.sha256:
                 return None
-        except PictureError:
+        except ImageError:
             return None
         link_or_copy(source.path, folder / name)
         return name
@@ -191,7 +191,7 @@ def _gather(folder: Path, old: Sequence[_Source], new: Sequence[_Source], notes:
     lost = []
     everything = [*old, *new]
     with closing(in_order(take, everything, ahead=32)) as taking:
-        for source, name in track(taking, "Gathering pictures", total=len(everything), console=console):
+        for source, name in track(taking, "Gathering images", total=len(everything), console=console):
             if name is None:
                 lost.append(source)
                 continue
@@ -201,7 +201,7 @@ def _gather(folder: Path, old: Sequence[_Source], new: Sequence[_Source], notes:
     of_run = [str(source.path) for source in lost if source.came_from == "run"]
     if of_run:
         raise DataError(
-            f"{len(of_run)} of {len(old)} pictures of the run are gone or changed, first {of_run[0]}; bring them back: "
+            f"{len(of_run)} of {len(old)} images of the run are gone or changed, first {of_run[0]}; bring them back: "
             "without them nobody can say whether the next model is better"
         )
     if lost:

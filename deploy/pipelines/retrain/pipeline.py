@@ -84,7 +84,7 @@ def retrain(
     Args:
         run: the old run.
         captures: the folder that was reviewed.
-        out: the new run; must not exist. Its data set is made beside it, as ``out``-pictures.
+        out: the new run; must not exist. Its data set is made beside it, as ``out``-images.
         bundle: the new bundle, NAME-VERSION.edgeloop; written only where it is promoted.
         console: where progress goes.
         champion: the bundle that runs now; made of the old run when None.
@@ -93,24 +93,24 @@ def retrain(
         fine_tune: how much of the backbone learns, where other than the old run's.
         terms: what the next model is held to.
         key: SSH key to sign with.
-        cache: folder of prepared pictures.
+        cache: folder of prepared images.
         resume: go on with an interrupted training of ``out``.
 
     Raises:
-        DataError: nothing to learn from, a run or pictures that are not what they were, ``out`` exists.
+        DataError: nothing to learn from, a run or images that are not what they were, ``out`` exists.
         ConfigError: a name that is none.
     """
     parse_name(bundle)
     terms = terms or Terms()
     refuse_existing(out)
     recipe = _recipe(run, epochs=epochs, fine_tune=fine_tune)
-    pictures = out.with_name(f"{out.name}-pictures")
-    version = _version(run, captures, pictures, none_class, console, resume=resume)
+    images = out.with_name(f"{out.name}-images")
+    version = _version(run, captures, images, none_class, console, resume=resume)
     for note in version.notes:
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     added = ", ".join(f"{count} {label}" for label, count in version.added.items())
     console.print(f"labelled frames added: {added}", markup=False, highlight=False, soft_wrap=True)
-    train(pictures / LIST, out, recipe, console=console, reading=Reading(split_from=run, cache=cache), resume=resume)
+    train(images / LIST, out, recipe, console=console, reading=Reading(split_from=run, cache=cache), resume=resume)
     with tempfile.TemporaryDirectory(prefix="edgeloop-retrain-") as scratch:
         work = Path(scratch)
         challenger = work / bundle.name
@@ -124,7 +124,7 @@ def retrain(
                 champion = work / "champion-0.edgeloop"
                 # It runs already, whatever int8 cost it.
                 convert(run, champion, console=console, limits=_NO_LIMITS)
-            fought = _duel(champion, challenger, run, out, pictures, console)
+            fought = _duel(champion, challenger, run, out, images, console)
             refusals += fought.refusals(max_drop=terms.max_drop, max_class_drop=terms.max_class_drop)
         _record(out, version, fought, refusals, bundle)
         if not refusals:
@@ -151,7 +151,7 @@ def _recipe(run: Path, *, epochs: int | None, fine_tune: str | None) -> Recipe:
             f"{run}: no run to begin with ({error}); name a directory that `edgeloop train` made"
         ) from error
     if not (run / "model.keras").is_file():
-        raise DataError(f"{run}: its model is a SavedModel, which cannot be learned on from; train on the new pictures")
+        raise DataError(f"{run}: its model is a SavedModel, which cannot be learned on from; train on the new images")
     changed: dict[str, Any] = {"weights": str(run.resolve())}
     if epochs is not None:
         changed["epochs"] = epochs
@@ -168,7 +168,7 @@ def _version(
     return make_version(run, captures, folder, none_class=none_class, console=console)
 
 
-def _duel(champion: Path, challenger: Path, run: Path, out: Path, pictures: Path, console: Console) -> Comparison:
+def _duel(champion: Path, challenger: Path, run: Path, out: Path, images: Path, console: Console) -> Comparison:
     _, before = read_photos(run)
     _, now = read_photos(out)
     frozen = {photo.sha256 for photo in before if photo.split == "test"}
@@ -177,8 +177,8 @@ def _duel(champion: Path, challenger: Path, run: Path, out: Path, pictures: Path
     return duel(
         champion,
         challenger,
-        (pictures, [photo for photo in tested if photo.sha256 in frozen]),
-        (pictures, [photo for photo in tested if photo.sha256 not in old]),
+        (images, [photo for photo in tested if photo.sha256 in frozen]),
+        (images, [photo for photo in tested if photo.sha256 not in old]),
         console=console,
     )
 

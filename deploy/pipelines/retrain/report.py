@@ -1,4 +1,4 @@
-"""Champion and challenger side by side, as one HTML page with the pictures that decide between them."""
+"""Champion and challenger side by side, as one HTML page with the images that decide between them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_agent.errors import PictureError
-from edge_agent.images import read_picture
+from edge_agent.errors import ImageError
+from edge_agent.images import read_image
 from trainer.report.templating import environment
 from trainer.report.thumbnails import data_uri
 
 from .comparison import Comparison, PairedResults
 from .dataset_version import Version
 
-PICTURES = 36
+IMAGES = 36
 """Of each kind; more are not looked at."""
 
 
@@ -41,12 +41,12 @@ def _shown(title: str, match: PairedResults, folder: Path) -> dict[str, Any]:
     before, after, support = match.champion.recall(), match.challenger.recall(), match.champion.support()
     return {
         "title": title,
-        "pictures": len(match.photos),
+        "images": len(match.photos),
         "champion": match.champion.accuracy,
         "challenger": match.challenger.accuracy,
         "intervals": (match.champion.interval_95, match.challenger.interval_95),
         "classes": [
-            {"label": label, "pictures": support[label], "champion": before[label], "challenger": after[label]}
+            {"label": label, "images": support[label], "champion": before[label], "challenger": after[label]}
             for label in before
         ],
         "kinds": [
@@ -58,15 +58,15 @@ def _shown(title: str, match: PairedResults, folder: Path) -> dict[str, Any]:
 
 def _cards(match: PairedResults, places: Sequence[int], folder: Path) -> list[dict[str, str]]:
     cards = []
-    for place in places[:PICTURES]:
+    for place in places[:IMAGES]:
         photo, labels = match.photos[place], match.challenger.labels
         try:
-            picture = data_uri(read_picture(folder / photo.path), channels="bgr")
-        except PictureError:
+            image = data_uri(read_image(folder / photo.path), channels="bgr")
+        except ImageError:
             continue
         cards.append(
             {
-                "picture": picture,
+                "image": image,
                 "path": photo.path,
                 "label": photo.label,
                 "champion": labels[match.champion.predicted[place]],

@@ -1,7 +1,7 @@
 // The live page. Everything the agent says is text: it goes through textContent or onto a canvas, never into markup.
 
 const SPAN_S = 300;          // what the plots show; the server keeps as much
-const PICTURE_MS = 500;      // between two pictures of a camera
+const IMAGE_MS = 500;      // between two images of a camera
 const SILENCE_MS = 12000;    // the server speaks every 5 s at the least
 const RETRY_MS = [500, 1000, 2000, 4000];
 const KEPT_LABELS = 200, KEPT_EVENTS = 50;
@@ -12,7 +12,7 @@ const FLAGS = {
   throttled: "Processor throttled",
   soft_temperature_limit: "Soft temperature limit reached",
 };
-const GONE = { lost: "Camera lost", frozen: "Picture frozen", ended: "Video ended" };
+const GONE = { lost: "Camera lost", frozen: "Image frozen", ended: "Video ended" };
 
 const $ = (selector, root = document) => root.querySelector(selector);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -168,7 +168,7 @@ function drawRegion(card, region = [0, 0, 1, 1]) {
   Object.assign(box.style, { left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%` });
 }
 
-// --- pictures: asked for again when the last one has been shown, so a slow link gets fewer ---
+// --- images: asked for again when the last one has been shown, so a slow link gets fewer ---
 
 async function refresh(card, kind) {
   const figure = $(`.${kind}`, card.root);
@@ -187,13 +187,13 @@ async function refresh(card, kind) {
       $(".shot", figure).replaceWith(next);
       if (kind === "model") put($("figcaption", figure), `Model, ${next.naturalWidth} × ${next.naturalHeight}`);
     } catch {
-      // No picture yet, or no connection, which the stream of events tells.
+      // No image yet, or no connection, which the stream of events tells.
     }
   }
   setTimeout(() => {
     card.busy[kind] = false;
     if (cards.get(card.name) === card) refresh(card, kind);
-  }, Math.max(50, PICTURE_MS - (performance.now() - started)));
+  }, Math.max(50, IMAGE_MS - (performance.now() - started)));
 }
 
 // --- plots ---

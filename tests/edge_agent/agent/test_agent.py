@@ -22,7 +22,7 @@ from edge_agent.captures.folder import read_capture
 from edge_agent.captures.recorder import Recorder
 from edge_agent.config import CameraSettings, ClassSettings, DecisionSettings, MotionSettings, RecordSettings, Settings
 from edge_agent.errors import CameraError
-from edge_agent.images import read_picture
+from edge_agent.images import read_image
 from edge_agent.inference.classifier import Classifier
 from edge_agent.inference.decision import Rules
 from edge_agent.messages import Info, Observation, timestamp
@@ -35,7 +35,7 @@ AT_ONCE = Rules(enter=0.6, leave=0.4, min_time_s=0, smoothing_s=0)
 
 
 @pytest.fixture
-def pictures(areas: dict[str, dict[str, Pixels]]) -> dict[str, Pixels]:
+def images(areas: dict[str, dict[str, Pixels]]) -> dict[str, Pixels]:
     return {label: areas[label]["video"] for label in ("brick", "stars")}
 
 
@@ -66,9 +66,9 @@ def observations(publisher: RecordingPublisher, kind: str) -> list[Observation]:
 
 
 def test_labels_and_events_are_published_when_they_change_and_only_then(
-    bundle_file: Path, pictures: dict[str, Pixels]
+    bundle_file: Path, images: dict[str, Pixels]
 ) -> None:
-    shown = [pictures["brick"]] * 5 + [pictures["stars"]] * 5
+    shown = [images["brick"]] * 5 + [images["stars"]] * 5
     agent, publisher = run_agent(bundle_file, {"door": ListCamera(shown, interval_s=0.1)})
     assert [o.label for o in observations(publisher, "label")] == ["brick", "stars"]
     assert observations(publisher, "label") == observations(publisher, "event")
@@ -82,14 +82,14 @@ def test_labels_and_events_are_published_when_they_change_and_only_then(
     assert first.timing_ms.capture_to_publish >= first.timing_ms.inference > 0
 
 
-def test_every_result_is_published_on_request(bundle_file: Path, pictures: dict[str, Pixels]) -> None:
-    camera = ListCamera([pictures["brick"]] * 4, interval_s=0.4)
+def test_every_result_is_published_on_request(bundle_file: Path, images: dict[str, Pixels]) -> None:
+    camera = ListCamera([images["brick"]] * 4, interval_s=0.4)
     _, publisher = run_agent(bundle_file, {"door": camera}, results=True)
     assert [o.seq for o in observations(publisher, "result")] == [0, 1, 2, 3]
 
 
-def test_info_comes_first_and_names_model_and_cameras(bundle_file: Path, pictures: dict[str, Pixels]) -> None:
-    camera = ListCamera([pictures["brick"]])
+def test_info_comes_first_and_names_model_and_cameras(bundle_file: Path, images: dict[str, Pixels]) -> None:
+    camera = ListCamera([images["brick"]])
     _, publisher = run_agent(bundle_file, {"door": camera})
     kind, info = publisher.messages[0]
     assert kind == "info"
@@ -100,9 +100,9 @@ def test_info_comes_first_and_names_model_and_cameras(bundle_file: Path, picture
 
 
 def test_a_camera_faster_than_inference_loses_old_frames_and_never_the_newest(
-    bundle_file: Path, pictures: dict[str, Pixels]
+    bundle_file: Path, images: dict[str, Pixels]
 ) -> None:
-    camera = ListCamera([pictures["brick"]] * 400 + [pictures["stars"]])
+    camera = ListCamera([images["brick"]] * 400 + [images["stars"]])
     agent, publisher = run_agent(bundle_file, {"door": camera}, results=True)
     results = observations(publisher, "result")
     count = agent.counts["door"]
@@ -114,18 +114,18 @@ def test_a_camera_faster_than_inference_loses_old_frames_and_never_the_newest(
     assert [o.seq for o in results] == sorted({o.seq for o in results})
 
 
-def test_cameras_are_decided_apart(bundle_file: Path, pictures: dict[str, Pixels]) -> None:
-    cameras: dict[str, Camera] = {name: ListCamera([pictures[name]] * 5, interval_s=0.1) for name in ("brick", "stars")}
+def test_cameras_are_decided_apart(bundle_file: Path, images: dict[str, Pixels]) -> None:
+    cameras: dict[str, Camera] = {name: ListCamera([images[name]] * 5, interval_s=0.1) for name in ("brick", "stars")}
     agent, publisher = run_agent(bundle_file, cameras)
     assert {(o.camera, o.label) for o in observations(publisher, "label")} == {("brick", "brick"), ("stars", "stars")}
     assert all(count.classified for count in agent.counts.values())
 
 
 class Failing:
-    """A camera that gives one picture and breaks."""
+    """A camera that gives one image and breaks."""
 
-    def __init__(self, picture: Pixels, error: Exception) -> None:
-        self.picture, self.error = picture, error
+    def __init__(self, image: Pixels, error: Exception) -> None:
+        self.image, self.error = image, error
 
     def __enter__(self) -> Self:
         return self
@@ -134,18 +134,18 @@ class Failing:
         pass
 
     def __iter__(self) -> Iterator[Frame]:
-        yield ArrayFrame(image=self.picture, seq=0)
+        yield ArrayFrame(image=self.image, seq=0)
         time.sleep(0.2)
         raise self.error
 
 
 @pytest.mark.parametrize("error", [CameraError("unplugged"), RuntimeError("a bug")])
 def test_one_camera_that_fails_does_not_stop_the_others(
-    bundle_file: Path, pictures: dict[str, Pixels], error: Exception
+    bundle_file: Path, images: dict[str, Pixels], error: Exception
 ) -> None:
     cameras: dict[str, Camera] = {
-        "bad": Failing(pictures["brick"], error),
-        "good": ListCamera([pictures["stars"]] * 6, interval_s=0.4),
+        "bad": Failing(images["brick"], error),
+        "good": ListCamera([images["stars"]] * 6, interval_s=0.4),
     }
     agent, publisher = run_agent(bundle_file, cameras)
     assert agent.failures == {"bad": error}
@@ -153,10 +153,10 @@ def test_one_camera_that_fails_does_not_stop_the_others(
     assert [o.label for o in observations(publisher, "label") if o.camera == "good"] == ["stars"]
 
 
-def test_leaving_the_block_ends_an_endless_camera(bundle_file: Path, pictures: dict[str, Pixels]) -> None:
+def test_leaving_the_block_ends_an_endless_camera(bundle_file: Path, images: dict[str, Pixels]) -> None:
     def forever() -> Iterator[Pixels]:
         while True:
-            yield pictures["brick"]
+            yield images["brick"]
 
     camera = ListCamera(forever(), interval_s=0.01)
     with agent_of(bundle_file, {"door": camera}, RecordingPublisher()) as agent:
@@ -176,8 +176,8 @@ def test_times_are_utc_with_milliseconds() -> None:
     assert timestamp(0) == "1970-01-01T00:00:00.000Z"
 
 
-def forever(picture: Pixels, interval_s: float = 0.01) -> ListCamera:
-    return ListCamera(repeat(picture), interval_s=interval_s)
+def forever(image: Pixels, interval_s: float = 0.01) -> ListCamera:
+    return ListCamera(repeat(image), interval_s=interval_s)
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -188,11 +188,11 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def test_another_model_takes_over_between_two_frames_and_labels_go_on(
-    bundle_file: Path, pictures: dict[str, Pixels], tmp_path: Path
+    bundle_file: Path, images: dict[str, Pixels], tmp_path: Path
 ) -> None:
     publisher = RecordingPublisher()
     second = repacked(bundle_file, tmp_path / "ground-9.edgeloop", version="9")
-    with agent_of(bundle_file, {"door": forever(pictures["stars"])}, publisher) as agent:
+    with agent_of(bundle_file, {"door": forever(images["stars"])}, publisher) as agent:
         until(lambda: agent.counts["door"].classified > 20)
         old = agent.model.classifier
         agent.switch(model_of(second))
@@ -212,9 +212,9 @@ def test_another_model_takes_over_between_two_frames_and_labels_go_on(
 
 
 def test_a_model_that_fails_again_and_again_is_told_and_can_be_replaced(
-    bundle_file: Path, pictures: dict[str, Pixels], caplog: pytest.LogCaptureFixture
+    bundle_file: Path, images: dict[str, Pixels], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with agent_of(bundle_file, {"door": forever(pictures["stars"])}, RecordingPublisher()) as agent:
+    with agent_of(bundle_file, {"door": forever(images["stars"])}, RecordingPublisher()) as agent:
         until(lambda: agent.counts["door"].classified > 5)
         agent.model.classifier.close()
         until(lambda: agent.failing is not None)
@@ -225,17 +225,17 @@ def test_a_model_that_fails_again_and_again_is_told_and_can_be_replaced(
         assert agent.failing is None
 
 
-def test_rules_can_be_changed_while_it_runs(bundle_file: Path, pictures: dict[str, Pixels]) -> None:
+def test_rules_can_be_changed_while_it_runs(bundle_file: Path, images: dict[str, Pixels]) -> None:
     publisher = RecordingPublisher()
-    with agent_of(bundle_file, {"door": forever(pictures["stars"])}, publisher) as agent:
+    with agent_of(bundle_file, {"door": forever(images["stars"])}, publisher) as agent:
         until(lambda: bool(observations(publisher, "event")))
         agent.rule(Rules(enter=1.0, leave=1.0, min_time_s=0, smoothing_s=0))
         until(lambda: len(observations(publisher, "event")) == 2)
     assert [o.label for o in observations(publisher, "event")] == ["stars", "unknown"]
 
 
-def test_only_the_region_is_looked_at(bundle_file: Path, pictures: dict[str, Pixels]) -> None:
-    both = np.hstack([np.asarray(cv2.resize(pictures[label], (200, 200)), np.uint8) for label in ("brick", "stars")])
+def test_only_the_region_is_looked_at(bundle_file: Path, images: dict[str, Pixels]) -> None:
+    both = np.hstack([np.asarray(cv2.resize(images[label], (200, 200)), np.uint8) for label in ("brick", "stars")])
     sources = {
         side: Source(
             partial(ListCamera, [both] * 3, interval_s=0.2), settings=CameraSettings("x", region=(left, 0, right, 1))
@@ -249,9 +249,9 @@ def test_only_the_region_is_looked_at(bundle_file: Path, pictures: dict[str, Pix
 
 
 def test_with_the_motion_gate_a_still_scene_is_hardly_classified_and_no_change_is_missed(
-    bundle_file: Path, pictures: dict[str, Pixels]
+    bundle_file: Path, images: dict[str, Pixels]
 ) -> None:
-    shown = [pictures["brick"]] * 40 + [pictures["stars"]] * 40 + [pictures["brick"]] * 40
+    shown = [images["brick"]] * 40 + [images["stars"]] * 40 + [images["brick"]] * 40
     settings = CameraSettings("x", motion=MotionSettings(every_s=60))
     publisher = RecordingPublisher()
     source = Source(partial(ListCamera, shown, interval_s=0.03), settings=settings)
@@ -263,8 +263,8 @@ def test_with_the_motion_gate_a_still_scene_is_hardly_classified_and_no_change_i
     assert count.classified + count.unchanged + count.replaced == 120
 
 
-def test_a_damaged_frame_is_passed_over(bundle_file: Path, pictures: dict[str, Pixels]) -> None:
-    data = encoded(pictures["stars"])
+def test_a_damaged_frame_is_passed_over(bundle_file: Path, images: dict[str, Pixels]) -> None:
+    data = encoded(images["stars"])
 
     class Flaky(ListCamera):
         def __iter__(self) -> Iterator[Frame]:
@@ -277,23 +277,23 @@ def test_a_damaged_frame_is_passed_over(bundle_file: Path, pictures: dict[str, P
     assert [o.seq for o in observations(publisher, "result")] == [1, 3, 5]
 
 
-def test_a_camera_whose_pictures_change_their_size_goes_on(bundle_file: Path, pictures: dict[str, Pixels]) -> None:
-    shown = [cv2.resize(pictures["stars"], size) for size in ((64, 48), (640, 360), (17, 300), (1280, 720))]
+def test_a_camera_whose_images_change_their_size_goes_on(bundle_file: Path, images: dict[str, Pixels]) -> None:
+    shown = [cv2.resize(images["stars"], size) for size in ((64, 48), (640, 360), (17, 300), (1280, 720))]
     agent, publisher = run_agent(bundle_file, {"door": ListCamera(shown, interval_s=0.3)}, results=True)  # type: ignore[arg-type]
     assert [o.seq for o in observations(publisher, "result")] == [0, 1, 2, 3]
     assert agent.failures == {}
 
 
-def test_cameras_are_told_when_they_come_and_end(bundle_file: Path, pictures: dict[str, Pixels]) -> None:
-    agent, publisher = run_agent(bundle_file, {"door": ListCamera([pictures["stars"]])})
+def test_cameras_are_told_when_they_come_and_end(bundle_file: Path, images: dict[str, Pixels]) -> None:
+    agent, publisher = run_agent(bundle_file, {"door": ListCamera([images["stars"]])})
     assert [m for kind, m in publisher.messages if kind == "camera"] == [("door", "online"), ("door", "ended")]
     assert agent.counts["door"].state == "ended"
 
 
 def test_uncertain_frames_are_kept_as_the_camera_took_them(
-    bundle_file: Path, pictures: dict[str, Pixels], tmp_path: Path
+    bundle_file: Path, images: dict[str, Pixels], tmp_path: Path
 ) -> None:
-    large = cv2.resize(pictures["stars"], (640, 480))
+    large = cv2.resize(images["stars"], (640, 480))
     with Recorder(tmp_path, RecordSettings(min_free_mb=0), "pi") as recorder:
         run_agent(bundle_file, {"door": ListCamera([large])}, recorder=recorder)  # type: ignore[list-item]
         until(lambda: recorder.health().kept == 1)
@@ -301,7 +301,7 @@ def test_uncertain_frames_are_kept_as_the_camera_took_them(
     capture = read_capture(line)
     assert capture is not None
     assert (capture.reason, capture.label, capture.width, capture.height) == ("changed", "stars", 640, 480)
-    assert read_picture(line.with_suffix(".jpg")).shape == (480, 640, 3)
+    assert read_image(line.with_suffix(".jpg")).shape == (480, 640, 3)
 
 
 def test_a_delegate_that_cannot_be_used_is_said_and_the_cpu_does_it(

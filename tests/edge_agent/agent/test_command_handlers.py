@@ -1,4 +1,4 @@
-"""A running agent under command, through a real broker: pictures, settings, other models."""
+"""A running agent under command, through a real broker: images, settings, other models."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def version_of(message: dict[str, Any]) -> str:
     return str(message["payload"]["model"]["version"])
 
 
-def test_pictures_settings_and_timing_on_request(agent: AgentProcess, asker: Asker, subscriber: Subscriber) -> None:
+def test_images_settings_and_timing_on_request(agent: AgentProcess, asker: Asker, subscriber: Subscriber) -> None:
     assert asker.ask("snapshot", id="s1")["result"] == {"cameras": ["door"]}
     assert subscriber.wait_for("/camera/door/snapshot")
     refused = asker.ask("snapshot", camera="gate")
@@ -285,9 +285,9 @@ def test_home_assistant_finds_the_device_and_finds_it_again_when_it_starts(
         message = asker.messages.get(timeout=20)
         if message.topic.endswith("/snapshot"):
             break
-    picture = cv2.imdecode(np.frombuffer(message.payload, np.uint8), cv2.IMREAD_COLOR)
-    assert picture is not None
-    assert picture.shape == (120, 160, 3)
+    image = cv2.imdecode(np.frombuffer(message.payload, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    assert image.shape == (120, 160, 3)
     assert agent.process.poll() is None
 
 

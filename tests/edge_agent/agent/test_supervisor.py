@@ -74,14 +74,14 @@ def kept(folder: Path, models: dict[str, Path], numbers: str = "12", proved_ms: 
     settings = Settings(
         device="pi", cameras={"door": CameraSettings(0)}, state=str(folder / "state"), threads=1, health_every_s=1
     )
-    pictures = itertools.repeat(np.full((64, 64, 3), 90, np.uint8))
+    images = itertools.repeat(np.full((64, 64, 3), 90, np.uint8))
     heard = RecordingPublisher()
     broker = MqttPublisher(MqttSettings(), "pi", None)
     model, running = first_model(settings, store)
     if proved_ms is not None:
         assert running.proof is not None
         running = replace(running, proof=replace(running.proof, p50_ms=proved_ms))
-    with Agent("pi", model, {"door": Source(lambda: ListCamera(pictures, interval_s=0.002))}, heard) as agent:
+    with Agent("pi", model, {"door": Source(lambda: ListCamera(images, interval_s=0.002))}, heard) as agent:
         control = CommandHandlers(agent, broker, settings, store)
         steps = Supervisor(agent, broker, settings, control, recorder=None, store=store, running=running)
         yield Kept(agent, store, steps, control, heard)
@@ -140,9 +140,9 @@ def test_a_failing_model_that_agent_yaml_names_ends_the_agent(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(device="pi", cameras={"door": CameraSettings(0)}, state=str(tmp_path), bundle=str(models["1"]))
-    pictures = itertools.repeat(np.full((64, 64, 3), 90, np.uint8))
+    images = itertools.repeat(np.full((64, 64, 3), 90, np.uint8))
     model, broker = load_model(models["1"], settings), MqttPublisher(MqttSettings(), "pi", None)
-    camera = Source(lambda: ListCamera(pictures, interval_s=0.002))
+    camera = Source(lambda: ListCamera(images, interval_s=0.002))
     with Agent("pi", model, {"door": camera}, RecordingPublisher()) as agent:
         control = CommandHandlers(agent, broker, settings, None)
         steps = Supervisor(agent, broker, settings, control, recorder=None, store=None, running=None)

@@ -63,8 +63,8 @@ def test_what_was_written_is_what_is_read(bundle_file: Path) -> None:
     assert bundle.read("labels.txt") == b"brick\ngrass\nstars\n"
     assert len(bundle.digest) == 64
     canary = bundle.canary()
-    assert {picture.label for picture in canary} == set(bundle.labels)
-    assert all(abs(sum(picture.scores) - 1) < 0.05 for picture in canary)
+    assert {image.label for image in canary} == set(bundle.labels)
+    assert all(abs(sum(image.scores) - 1) < 0.05 for image in canary)
 
 
 def test_an_unpacked_bundle_is_the_same_bundle(bundle_file: Path, tmp_path: Path) -> None:

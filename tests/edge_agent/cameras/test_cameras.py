@@ -121,13 +121,13 @@ def test_a_source_says_what_kind_of_camera_it_is(source: int | str, kind: str, l
     assert is_live(settings) == live
 
 
-def test_a_folder_of_pictures_is_shown_in_order(
+def test_a_folder_of_images_is_shown_in_order(
     tmp_path: Path, areas: dict[str, dict[str, Pixels]], caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, label in (("b.png", "stars"), ("a.jpg", "brick")):
         cv2.imwrite(str(tmp_path / name), areas[label]["video"])
-    (tmp_path / "aa.jpg").write_bytes(b"no picture")
-    (tmp_path / "notes.txt").write_text("no picture either")
+    (tmp_path / "aa.jpg").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("no image either")
     settings = CameraSettings(str(tmp_path), fps=50)
     assert not is_live(settings)
     with open_camera(settings) as camera:
@@ -140,16 +140,16 @@ def test_a_folder_of_pictures_is_shown_in_order(
         assert [f.seq for f in islice(camera, 5)] == [0, 1, 2, 3, 4]
 
 
-def test_pictures_come_in_the_order_of_their_names_not_of_the_disk(tmp_path: Path) -> None:
+def test_images_come_in_the_order_of_their_names_not_of_the_disk(tmp_path: Path) -> None:
     for number in (5, 1, 7, 3, 0, 6, 2, 4):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((16, 16, 3), 10 * number, np.uint8))
     with open_camera(CameraSettings(str(tmp_path), fps=1000)) as camera:
         assert [f.full()[0, 0, 0] for f in camera] == [0, 10, 20, 30, 40, 50, 60, 70]
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "aa.jpg").write_bytes(b"no picture")
-    with pytest.raises(CameraError, match="holds no picture"), open_camera(CameraSettings(str(tmp_path))) as camera:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "aa.jpg").write_bytes(b"no image")
+    with pytest.raises(CameraError, match="holds no image"), open_camera(CameraSettings(str(tmp_path))) as camera:
         list(camera)
 
 

@@ -22,7 +22,7 @@ from edge_agent.cameras.http import HttpCamera
 from edge_agent.config import CameraSettings
 from edge_agent.errors import CameraError
 
-PICTURES = [encoded(np.full((48, 64, 3), level, np.uint8)) for level in (20, 120, 220)]
+IMAGES = [encoded(np.full((48, 64, 3), level, np.uint8)) for level in (20, 120, 220)]
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
@@ -31,10 +31,10 @@ def mjpeg(boundary: str = "frame", *, named: str | None = None, length: bool = T
         request.send_response(200)
         request.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={named or boundary}")
         request.end_headers()
-        for picture in PICTURES:
-            size = f"Content-Length: {len(picture)}\r\n" if length else ""
+        for image in IMAGES:
+            size = f"Content-Length: {len(image)}\r\n" if length else ""
             head = f"--{boundary}\r\nContent-Type: image/jpeg\r\n{size}\r\n"
-            request.wfile.write(head.encode() + picture + b"\r\n")
+            request.wfile.write(head.encode() + image + b"\r\n")
         request.wfile.write(f"--{boundary}--\r\n".encode())
 
     return answer
@@ -89,10 +89,10 @@ def frames(address: str, count: int = 3, **settings: float) -> list[bytes]:
 @pytest.mark.parametrize(
     ("boundary", "named"), [("frame", None), ("frame", '"frame"'), ("frame", "--frame"), ("--x", "--x")]
 )
-def test_every_picture_arrives_as_it_was_sent(serve: Serve, boundary: str, named: str | None) -> None:
+def test_every_image_arrives_as_it_was_sent(serve: Serve, boundary: str, named: str | None) -> None:
     for length in (True, False):
         port = serve(mjpeg(boundary, named=named, length=length))
-        assert frames(f"http://127.0.0.1:{port}/stream?x=1") == PICTURES
+        assert frames(f"http://127.0.0.1:{port}/stream?x=1") == IMAGES
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_every_picture_arrives_as_it_was_sent(serve: Serve, boundary: str, named
         (b"", b"1\r\n--fram\r\n\r\n"),
     ],
 )
-def test_bytes_that_look_like_a_boundary_belong_to_the_picture(serve: Serve, head: bytes, picture: bytes) -> None:
-    port = serve(sent(b"--frame\r\n", head, b"\r\n", picture, b"\r\n--frame--\r\n"))
-    assert frames(f"http://127.0.0.1:{port}/") == [picture]
+def test_bytes_that_look_like_a_boundary_belong_to_the_image(serve: Serve, head: bytes, image: bytes) -> None:
+    port = serve(sent(b"--frame\r\n", head, b"\r\n", image, b"\r\n--frame--\r\n"))
+    assert frames(f"http://127.0.0.1:{port}/") == [image]
 
 
 def test_frames_are_decoded_when_looked_at(serve: Serve) -> None:
@@ -117,24 +117,24 @@ def test_frames_are_decoded_when_looked_at(serve: Serve) -> None:
     assert found[0].size == (48, 64)
 
 
-def test_a_single_picture_is_asked_for_again_and_again(serve: Serve) -> None:
+def test_a_single_image_is_asked_for_again_and_again(serve: Serve) -> None:
     asked: list[str] = []
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         asked.append(request.path)
-        sent(PICTURES[len(asked) % 3], kind="image/jpeg")(request)
+        sent(IMAGES[len(asked) % 3], kind="image/jpeg")(request)
 
     port = serve(answer)
     assert frames(f"http://127.0.0.1:{port}/snapshot.jpg?channel=1", 3, fps=50) == [
-        PICTURES[1],
-        PICTURES[2],
-        PICTURES[0],
+        IMAGES[1],
+        IMAGES[2],
+        IMAGES[0],
     ]
     assert asked == ["/snapshot.jpg?channel=1"] * 3
 
 
-def test_a_single_picture_is_asked_for_as_often_as_was_said(serve: Serve) -> None:
-    port = serve(sent(PICTURES[0], kind="image/jpeg"))
+def test_a_single_image_is_asked_for_as_often_as_was_said(serve: Serve) -> None:
+    port = serve(sent(IMAGES[0], kind="image/jpeg"))
     with HttpCamera(CameraSettings(f"http://127.0.0.1:{port}/", fps=20)) as camera:
         times = [frame.captured_s for frame in islice(camera, 20)]
     # 19 pauses of a twentieth of a second: on a busy machine longer, but not one a second.
@@ -148,7 +148,7 @@ def test_the_password_is_sent_and_never_shown(serve: Serve) -> None:
         (mjpeg() if request.headers["Authorization"] == expected else sent(status=401))(request)
 
     port = serve(answer)
-    assert frames(f"http://me:se%40cret@127.0.0.1:{port}/") == PICTURES
+    assert frames(f"http://me:se%40cret@127.0.0.1:{port}/") == IMAGES
     with pytest.raises(CameraError, match="refuses the user name or password") as caught:
         frames(f"http://me:wrongsecret@127.0.0.1:{port}/")
     assert "wrongsecret" not in str(caught.value)
@@ -172,7 +172,7 @@ def test_a_redirect_is_followed_without_taking_the_password_elsewhere(serve: Ser
 
     elsewhere = serve(other)
     port = serve(redirect(f"http://127.0.0.1:{elsewhere}/x"))
-    assert frames(f"http://me:secret@127.0.0.1:{port}/") == PICTURES
+    assert frames(f"http://me:secret@127.0.0.1:{port}/") == IMAGES
     assert seen == [None]
 
 
@@ -187,8 +187,8 @@ def test_https_wants_a_good_certificate_and_is_never_left_for_http(
         frames(f"https://127.0.0.1:{safe}/")
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    assert frames(f"https://127.0.0.1:{safe}/") == PICTURES
-    assert frames(f"http://127.0.0.1:{serve(redirect(f'https://127.0.0.1:{safe}/'))}/") == PICTURES
+    assert frames(f"https://127.0.0.1:{safe}/") == IMAGES
+    assert frames(f"http://127.0.0.1:{serve(redirect(f'https://127.0.0.1:{safe}/'))}/") == IMAGES
     leaving = serve(redirect(f"http://127.0.0.1:{plain}/"), tls)
     with pytest.raises(CameraError, match="not safe"):
         frames(f"https://127.0.0.1:{leaving}/")
@@ -203,7 +203,7 @@ def test_a_redirect_within_the_camera_keeps_the_password(serve: Serve, status: i
             (mjpeg() if request.headers["Authorization"] else sent(status=401))(request)
 
     port = serve(answer)
-    assert frames(f"http://me:secret@127.0.0.1:{port}/") == PICTURES
+    assert frames(f"http://me:secret@127.0.0.1:{port}/") == IMAGES
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_redirect_within_the_camera_keeps_the_password(serve: Serve, status: i
         (sent(status=404), "answers 404"),
         (sent(b"<html>", kind="text/html"), "sends text/html; expected"),
         (sent(kind="multipart/x-mixed-replace"), "without a boundary"),
-        (sent(b"--frame\r\nContent-Length: 99999999999\r\n\r\n"), "announces a picture of 99999999999 bytes"),
+        (sent(b"--frame\r\nContent-Length: 99999999999\r\n\r\n"), "announces an image of 99999999999 bytes"),
         (sent(b"--frame\r\n" + b"x" * 5000), "header that is too long"),
         (sent(b"--frame\r\n" + b"a: b\r\n" * 100), "headers without end"),
         (sent(b"--frame\r\nContent-Length: 100\r\n\r\nshort"), "stopped delivering"),
@@ -256,7 +256,7 @@ def test_what_sends_rubbish_without_end_is_left_in_time(serve: Serve, head: byte
             time.sleep(0.01)
 
     port = serve(rubbish)
-    with pytest.raises(CameraError, match="sent no picture for 1 s"):
+    with pytest.raises(CameraError, match="sent no image for 1 s"):
         frames(f"http://127.0.0.1:{port}/", timeout_s=1)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_agent.cameras.frames import ArrayFrame, encoded
 from edge_agent.cameras.jpeg import JpegFrame, jpeg_size
-from edge_agent.errors import PictureError
+from edge_agent.errors import ImageError
 from edge_agent.preprocess import Pixels
 
 
@@ -30,7 +30,7 @@ def test_a_frame_is_decoded_as_small_as_may_be_and_never_smaller(
     assert frame.at_least(height, width).shape[:2] == (enough or sizes[-1:])[0]
 
 
-def test_a_small_decode_shows_the_same_picture() -> None:
+def test_a_small_decode_shows_the_same_image() -> None:
     frame = JpegFrame(data=jpeg(720, 1280), seq=0)
     small: Pixels = frame.at_least(180, 320)
     assert small.shape == (180, 320, 3)
@@ -43,12 +43,12 @@ def test_the_cameras_own_bytes_are_kept() -> None:
     assert JpegFrame(data=data, seq=0).jpeg() is data
 
 
-def test_pictures_that_differ_have_other_fingerprints() -> None:
+def test_images_that_differ_have_other_fingerprints() -> None:
     assert JpegFrame(data=jpeg(), seq=0).fingerprint() == JpegFrame(data=jpeg(), seq=1).fingerprint()
     assert JpegFrame(data=jpeg(), seq=0).fingerprint() != JpegFrame(data=jpeg(122), seq=0).fingerprint()
 
 
-def test_padding_behind_the_picture_is_no_damage() -> None:
+def test_padding_behind_the_image_is_no_damage() -> None:
     assert JpegFrame(data=jpeg() + bytes(100), seq=0).full().shape == (121, 163, 3)
 
 
@@ -57,7 +57,7 @@ def test_a_frame_cut_short_is_refused(keep: float) -> None:
     data = jpeg()
     cut = data[: keep if isinstance(keep, int) else int(keep * len(data))]
     # Told by us: some versions of OpenCV decode what there is, and the rest is grey.
-    with pytest.raises(PictureError, match="ends too early" if keep in (0.5, 0.99) else "JPEG"):
+    with pytest.raises(ImageError, match="ends too early" if keep in (0.5, 0.99) else "JPEG"):
         JpegFrame(data=cut, seq=0).full()
 
 
@@ -66,11 +66,11 @@ def test_a_frame_that_claims_to_be_huge_or_empty_is_not_decoded(size: bytes, sho
     data = bytearray(jpeg())
     place = data.index(b"\xff\xc0") + 5
     data[place : place + 4] = size
-    with pytest.raises(PictureError, match=f"claims {shown} pixels"):
+    with pytest.raises(ImageError, match=f"claims {shown} pixels"):
         JpegFrame(data=bytes(data), seq=0).at_least(10, 10)
 
 
-def test_a_rotation_in_the_header_is_ignored_so_that_size_and_picture_agree() -> None:
+def test_a_rotation_in_the_header_is_ignored_so_that_size_and_image_agree() -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 6, 0, 0)
     data = jpeg()
     turned = data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
@@ -81,31 +81,31 @@ def test_a_rotation_in_the_header_is_ignored_so_that_size_and_picture_agree() ->
     assert frame.at_least(30, 40).shape == (31, 41, 3)
 
 
-def test_progressive_pictures_and_padded_headers_are_understood() -> None:
+def test_progressive_images_and_padded_headers_are_understood() -> None:
     done, data = cv2.imencode(".jpg", np.full((40, 60, 3), 9, np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
     progressive = data.tobytes()
     assert done
     assert b"\xff\xc2" in progressive
     baseline = jpeg(40, 60)
     padded = baseline.replace(b"\xff\xc0", b"\xff\xff\xff\xc0", 1)
-    for picture in (progressive, padded):
-        assert JpegFrame(data=picture, seq=0).size == JpegFrame(data=picture, seq=0).full().shape[:2] == (40, 60)
-    with pytest.raises(PictureError, match="no JPEG picture"):
+    for image in (progressive, padded):
+        assert JpegFrame(data=image, seq=0).size == JpegFrame(data=image, seq=0).full().shape[:2] == (40, 60)
+    with pytest.raises(ImageError, match="no JPEG image"):
         jpeg_size(b"BM" + baseline[2:])
 
 
-def test_a_picture_written_as_jpeg_looks_the_same() -> None:
+def test_a_image_written_as_jpeg_looks_the_same() -> None:
     ramp = np.linspace(0, 255, 120 * 160, dtype=np.uint8).reshape(120, 160)
-    picture = np.dstack([ramp, ramp[::-1], ramp[:, ::-1]])
-    again = JpegFrame(data=encoded(picture), seq=0).full()
-    assert np.abs(again.astype(int) - picture.astype(int)).mean() < 2
+    image = np.dstack([ramp, ramp[::-1], ramp[:, ::-1]])
+    again = JpegFrame(data=encoded(image), seq=0).full()
+    assert np.abs(again.astype(int) - image.astype(int)).mean() < 2
 
 
-def test_a_change_anywhere_in_a_decoded_picture_changes_its_fingerprint() -> None:
-    picture = np.zeros((64, 64, 3), np.uint8)
-    noisy = picture.copy()
+def test_a_change_anywhere_in_a_decoded_image_changes_its_fingerprint() -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    noisy = image.copy()
     noisy[32:, 5] = 1
-    prints = {ArrayFrame(image=image, seq=0).fingerprint() for image in (picture, noisy, picture[:, ::-1])}
+    prints = {ArrayFrame(image=image, seq=0).fingerprint() for image in (image, noisy, image[:, ::-1])}
     assert len(prints) == 2
 
 
@@ -117,5 +117,5 @@ def test_no_bytes_do_more_than_be_refused(noise: bytes, at: int, value: int) -> 
         try:
             assert min(jpeg_size(data)) > 0
             assert JpegFrame(data=data, seq=0).at_least(8, 8).ndim == 3
-        except PictureError:
+        except ImageError:
             pass

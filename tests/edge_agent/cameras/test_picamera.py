@@ -96,7 +96,7 @@ def _pi(monkeypatch: pytest.MonkeyPatch, areas: dict[str, dict[str, Pixels]]) ->
 
 
 @pytest.mark.usefixtures("_pi")
-def test_frames_come_in_two_sizes_of_the_same_picture() -> None:
+def test_frames_come_in_two_sizes_of_the_same_image() -> None:
     with open_camera(CameraSettings("picamera", fps=15)) as camera:
         frames = list(islice(camera, 20))  # more than there are buffers
         assert isinstance(frames[0], PiFrame)

@@ -167,7 +167,7 @@ def test_a_camera_that_hangs_while_it_is_opened_is_lost_too() -> None:
     never.set()
 
 
-def test_a_frozen_picture_is_noticed_and_stays_frozen_until_it_moves() -> None:
+def test_a_frozen_image_is_noticed_and_stays_frozen_until_it_moves() -> None:
     thawed = threading.Event()
 
     def freezing() -> Iterator[Frame]:
@@ -180,7 +180,7 @@ def test_a_frozen_picture_is_noticed_and_stays_frozen_until_it_moves() -> None:
     count = len(watched.frames)
     watched.until(lambda: watched.openings >= 4)
     assert watched.states == ["online", "frozen"]
-    assert len(watched.frames) == count  # of a frozen picture nothing is classified
+    assert len(watched.frames) == count  # of a frozen image nothing is classified
     thawed.set()
     watched.until(lambda: watched.states[-1] == "online" and len(watched.frames) > count + 5)
     watched.stop()
@@ -223,7 +223,7 @@ def test_frames_are_compared_twice_a_second_however_fast_they_come() -> None:
     assert compared[:4] == [0, 50, 100, 150]
 
 
-def test_a_still_but_living_picture_is_not_frozen() -> None:
+def test_a_still_but_living_image_is_not_frozen() -> None:
     watched = Watched(living, frozen_s=1.0)
     time.sleep(2.5)
     watched.stop()

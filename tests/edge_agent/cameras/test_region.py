@@ -26,19 +26,19 @@ def test_a_cut_holds_the_region_and_at_least_a_pixel(
     rows: int, columns: int, across: tuple[float, float], down: tuple[float, float]
 ) -> None:
     (left, right), (top, bottom) = sorted(across), sorted(down)
-    picture = np.arange(rows * columns, dtype=np.int64).reshape(rows, columns)
-    part = cut(picture, (left, top, right, bottom))  # type: ignore[arg-type]
+    image = np.arange(rows * columns, dtype=np.int64).reshape(rows, columns)
+    part = cut(image, (left, top, right, bottom))  # type: ignore[arg-type]
     # Rounded outwards: never less than what was asked for.
     assert max(1, (bottom - top) * rows - 1e-6) <= part.shape[0] <= ceil((bottom - top) * rows) + 1
     assert max(1, (right - left) * columns - 1e-6) <= part.shape[1] <= ceil((right - left) * columns) + 1
-    assert np.isin(part, picture).all()
+    assert np.isin(part, image).all()
 
 
 def test_a_region_is_what_it_says() -> None:
-    picture = np.zeros((100, 200, 3), np.uint8)
-    picture[25:75, 150:200] = 255
-    assert cut(picture, (0.75, 0.25, 1.0, 0.75)).shape == (50, 50, 3)
-    assert cut(picture, (0.75, 0.25, 1.0, 0.75)).min() == 255
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[25:75, 150:200] = 255
+    assert cut(image, (0.75, 0.25, 1.0, 0.75)).shape == (50, 50, 3)
+    assert cut(image, (0.75, 0.25, 1.0, 0.75)).min() == 255
 
 
 @pytest.mark.parametrize("fit", ["crop", "stretch", "letterbox"])
@@ -58,9 +58,9 @@ def test_the_model_sees_nearly_the_same_of_a_frame_that_was_decoded_small(
 
 @pytest.mark.parametrize("fit", ["crop", "stretch"])
 def test_a_narrow_region_is_decoded_as_large_as_the_model_needs_it_and_no_larger(fit: str) -> None:
-    picture = np.zeros((720, 1280, 3), np.uint8)
-    picture[:, :640] = 255
-    frame = JpegFrame(data=encoded(picture), seq=0)
+    image = np.zeros((720, 1280, 3), np.uint8)
+    image[:, :640] = 255
+    frame = JpegFrame(data=encoded(image), seq=0)
     # A quarter of the columns: 96 of them are left at half the size, 80 would be at a quarter.
     seen = view(frame, PreprocessSpec((96, 96), fit), (0.25, 0.0, 0.5, 1.0))  # type: ignore[arg-type]
     assert seen.shape == (360, 160, 3)
@@ -71,8 +71,8 @@ def scene(level: int = 100) -> Pixels:
     return np.full((360, 640, 3), level, np.uint8)
 
 
-def frame(picture: Pixels, at: float) -> ArrayFrame:
-    return ArrayFrame(image=picture, seq=0, captured_s=at)
+def frame(image: Pixels, at: float) -> ArrayFrame:
+    return ArrayFrame(image=image, seq=0, captured_s=at)
 
 
 def test_a_still_scene_passes_once_and_then_every_so_often() -> None:
@@ -147,7 +147,7 @@ def test_a_slow_change_adds_up() -> None:
 
 
 @given(st.integers(1, 400), st.integers(1, 700))
-def test_pictures_of_any_size_can_be_compared(rows: int, columns: int) -> None:
+def test_images_of_any_size_can_be_compared(rows: int, columns: int) -> None:
     seen = cells(np.full((rows, columns, 3), 77, np.uint8))
     assert seen.shape == GRID
     assert difference(seen, cells(np.full((columns, rows, 3), 87, np.uint8))) == pytest.approx(10, abs=0.01)

@@ -28,10 +28,10 @@ pytestmark = pytest.mark.needs("rtsp")
 
 
 class Server:
-    """Shows a picture at 25 frames/s on `address`."""
+    """Shows an image at 25 frames/s on `address`."""
 
-    def __init__(self, picture: Path, port: int = 0, login: str = "") -> None:
-        command = ["/usr/bin/python3", str(SUPPORT / "rtsp_server.py"), str(port), str(picture), login]
+    def __init__(self, image: Path, port: int = 0, login: str = "") -> None:
+        command = ["/usr/bin/python3", str(SUPPORT / "rtsp_server.py"), str(port), str(image), login]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())

@@ -36,7 +36,7 @@ MODEL = ModelId("ground", "1", "abc")
 SURE, TORN, WEAK = (0.98, 0.01, 0.01), (0.55, 0.42, 0.03), (0.4, 0.1, 0.1)
 
 
-def picture(number: int) -> Pixels:
+def image(number: int) -> Pixels:
     """Photographs nobody would take for another: large random patches."""
     patches = np.random.default_rng(number).integers(0, 255, (9, 16, 3), np.uint8)
     return np.asarray(cv2.resize(patches, (320, 180), interpolation=cv2.INTER_CUBIC), np.uint8)
@@ -51,7 +51,7 @@ def candidate(
     label: str = "brick",
     changed: bool = False,
 ) -> Candidate:
-    frame = ArrayFrame(image=picture(number), seq=number, captured_s=at)
+    frame = ArrayFrame(image=image(number), seq=number, captured_s=at)
     return Candidate(
         camera=camera,
         frame=frame,
@@ -94,7 +94,7 @@ def test_a_frame_is_kept_for_a_reason(given: Candidate, expected: str | None) ->
 
 
 def test_a_capture_is_the_original_with_all_that_is_known_of_it(tmp_path: Path) -> None:
-    data = encoded(picture(1))
+    data = encoded(image(1))
     frame = JpegFrame(data=data, seq=7, captured_ns=1_769_860_800_123_000_000)
     shown = candidate(1, TORN)
     with Recorder(tmp_path, RecordSettings(min_free_mb=0), "pi") as recorder:
@@ -175,7 +175,7 @@ def test_a_disk_that_does_not_take_it_is_told_and_tried_again(
 
 
 def shifted(number: int) -> ArrayFrame:
-    return ArrayFrame(image=picture(number), seq=number, captured_s=2.0 * number)
+    return ArrayFrame(image=image(number), seq=number, captured_s=2.0 * number)
 
 
 def test_a_frame_that_cannot_be_kept_does_not_end_the_keeping(tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_a_frame_that_cannot_be_kept_does_not_end_the_keeping(tmp_path: Path) ->
         eventually(lambda: recorder.health().kept == 1)
 
 
-def test_pictures_that_differ_have_hashes_that_differ() -> None:
-    hashes = [fingerprint(picture(number)) for number in range(20)]
+def test_images_that_differ_have_hashes_that_differ() -> None:
+    hashes = [fingerprint(image(number)) for number in range(20)]
     assert min((a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]) > 12
 
 
@@ -263,10 +263,10 @@ def test_the_most_frequent_kind_gives_way_first(tmp_path: Path) -> None:
     assert last == list(range(60 - len(last), 60))  # the oldest went
 
 
-def test_a_limit_under_a_single_picture_keeps_none_and_says_so(tmp_path: Path) -> None:
+def test_a_limit_under_a_single_image_keeps_none_and_says_so(tmp_path: Path) -> None:
     captures = Captures(tmp_path, max_bytes=5000, min_free_bytes=0)
     captures.index()
-    assert store(captures, 0, "door", "brick") == "max_mb is smaller than a picture"
+    assert store(captures, 0, "door", "brick") == "max_mb is smaller than an image"
     assert list(tmp_path.iterdir()) == []
 
 

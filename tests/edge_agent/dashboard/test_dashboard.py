@@ -25,7 +25,7 @@ from edge_agent.dashboard import Dashboard
 from edge_agent.dashboard.images import MIN_AGE_S
 from edge_agent.dashboard.server import VIEWERS
 from edge_agent.dashboard.state import BOUNDS_MS, EVENTS, LABELS, DashboardState
-from edge_agent.errors import ConfigError, MissingExtraError, PictureError
+from edge_agent.errors import ConfigError, ImageError, MissingExtraError
 from edge_agent.http_server import CONNECTIONS, is_this_machine
 from edge_agent.messages import (
     CameraHealth,
@@ -83,7 +83,7 @@ class Count:
 
 
 class Rig:
-    """A page over one camera, whose picture can be changed."""
+    """A page over one camera, whose image can be changed."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -184,18 +184,18 @@ def test_the_past_is_bounded_and_sums_up_each_second() -> None:
     assert newest >= version
 
 
-def test_pictures_are_the_newest_at_a_size_to_be_shown(rig: Rig, areas: dict[str, dict[str, Pixels]]) -> None:
+def test_images_are_the_newest_at_a_size_to_be_shown(rig: Rig, areas: dict[str, dict[str, Pixels]]) -> None:
     assert rig.get("/camera/feeder.jpg")[0] == rig.get("/camera/feeder/model.png")[0] == 204
     small = areas["brick"]["train"]
-    picture = cv2.resize(small, (1600, 900))
-    rig.frame = ArrayFrame(image=np.asarray(picture, np.uint8), seq=0)
+    image = cv2.resize(small, (1600, 900))
+    rig.frame = ArrayFrame(image=np.asarray(image, np.uint8), seq=0)
     rig.levels = np.ascontiguousarray(small[:96, :64])
     status, headers, data = rig.get("/camera/feeder.jpg?123")
     assert (status, headers["content-type"], headers["cache-control"]) == (200, "image/jpeg", "no-store")
     shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert shown is not None
     assert shown.shape == (450, 800, 3)
-    assert float(np.mean(cv2.absdiff(shown, cv2.resize(picture, (800, 450), interpolation=cv2.INTER_AREA)))) < 5
+    assert float(np.mean(cv2.absdiff(shown, cv2.resize(image, (800, 450), interpolation=cv2.INTER_AREA)))) < 5
     status, headers, data = rig.get("/camera/feeder/model.png")
     assert (status, headers["content-type"]) == (200, "image/png")
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -204,7 +204,7 @@ def test_pictures_are_the_newest_at_a_size_to_be_shown(rig: Rig, areas: dict[str
         assert rig.get(f"/camera/{name}")[0] == 404
 
 
-def test_a_picture_is_encoded_once_however_many_look_and_a_damaged_one_is_no_error(
+def test_a_image_is_encoded_once_however_many_look_and_a_damaged_one_is_no_error(
     rig: Rig, areas: dict[str, dict[str, Pixels]]
 ) -> None:
     looked = []
@@ -220,17 +220,17 @@ def test_a_picture_is_encoded_once_however_many_look_and_a_damaged_one_is_no_err
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert len(looked) == 2  # its size, and the picture
+    assert len(looked) == 2  # its size, and the image
     time.sleep(2 * MIN_AGE_S)
     assert rig.get("/camera/feeder.jpg")[0] == 200
     assert len(looked) == 2
 
     class Damaged(ArrayFrame):
         def full(self) -> Pixels:
-            raise PictureError("cut off")
+            raise ImageError("cut off")
 
     rig.frame = Damaged(image=areas["brick"]["train"], seq=1)
-    wait_until(lambda: rig.get("/camera/feeder.jpg")[0] == 204, 5, "the damaged picture to be looked at")
+    wait_until(lambda: rig.get("/camera/feeder.jpg")[0] == 204, 5, "the damaged image to be looked at")
 
 
 def test_metrics_are_prometheus_text_whose_counters_only_grow(rig: Rig) -> None:

@@ -24,9 +24,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
-def new_page(port: int, picture: Pixels) -> Dashboard:
-    frame = ArrayFrame(image=picture, seq=0)
-    levels = preprocess(picture, PreprocessSpec(size=(64, 64), fit="crop", channels="bgr"))
+def new_page(port: int, image: Pixels) -> Dashboard:
+    frame = ArrayFrame(image=image, seq=0)
+    levels = preprocess(image, PreprocessSpec(size=(64, 64), fit="crop", channels="bgr"))
     page = Dashboard(
         PageSettings(port=port),
         "porch-pi",
@@ -51,9 +51,7 @@ def test_the_page_shows_what_the_agent_says_as_it_says_it(
         shows(browser, ".label", "brick")
         shows(browser, "#device", "porch-pi")
         shows(browser, "#model", "ground 1.2")
-        wait_until(
-            lambda: bool(browser.evaluate("document.querySelector('.live .shot').naturalWidth")), 20, "a picture"
-        )
+        wait_until(lambda: bool(browser.evaluate("document.querySelector('.live .shot').naturalWidth")), 20, "an image")
         browser.evaluate("document.querySelector('.see').click()")
         shows(browser, ".model figcaption", "64 \N{MULTIPLICATION SIGN} 64")
 
@@ -81,7 +79,7 @@ def test_the_page_shows_what_the_agent_says_as_it_says_it(
         shows(browser, ".gone", "Camera lost\nsince ")
         assert browser.evaluate("getComputedStyle(document.querySelector('.live .shot')).filter") != "none"
         page.camera("feeder", "frozen")
-        shows(browser, ".gone", "Picture frozen")
+        shows(browser, ".gone", "Image frozen")
         page.camera("feeder", "online")
         wait_until(lambda: not browser.text(".gone"), 20, "the camera to be back")
         # Before the page ends, which a browser complains of rightly.

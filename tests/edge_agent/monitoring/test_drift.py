@@ -104,7 +104,7 @@ def test_less_sure_frames_are_drift_and_surer_ones_are_not() -> None:
     assert not compare(around(0.9), around(0.88, seed=1)).drifted
 
 
-def test_a_camera_is_judged_beside_its_test_pictures_and_its_first_days() -> None:
+def test_a_camera_is_judged_beside_its_test_images_and_its_first_days() -> None:
     test = around(0.9)
     days = {f"2026-01-{day:02d}": around(0.9, 600, seed=day) for day in range(1, 8)}
     fits = judge("door", days, test, threshold=0.6)
@@ -136,7 +136,7 @@ def test_a_device_whose_scene_changed_says_so_and_one_that_sees_the_same_does_no
     manifest = open_bundle(bundle_file).manifest
     seen = manifest.metrics.seen
     assert seen is not None
-    assert seen.frames == manifest.metrics.pictures
+    assert seen.frames == manifest.metrics.images
     # One device sees what it learned; the other all of that at once, dark and blurred.
     scenes = {"same": tmp_path / "same", "other": tmp_path / "other"}
     for folder in scenes.values():
@@ -177,7 +177,7 @@ def test_a_device_whose_scene_changed_says_so_and_one_that_sees_the_same_does_no
         words = edgeloop("drift", "--root", devices.root / "other")
         assert words.code == 1
         assert "door: drifting" in words.out
-        assert "on its test pictures" in words.out
+        assert "on its test images" in words.out
 
 
 def counted(subscriber: Subscriber, device: str) -> int:

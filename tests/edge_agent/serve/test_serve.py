@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 import edge_agent
 from edge_agent.bundle import open_bundle
-from edge_agent.images import read_picture
+from edge_agent.images import read_image
 from edge_agent.serve import workers
 
 from ...conftest import Run
@@ -79,7 +79,7 @@ def description(service: Service) -> dict[str, Any]:
     return dict(service.ask("GET", "/openapi.json")[1])
 
 
-def picture(photo_folder: Path, name: str = "stars/03.jpg") -> bytes:
+def image(photo_folder: Path, name: str = "stars/03.jpg") -> bytes:
     return (photo_folder / name).read_bytes()
 
 
@@ -89,13 +89,13 @@ def test_the_service_says_what_the_classifier_says(
     threshold = service.ask("GET", "/v1/model")[1]["threshold"]
     for path in sorted(photo_folder.rglob("*.jpg"))[::7]:
         status, told = service.ask("POST", "/v1/classify?top=3", path.read_bytes(), **{"content-type": "image/jpeg"})
-        expected = classifier.classify(read_picture(path)).top(3)
+        expected = classifier.classify(read_image(path)).top(3)
         assert status == 200
         assert [(one["label"], one["score"]) for one in told["top"]] == [
             (label, pytest.approx(score, abs=1e-6)) for label, score in expected
         ]
         assert told["label"] == (expected[0][0] if expected[0][1] >= threshold else "unknown")
-    png = cv2.imencode(".png", read_picture(path))[1].tobytes()
+    png = cv2.imencode(".png", read_image(path))[1].tobytes()
     assert service.ask("POST", "/v1/classify", png)[1]["top"][0]["label"] == expected[0][0]
 
 
@@ -139,7 +139,7 @@ def test_nothing_that_the_description_allows_stops_the_service(
         query = f"?{parameter['name']}={json.dumps(value) if isinstance(value, int) else http_quoted(value)}"
     if "requestBody" in operation:
         headers["content-type"] = data.draw(st.sampled_from(sorted(operation["requestBody"]["content"])))
-        whole = picture(photo_folder)
+        whole = image(photo_folder)
         cut = data.draw(st.integers(0, len(whole)))
         flipped = bytearray(whole)
         flipped[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
@@ -155,8 +155,8 @@ def http_quoted(text: str) -> str:
     return quote(text, safe="")
 
 
-def test_what_is_too_large_or_no_picture_is_refused_in_words(service: Service, photo_folder: Path) -> None:
-    jpeg = picture(photo_folder)
+def test_what_is_too_large_or_no_image_is_refused_in_words(service: Service, photo_folder: Path) -> None:
+    jpeg = image(photo_folder)
     huge = cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes()
     header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + huge[24:29]
     huge = huge[:12] + header + zlib.crc32(header).to_bytes(4, "big") + huge[33:]
@@ -176,7 +176,7 @@ def test_what_is_too_large_or_no_picture_is_refused_in_words(service: Service, p
 
 
 def test_clients_that_stall_or_leave_keep_nobody_waiting(service: Service, photo_folder: Path) -> None:
-    jpeg = picture(photo_folder)
+    jpeg = image(photo_folder)
     head = f"POST /v1/classify HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(jpeg)}\r\n\r\n".encode()
     stalled = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(20)]
     for number, connection in enumerate(stalled):
@@ -196,7 +196,7 @@ def test_many_clients_at_once_get_their_own_answers(
     service: Service, photo_folder: Path, classifier: edge_agent.Classifier
 ) -> None:
     paths = sorted(photo_folder.rglob("*.jpg"))[:48]
-    expected = [classifier.classify(read_picture(path)).best[0] for path in paths]
+    expected = [classifier.classify(read_image(path)).best[0] for path in paths]
     found: dict[int, str] = {}
 
     def client(first: int) -> None:
@@ -212,14 +212,14 @@ def test_many_clients_at_once_get_their_own_answers(
     assert [found[place] for place in range(len(paths))] == expected
 
 
-def test_pictures_that_would_wait_too_long_are_refused_at_once(
+def test_images_that_would_wait_too_long_are_refused_at_once(
     bundle_file: Path, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "MOST_WAITING", 0)
 
     async def ask() -> None:
         with workers.Workers(open_bundle(bundle_file), count=1) as at_work, pytest.raises(workers.BusyError):
-            await at_work.classify(picture(photo_folder))
+            await at_work.classify(image(photo_folder))
 
     asyncio.run(ask())
 
@@ -230,17 +230,17 @@ def test_an_answer_that_nobody_waits_for_any_more_disturbs_nobody(bundle_file: P
     async def ask() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
         with workers.Workers(open_bundle(bundle_file), count=1) as at_work:
-            gone = asyncio.create_task(at_work.classify(picture(photo_folder)))
+            gone = asyncio.create_task(at_work.classify(image(photo_folder)))
             await asyncio.sleep(0)
             gone.cancel()
-            assert (await at_work.classify(picture(photo_folder))).best[0] == "stars"
+            assert (await at_work.classify(image(photo_folder))).best[0] == "stars"
 
     asyncio.run(ask())
     assert not complaints
 
 
 def test_beyond_this_machine_clients_need_the_token(bundle_file: Path, photo_folder: Path, tmp_path: Path) -> None:
-    jpeg = picture(photo_folder)
+    jpeg = image(photo_folder)
     with serving(bundle_file, "--host", "0.0.0.0") as (service, said):
         token = said[1].split()[-1]
         assert service.ask("GET", "/healthz")[0] == 401

@@ -16,7 +16,7 @@ import pytest
 import edge_agent
 from edge_agent.bundle import Bundle, open_bundle
 from edge_agent.bundle.archive import EXPECTED, MODEL
-from edge_agent.bundle.manifest import CanaryPicture
+from edge_agent.bundle.manifest import CanaryImage
 from edge_agent.errors import StoreError
 from edge_agent.inference.evaluation import Evaluation
 from edge_agent.store.canary import CanaryLimits, run_canary
@@ -66,7 +66,7 @@ def test_a_sound_model_proves_itself(bundle_file: Path, bundle: Bundle) -> None:
     proof = run_canary(bundle_file, ONE, progress=done.append)
     assert proof.passed, proof
     assert proof.digest == bundle.digest
-    assert proof.pictures == len(bundle.canary()) == done[-1]
+    assert proof.images == len(bundle.canary()) == done[-1]
     assert proof.agreement == 1
     assert proof.accuracy == proof.expected_accuracy
     assert proof.off < 1e-5
@@ -142,26 +142,26 @@ def test_a_delegate_that_does_not_load_is_passed_over_as_the_agent_does(bundle_f
 def test_a_model_that_sees_something_else_here_is_refused_with_every_reason(
     bundle_file: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
-    turned = [CanaryPicture(one.file, one.label, (*one.scores[1:], one.scores[0])) for one in bundle.canary()]
+    turned = [CanaryImage(one.file, one.label, (*one.scores[1:], one.scores[0])) for one in bundle.canary()]
     wrong = [
-        CanaryPicture(one.file, bundle.labels[int(np.argmax(one.scores))], one.scores) for one in turned
+        CanaryImage(one.file, bundle.labels[int(np.argmax(one.scores))], one.scores) for one in turned
     ]  # right where it was made, wrong here
     own = repacked(bundle_file, tmp_path / "own.edgeloop", expected=wrong)
     proof = run_canary(own, ONE)
     assert not proof.passed
     assert len(proof.reasons) == 3, proof.reasons
-    assert "clear pictures are taken for another class" in proof.reasons[0]
+    assert "clear images are taken for another class" in proof.reasons[0]
 
 
-def test_a_bundle_without_canary_pictures_is_refused(bundle_file: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_canary_images_is_refused(bundle_file: Path, tmp_path: Path) -> None:
     own = repacked(bundle_file, tmp_path / "own.edgeloop", expected=[])
-    assert "no canary pictures" in refused(own)
+    assert "no canary images" in refused(own)
 
 
-def test_a_file_that_is_no_model_and_a_picture_that_is_none_are_refused(bundle_file: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_and_a_image_that_is_none_are_refused(bundle_file: Path, tmp_path: Path) -> None:
     own = repacked(bundle_file, tmp_path / "own.edgeloop", files={MODEL: b"TFL3" * 100})
     assert "runtime does not take the model" in refused(own)
-    own = repacked(bundle_file, tmp_path / "own.edgeloop", files={"canary/000.jpg": b"no picture"})
+    own = repacked(bundle_file, tmp_path / "own.edgeloop", files={"canary/000.jpg": b"no image"})
     assert "not a whole JPEG" in refused(own)
 
 
@@ -193,7 +193,7 @@ def test_other_processors_are_no_reason_to_refuse() -> None:
 @pytest.mark.parametrize(
     ("here", "said"),
     [
-        ([[0.8, 0.1, 0.1]] * 24, "of 24 clear pictures"),  # always the same answer
+        ([[0.8, 0.1, 0.1]] * 24, "of 24 clear images"),  # always the same answer
         ([[0.55, 0.25, 0.2], [0.25, 0.55, 0.2], [0.2, 0.25, 0.55]] * 8, "0.25 off on average"),  # flattened
     ],
 )
@@ -247,10 +247,10 @@ def reachable(path: Path) -> bool:
     return all(folder.stat().st_mode & 0o005 for folder in (path, *path.parents))
 
 
-def test_a_picture_is_read_from_the_bundle_that_was_verified(bundle_file: Path, tmp_path: Path) -> None:
-    """A bundle whose picture shows another class than it says fails on this device, too."""
+def test_a_image_is_read_from_the_bundle_that_was_verified(bundle_file: Path, tmp_path: Path) -> None:
+    """A bundle whose image shows another class than it says fails on this device, too."""
     black = cv2.imencode(".png", np.zeros((96, 96, 3), np.uint8))[1].tobytes()
-    pictures = open_bundle(bundle_file).canary()
-    own = repacked(bundle_file, tmp_path / "own.edgeloop", files={picture.file: black for picture in pictures})
+    images = open_bundle(bundle_file).canary()
+    own = repacked(bundle_file, tmp_path / "own.edgeloop", files={image.file: black for image in images})
     assert not run_canary(own, ONE).passed
     assert EXPECTED in open_bundle(own).manifest.files

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edge_agent.bundle import open_bundle, write_bundle
 from edge_agent.bundle.archive import EXPECTED, MODEL
-from edge_agent.bundle.manifest import CanaryPicture
+from edge_agent.bundle.manifest import CanaryImage
 from edge_agent.bundle.signature import sign
 from edge_agent.errors import BundleError, SignatureError, StoreError
 from edge_agent.store.canary import CanaryLimits
@@ -38,7 +38,7 @@ def repacked(
     *,
     version: str | None = None,
     files: Mapping[str, bytes] | None = None,
-    expected: Sequence[CanaryPicture] | None = None,
+    expected: Sequence[CanaryImage] | None = None,
     key: Path | None = None,
 ) -> Path:
     """The same bundle with something changed, and all its hashes right."""
@@ -121,8 +121,8 @@ def test_a_first_bundle_is_installed_proved_and_current(versions: dict[str, Path
     assert store.current_link() is None
     seen: list[tuple[int, int]] = []
     new = store.install(versions["1"], signers=None, limits=ONE, progress=lambda done, of: seen.append((done, of)))
-    pictures = len(open_bundle(versions["1"]).canary())
-    assert seen[-1] == (pictures, pictures)
+    images = len(open_bundle(versions["1"]).canary())
+    assert seen[-1] == (images, images)
     assert (new.version, new.status, new.starts) == ("1", "probation", 0)
     assert new.canary_p50_ms is not None
     assert new == store.current()
@@ -343,7 +343,7 @@ def test_hostile_bundles_of_every_kind_change_nothing(
     before = contents(state)
     data = versions["5"].read_bytes()
     bundle = open_bundle(versions["5"])
-    turned = [CanaryPicture(one.file, one.label, (*one.scores[1:], one.scores[0])) for one in bundle.canary()]
+    turned = [CanaryImage(one.file, one.label, (*one.scores[1:], one.scores[0])) for one in bundle.canary()]
     (tmp_path / "cut").write_bytes(data[: len(data) // 2])
     (tmp_path / "changed").write_bytes(data[:70_000] + bytes([data[70_000] ^ 1]) + data[70_001:])
     (tmp_path / "text").write_text("no bundle")

@@ -39,7 +39,7 @@ def test_a_model_is_installed_replaced_and_rolled_back(
     ran = edgeloop("install", versions["1"], "--root", tmp_path)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("ground 1 (")
-    assert "canary pictures recognised" in ran.out
+    assert "canary images recognised" in ran.out
     assert ran.out.endswith("now current\n")
     ran = edgeloop("install", versions["2"], "--root", tmp_path, "--no-activate")
     assert ran.out.endswith("stored\n")
@@ -131,7 +131,7 @@ def test_a_proof_that_takes_long_shows_its_progress_on_a_terminal(versions: dict
     shown = os.read(ours, 65536).decode()
     os.close(ours)
     assert done.returncode == 0, shown
-    assert "canary pictures" in shown
+    assert "canary images" in shown
     assert "100%" in shown
 
 

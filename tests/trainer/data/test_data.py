@@ -1,4 +1,4 @@
-"""Which pictures there are, how they are split, and what the user is told about them."""
+"""Which images there are, how they are split, and what the user is told about them."""
 
 from __future__ import annotations
 
@@ -67,20 +67,20 @@ Refusal = Callable[..., str]
 
 
 def scene(seed: int, size: tuple[int, int] = (90, 120)) -> Pixels:
-    """A picture unlike any with another seed: soft blobs, as of a photograph out of focus, under fine grain."""
+    """An image unlike any with another seed: soft blobs, as of a photograph out of focus, under fine grain."""
     random = np.random.default_rng(seed)
     soft = cv2.resize(random.integers(0, 256, (7, 9, 3)).astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC)
     grained: Pixels = np.clip(soft + random.normal(0, 6, soft.shape), 0, 255).astype(np.uint8)
     return grained
 
 
-def write(path: Path, picture: Pixels, quality: int = 92) -> None:
+def write(path: Path, image: Pixels, quality: int = 92) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+    path.write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
 
 
 def make_data(root: Path, *, classes: tuple[str, ...] = ("a", "b"), each: int = 8) -> Path:
-    """A folder per class of pictures that are all different."""
+    """A folder per class of images that are all different."""
     for place, label in enumerate(classes):
         for number in range(each):
             write(root / label / f"{number:03d}.jpg", scene(1000 * place + number))
@@ -111,7 +111,7 @@ def test_given_splits_are_kept(photo_folder: Path, tmp_path: Path, load: Load, r
     assert dataset.labels == CLASSES
     assert all(photo.split == photo.path.split("/", maxsplit=1)[0] for photo in dataset.photos)
     shutil.rmtree(tmp_path / "val" / "grass")
-    assert "class 'grass' has no pictures in val" in refusal(tmp_path)
+    assert "class 'grass' has no images in val" in refusal(tmp_path)
     shutil.rmtree(tmp_path / "val")
     assert "all of train, val, test are needed" in refusal(tmp_path)
     (tmp_path / "validation").mkdir()
@@ -126,19 +126,19 @@ def test_folders_that_are_no_data_are_refused(tmp_path: Path, photos: Path, refu
     assert "neither a folder nor a CSV file" in refusal(tmp_path / "pipe")
     shutil.rmtree(photos / "brick")
     (photos / "brick").mkdir()
-    assert "no pictures in this class" in refusal(photos)
+    assert "no images in this class" in refusal(photos)
     shutil.rmtree(photos / "brick")
     shutil.rmtree(photos / "grass")
     assert "only one class, 'stars'" in refusal(photos)
 
 
-def test_a_class_of_two_pictures_is_refused(photos: Path, refusal: Refusal) -> None:
+def test_a_class_of_two_images_is_refused(photos: Path, refusal: Refusal) -> None:
     for number in range(2, 20):
         (photos / "brick" / f"{number:02d}.jpg").unlink()
-    assert "class 'brick' has 2 pictures" in refusal(photos)
-    for number in range(5):  # five copies of one picture are one picture
+    assert "class 'brick' has 2 images" in refusal(photos)
+    for number in range(5):  # five copies of one image are one image
         shutil.copy(photos / "brick/00.jpg", photos / f"brick/copy{number}.jpg")
-    assert "class 'brick' has 2 pictures" in refusal(photos)
+    assert "class 'brick' has 2 images" in refusal(photos)
 
 
 def test_folders_are_searched_to_any_depth_and_hidden_ones_left_out(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_class_names_that_no_bundle_could_carry_are_refused(photos: Path, refusa
 
 @pytest.fixture
 def listing(tmp_path: Path) -> Callable[..., Path]:
-    """A CSV file beside a folder of pictures p/0.jpg to p/19.jpg."""
+    """A CSV file beside a folder of images p/0.jpg to p/19.jpg."""
     for number in range(20):
         write(tmp_path / f"p/{number}.jpg", scene(number))
 
@@ -230,7 +230,7 @@ ROWS = [f"p/{i}.jpg,{'ab'[i % 2]}" for i in range(20)]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_pictures_can_be_listed_in_a_csv_file(listing: Listing, load: Load, encoding: str) -> None:
+def test_images_can_be_listed_in_a_csv_file(listing: Listing, load: Load, encoding: str) -> None:
     path = listing(*ROWS, encoding=encoding)
     dataset = load(path)
     assert dataset.labels == ("a", "b")
@@ -301,28 +301,28 @@ def test_a_csv_file_needs_its_header(listing: Listing, refusal: Refusal, header:
 def test_csv_files_that_are_none_are_refused(listing: Listing, tmp_path: Path, refusal: Refusal) -> None:
     assert "not UTF-8" in refusal(listing("p/0.jpg,é", encoding="latin-1"))
     assert "not a CSV file" in refusal(listing('p/0.jpg,"never closed', *ROWS))
-    assert "no pictures are listed" in refusal(listing())
+    assert "no images are listed" in refusal(listing())
     splits = [f"{row},{'train' if i else ''}" for i, row in enumerate(ROWS)]
     assert "line 2: no split, but 19 rows have one" in refusal(listing(*splits, header="path,label,split"))
-    (tmp_path / "picture.csv").write_bytes((tmp_path / "p/0.jpg").read_bytes())
-    assert "not" in refusal(tmp_path / "picture.csv")
+    (tmp_path / "image.csv").write_bytes((tmp_path / "p/0.jpg").read_bytes())
+    assert "not" in refusal(tmp_path / "image.csv")
 
 
-# --- pictures that cannot be used ---
+# --- images that cannot be used ---
 
 
-def test_unreadable_pictures_are_named_left_out_and_counted(photos: Path, load: Load) -> None:
-    (photos / "brick/text.jpg").write_text("no picture")
+def test_unreadable_images_are_named_left_out_and_counted(photos: Path, load: Load) -> None:
+    (photos / "brick/text.jpg").write_text("no image")
     whole = (photos / "brick/01.jpg").read_bytes()
     (photos / "grass/cut.jpg").write_bytes(whole[: len(whole) // 2])
     (photos / "grass/empty.jpg").touch()
     cv2.imwrite(str(photos / "stars/dot.png"), np.zeros((1, 1, 3), np.uint8))
     cv2.imwrite(str(photos / "stars/deep.png"), np.random.default_rng(0).integers(0, 65536, (40, 40, 3), np.uint16))
-    (photos / "stars/notes.txt").write_text("not meant as a picture")
+    (photos / "stars/notes.txt").write_text("not meant as an image")
     dataset = load(photos)
     note = finding(dataset, "unreadable")
-    assert note.message.startswith("4 of 65 pictures")
-    assert {path for (path,) in note.pictures} == {
+    assert note.message.startswith("4 of 65 images")
+    assert {path for (path,) in note.images} == {
         "brick/text.jpg",
         "grass/cut.jpg",
         "grass/empty.jpg",
@@ -331,14 +331,14 @@ def test_unreadable_pictures_are_named_left_out_and_counted(photos: Path, load: 
     assert len(dataset.photos) == len(dataset.pixels) == 61
 
 
-def test_too_many_unreadable_pictures_are_refused(tmp_path: Path, load: Load, refusal: Refusal) -> None:
+def test_too_many_unreadable_images_are_refused(tmp_path: Path, load: Load, refusal: Refusal) -> None:
     make_data(tmp_path, each=20)
     for number in range(4):
         (tmp_path / f"a/{number:03d}.jpg").write_text("broken")
-    assert finding(load(tmp_path), "unreadable").message.startswith("4 of 40 pictures")
+    assert finding(load(tmp_path), "unreadable").message.startswith("4 of 40 images")
     (tmp_path / "a/004.jpg").write_text("broken")
     said = refusal(tmp_path)
-    assert said.startswith("5 of 40 pictures cannot be used, more than the 10 % allowed")
+    assert said.startswith("5 of 40 images cannot be used, more than the 10 % allowed")
     assert "000.jpg" in said
     assert "and 2 more" in said
     assert len(load(tmp_path, max_unreadable=0.2).photos) == 35
@@ -351,10 +351,10 @@ def test_files_that_are_not_even_files_are_left_out(tmp_path: Path, load: Load) 
     (tmp_path / "a/gone.jpg").symlink_to("nowhere")
     (tmp_path / "a/self.jpg").symlink_to("self.jpg")
     (tmp_path / "b/zero.jpg").symlink_to("/dev/zero")
-    assert len(finding(load(tmp_path), "unreadable").pictures) == 4
+    assert len(finding(load(tmp_path), "unreadable").images) == 4
 
 
-def test_a_picture_that_vanishes_while_it_is_listed_is_left_out(
+def test_a_image_that_vanishes_while_it_is_listed_is_left_out(
     tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_data(tmp_path, each=20)
@@ -365,7 +365,7 @@ def test_a_picture_that_vanishes_while_it_is_listed_is_left_out(
         return found
 
     monkeypatch.setattr("trainer.data.dataset.find_photos", then_delete)
-    assert finding(load(tmp_path), "unreadable").pictures == (("a/003.jpg",),)
+    assert finding(load(tmp_path), "unreadable").images == (("a/003.jpg",),)
 
 
 def test_odd_file_names_are_carried_and_those_no_file_could_hold_left_out(tmp_path: Path, load: Load) -> None:
@@ -378,7 +378,7 @@ def test_odd_file_names_are_carried_and_those_no_file_could_hold_left_out(tmp_pa
     assert "a/two\nlines\r\x1b[31m.jpg" in by_path(dataset)
     note = finding(dataset, "unreadable")
     assert "not UTF-8" in note.message
-    assert note.pictures[0][0].encode() == rb"a/\udcff\udcfe.jpg"
+    assert note.images[0][0].encode() == rb"a/\udcff\udcfe.jpg"
     with (tmp_path / "split.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([photo.path] for photo in dataset.photos)
     with (tmp_path / "split.csv").open(newline="", encoding="utf-8") as file:
@@ -392,8 +392,8 @@ def test_copies_are_left_out_and_contradictions_refused(photos: Path, load: Load
     shutil.copy(photos / "brick/00.jpg", photos / "brick/copy.jpg")
     dataset = load(photos)
     note = finding(dataset, "copies")
-    assert note.message.startswith("1 picture left out")
-    assert note.pictures == (("brick/00.jpg", "brick/copy.jpg"),)
+    assert note.message.startswith("1 image left out")
+    assert note.images == (("brick/00.jpg", "brick/copy.jpg"),)
     assert len(dataset.photos) == len(dataset.pixels) == 60
     shutil.copy(photos / "brick/00.jpg", photos / "grass/wrong.jpg")
     said = refusal(photos)
@@ -411,7 +411,7 @@ def given_splits(root: Path) -> Path:
     return root
 
 
-def test_a_picture_in_two_given_splits_stays_in_the_test_alone(tmp_path: Path, load: Load) -> None:
+def test_a_image_in_two_given_splits_stays_in_the_test_alone(tmp_path: Path, load: Load) -> None:
     given_splits(tmp_path)
     shutil.copy(tmp_path / "test/a/000.jpg", tmp_path / "train/a/leaked.jpg")
     shutil.copy(tmp_path / "test/a/000.jpg", tmp_path / "val/a/leaked.jpg")
@@ -422,25 +422,25 @@ def test_a_picture_in_two_given_splits_stays_in_the_test_alone(tmp_path: Path, l
     assert "val/b/001.jpg" in paths
     assert not any("leaked" in path for path in paths)
     note = finding(dataset, "leak")
-    assert note.message.startswith("2 pictures found in more than one of train, val and test")
-    assert ("test/a/000.jpg", "val/a/leaked.jpg", "train/a/leaked.jpg") in note.pictures
+    assert note.message.startswith("2 images found in more than one of train, val and test")
+    assert ("test/a/000.jpg", "val/a/leaked.jpg", "train/a/leaked.jpg") in note.images
 
 
 # --- near duplicates ---
 
 
-def changed(picture: Pixels) -> dict[str, Pixels]:
-    """What happens to a picture on its way through people's hands."""
-    height, width = picture.shape[:2]
-    recompressed = cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 30])[1], 1)
+def changed(image: Pixels) -> dict[str, Pixels]:
+    """What happens to an image on its way through people's hands."""
+    height, width = image.shape[:2]
+    recompressed = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 30])[1], 1)
     assert recompressed is not None
     return {
         "recompressed": recompressed.astype(np.uint8),
-        "smaller": cv2.resize(picture, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA).astype(np.uint8),
-        "brighter": np.clip(picture * 1.08 + 5.0, 0, 255).astype(np.uint8),
-        "cropped": np.ascontiguousarray(picture[round(0.025 * height) :, : width - round(0.025 * width)]),
+        "smaller": cv2.resize(image, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA).astype(np.uint8),
+        "brighter": np.clip(image * 1.08 + 5.0, 0, 255).astype(np.uint8),
+        "cropped": np.ascontiguousarray(image[round(0.025 * height) :, : width - round(0.025 * width)]),
         "cropped all round": np.ascontiguousarray(
-            picture[round(0.015 * height) : -round(0.015 * height), round(0.015 * width) : -round(0.015 * width)]
+            image[round(0.015 * height) : -round(0.015 * height), round(0.015 * width) : -round(0.015 * width)]
         ),
     }
 
@@ -448,8 +448,8 @@ def changed(picture: Pixels) -> dict[str, Pixels]:
 def test_near_duplicates_never_straddle_our_splits(tmp_path: Path, load: Load) -> None:
     make_data(tmp_path, each=12)
     for number in range(4):
-        for name, picture in changed(scene(number)).items():
-            write(tmp_path / f"a/{number:03d} {name}.jpg", picture)
+        for name, image in changed(scene(number)).items():
+            write(tmp_path / f"a/{number:03d} {name}.jpg", image)
     dataset = load(tmp_path)
     paths = by_path(dataset)
     for number in range(4):
@@ -460,8 +460,8 @@ def test_near_duplicates_never_straddle_our_splits(tmp_path: Path, load: Load) -
     others = [photo for path, photo in paths.items() if path.startswith("b/") or path > "a/004"]
     assert not any(photo.group for photo in others)
     note = finding(dataset, "near-duplicates")
-    assert note.message.startswith("24 of 44 pictures")
-    assert len(note.pictures) == 4
+    assert note.message.startswith("24 of 44 images")
+    assert len(note.images) == 4
     assert not any(one.kind == "leak" for one in dataset.findings)
 
 
@@ -481,25 +481,25 @@ def test_near_duplicates_are_found_among_many(count: int) -> None:
 def test_objects_that_differ_in_colour_alone_are_not_near_duplicates(tmp_path: Path, load: Load) -> None:
     make_data(tmp_path)
     for label, colour in (("a", (40, 40, 200)), ("b", (200, 40, 40))):
-        picture = scene(500)
-        picture[20:60, 30:70] = colour
-        write(tmp_path / label / "object.jpg", picture)
-        write(tmp_path / label / "again.jpg", picture, quality=60)
+        image = scene(500)
+        image[20:60, 30:70] = colour
+        write(tmp_path / label / "object.jpg", image)
+        write(tmp_path / label / "again.jpg", image, quality=60)
     notes = [one for one in load(tmp_path).findings if one.kind == "near-duplicates"]
-    assert [set(pair) for note in notes for pair in note.pictures] == [
+    assert [set(pair) for note in notes for pair in note.images] == [
         {f"{label}/object.jpg", f"{label}/again.jpg"} for label in ("a", "b")
     ]
 
 
 def test_near_duplicates_in_given_splits_are_reported_as_leaks(tmp_path: Path, load: Load) -> None:
     given_splits(tmp_path)
-    for place, (name, picture) in enumerate(changed(scene(30_000)).items()):
-        write(tmp_path / f"train/a/leak {name}.jpg", picture, quality=80 + place)
+    for place, (name, image) in enumerate(changed(scene(30_000)).items()):
+        write(tmp_path / f"train/a/leak {name}.jpg", image, quality=80 + place)
     dataset = load(tmp_path)
     note = finding(dataset, "leak")
-    assert note.message.startswith("1 picture to validate or test with and 5 to train with are near duplicates")
-    assert note.pictures[0][0] == "test/a/000.jpg"
-    assert note.pictures[0][1].startswith("train/a/leak")
+    assert note.message.startswith("1 image to validate or test with and 5 to train with are near duplicates")
+    assert note.images[0][0] == "test/a/000.jpg"
+    assert note.images[0][1].startswith("train/a/leak")
 
 
 def test_parts_of_one_texture_and_dark_frames_are_not_near_duplicates(
@@ -520,7 +520,7 @@ def test_parts_of_one_texture_and_dark_frames_are_not_near_duplicates(
     assert [one for one in dataset.findings if one.kind == "near-duplicates"] == []
 
 
-def test_a_fixed_cameras_pictures_are_split_one_by_one_and_it_is_said(tmp_path: Path, load: Load) -> None:
+def test_a_fixed_cameras_images_are_split_one_by_one_and_it_is_said(tmp_path: Path, load: Load) -> None:
     make_data(tmp_path, each=12)
     still = scene(99).astype(np.float32)
     random = np.random.default_rng(0)
@@ -530,7 +530,7 @@ def test_a_fixed_cameras_pictures_are_split_one_by_one_and_it_is_said(tmp_path: 
     dataset = load(tmp_path)
     counts = Counter(photo.split for photo in dataset.photos if photo.label == "still")
     assert counts == {"train": 22, "val": 4, "test": 4}
-    assert "class 'still': nearly all pictures are near duplicates" in finding(dataset, "groups").message
+    assert "class 'still': nearly all images are near duplicates" in finding(dataset, "groups").message
     assert not any(photo.group for photo in dataset.photos)
     assert not any(one.kind == "leak" for one in dataset.findings)
 
@@ -541,7 +541,7 @@ def test_near_duplicates_with_different_labels_are_pointed_out(tmp_path: Path, l
     notes = [one for one in load(tmp_path).findings if one.kind == "near-duplicates"]
     assert len(notes) == 1
     assert "more than one class" in notes[0].message
-    assert set(notes[0].pictures[0]) == {"a/003.jpg", "b/odd.jpg"}
+    assert set(notes[0].images[0]) == {"a/003.jpg", "b/odd.jpg"}
 
 
 # --- groups and splits ---
@@ -654,7 +654,7 @@ def test_a_class_that_comes_away_empty_chooses_before_the_others() -> None:
         assert {photo.split for photo in found if photo.label == label} == set(SPLITS)
 
 
-def test_new_pictures_of_a_group_that_is_apart_already_go_where_most_of_it_is() -> None:
+def test_new_images_of_a_group_that_is_apart_already_go_where_most_of_it_is() -> None:
     photos = photo_list([[6, 2, 2, 2]])
     frozen = {photo.sha256: split for photo, split in zip(photos, ("test", "val", "val", "train"), strict=False)}
     found = split_of(photos, frozen)
@@ -663,7 +663,7 @@ def test_new_pictures_of_a_group_that_is_apart_already_go_where_most_of_it_is() 
 
 @unhurried
 @given(data=st.data())
-def test_frozen_pictures_keep_their_split_and_their_group_follows(data: st.DataObject) -> None:
+def test_frozen_images_keep_their_split_and_their_group_follows(data: st.DataObject) -> None:
     counts = data.draw(st.lists(st.lists(st.integers(1, 4), min_size=3, max_size=12), min_size=2, max_size=3))
     photos = photo_list(counts)
     before = {photo.sha256: photo.split for photo in split_of(photos)}
@@ -681,7 +681,7 @@ def test_frozen_pictures_keep_their_split_and_their_group_follows(data: st.DataO
     assert all(len(splits) == 1 for splits in groups.values())
 
 
-def test_new_pictures_join_a_frozen_split(tmp_path: Path, load: Load) -> None:
+def test_new_images_join_a_frozen_split(tmp_path: Path, load: Load) -> None:
     make_data(tmp_path, each=20)
     first = load(tmp_path)
     frozen = {photo.sha256: photo.split for photo in first.photos}
@@ -702,7 +702,7 @@ def test_new_pictures_join_a_frozen_split(tmp_path: Path, load: Load) -> None:
         load(tmp_path, frozen={"0" * 64: "dev"})
 
 
-def test_a_frozen_test_picture_never_trains_whatever_its_folder_says(tmp_path: Path, load: Load) -> None:
+def test_a_frozen_test_image_never_trains_whatever_its_folder_says(tmp_path: Path, load: Load) -> None:
     given_splits(tmp_path)
     tested = next(photo for photo in load(tmp_path).photos if photo.split == "train")
     dataset = load(tmp_path, frozen={tested.sha256: "test"})
@@ -754,7 +754,7 @@ def test_groups_that_leave_little_to_test_with_are_reported(listing: Listing, lo
         write(data_root(listing()) / f"p/{number}.jpg", scene(number))
     rows += [f"p/{i}.jpg,a,day1" for i in range(20, 40)]
     note = finding(load(listing(*rows, header="path,label,group")), "groups")
-    assert "class 'a' 1 of 30 pictures" in note.message
+    assert "class 'a' 1 of 30 images" in note.message
 
 
 def test_a_users_group_keeps_its_name_beside_near_duplicates(listing: Listing, load: Load) -> None:
@@ -770,7 +770,7 @@ def test_a_users_group_keeps_its_name_beside_near_duplicates(listing: Listing, l
 def test_near_duplicates_join_groups() -> None:
     photos = photo_list([[2, 2, 2, 2], [2, 2, 2, 2]])
     similar = np.arange(len(photos))
-    similar[2] = 0  # the first picture of group 0-1 resembles that of 0-0
+    similar[2] = 0  # the first image of group 0-1 resembles that of 0-0
     groups = find_groups(photos, similar)
     assert len(set(groups.together[:4])) == 1
     assert len(set(groups.together)) == 7
@@ -785,17 +785,17 @@ def test_imbalance_is_reported_above_three_to_one(tmp_path: Path, load: Load) ->
         write(tmp_path / f"b/more{number}.jpg", scene(400 + number))
     assert not any(one.kind == "imbalance" for one in load(tmp_path).findings)
     write(tmp_path / "b/more10.jpg", scene(410))
-    assert "'b' has 16 pictures and class 'a' only 5" in finding(load(tmp_path), "imbalance").message
+    assert "'b' has 16 images and class 'a' only 5" in finding(load(tmp_path), "imbalance").message
 
 
-def test_small_pictures_are_reported_the_smallest_first(tmp_path: Path, load: Load) -> None:
+def test_small_images_are_reported_the_smallest_first(tmp_path: Path, load: Load) -> None:
     make_data(tmp_path)
     assert not any(one.kind == "small" for one in load(tmp_path).findings)
     write(tmp_path / "a/s1.jpg", scene(800, (79, 200)))
     write(tmp_path / "a/s2.jpg", scene(801, (100, 40)))
     note = finding(load(tmp_path), "small")
-    assert note.pictures == (("a/s2.jpg",), ("a/s1.jpg",))
-    assert note.message.startswith("2 of 18 pictures are shorter than 80 pixels on a side, the smallest 40x100")
+    assert note.images == (("a/s2.jpg",), ("a/s1.jpg",))
+    assert note.message.startswith("2 of 18 images are shorter than 80 pixels on a side, the smallest 40x100")
 
 
 def test_good_data_gives_no_findings(tmp_path: Path, load: Load) -> None:
@@ -823,8 +823,8 @@ def test_flipped_labels_are_found_with_few_false_alarms() -> None:
     wrong[flipped] = (wrong[flipped] + random.integers(1, 4, 20)) % 4
     note = suspicious_labels(features, wrong, photos, "abcd", seed=0)
     assert note is not None
-    assert int(note.message.split()[0]) == len(note.pictures)
-    shown = {int(path.removesuffix(".jpg")) for (path,) in note.pictures}
+    assert int(note.message.split()[0]) == len(note.images)
+    shown = {int(path.removesuffix(".jpg")) for (path,) in note.images}
     assert len(shown & set(flipped.tolist())) >= 17
     assert len(shown - set(flipped.tolist())) <= 3
 
@@ -851,7 +851,7 @@ def test_labels_that_mean_nothing_are_called_mixed_up() -> None:
 
 
 @pytest.mark.parametrize("counts", [[5, 5], [2, 2], [1, 5], [6], [5, 0, 5]])
-def test_few_pictures_are_judged_or_left_alone(counts: list[int]) -> None:
+def test_few_images_are_judged_or_left_alone(counts: list[int]) -> None:
     features, truth, photos = clusters(counts, 4)
     note = suspicious_labels(features, truth, photos, "abc", seed=0)
     assert note is None or isinstance(note, Finding)
@@ -865,11 +865,11 @@ def test_a_wrong_burst_does_not_vouch_for_itself() -> None:
     burst = [Photo(p.path, p.label, p.split, p.sha256, "burst" if i < 10 else "") for i, p in enumerate(photos)]
     note = suspicious_labels(features, wrong, burst, "ab", seed=0)
     assert note is not None
-    assert {f"{i}.jpg" for i in range(10)} <= {path for (path,) in note.pictures}
+    assert {f"{i}.jpg" for i in range(10)} <= {path for (path,) in note.images}
 
 
 def test_a_large_set_is_sampled_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.label_errors.MAX_PICTURES", 100)
+    monkeypatch.setattr("trainer.data.label_errors.MAX_IMAGES", 100)
     features, truth, photos = clusters([300, 300], 6)
     wrong = truth.copy()
     wrong[::10] = 1 - wrong[::10]

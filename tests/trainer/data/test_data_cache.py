@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from edge_agent.errors import DataError
-from edge_agent.images import decode_picture, read_picture
+from edge_agent.images import decode_image, read_image
 from edge_agent.preprocess import Fit, Pixels, PreprocessSpec, preprocess
 from trainer.data import Dataset, PixelRows, load_dataset
 from trainer.data.cache import PixelCache, cache_key
@@ -40,14 +40,14 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the pictures decoded so far."""
+    """Names of the images decoded so far."""
     names: list[str] = []
 
     def counted(data: bytes, name: Path) -> Pixels:
         names.append(name.name)
-        return decode_picture(data, name)
+        return decode_image(data, name)
 
-    monkeypatch.setattr("trainer.data.ingest.decode_picture", counted)
+    monkeypatch.setattr("trainer.data.ingest.decode_image", counted)
     return names
 
 
@@ -55,7 +55,7 @@ def check(dataset: Dataset, root: Path, spec: PreprocessSpec = SPEC) -> None:
     """Every row is what the device would see."""
     assert len(dataset.photos) == len(dataset.pixels)
     for i, photo in enumerate(dataset.photos):
-        assert np.array_equal(dataset.pixels[i], preprocess(read_picture(root / photo.path), spec)), photo.path
+        assert np.array_equal(dataset.pixels[i], preprocess(read_image(root / photo.path), spec)), photo.path
 
 
 def files(cache: Path) -> tuple[Path, Path]:
@@ -68,7 +68,7 @@ def files(cache: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("fit", ["letterbox", "crop", "stretch"])
-def test_pictures_are_preprocessed_by_the_devices_code(photo_folder: Path, cache: Path, fit: Fit) -> None:
+def test_images_are_preprocessed_by_the_devices_code(photo_folder: Path, cache: Path, fit: Fit) -> None:
     spec = PreprocessSpec((32, 48), fit, "bgr")
     dataset = load_dataset(photo_folder, spec, cache=cache)
     assert dataset.labels == CLASSES
@@ -87,7 +87,7 @@ def test_room_for_crops_is_preprocessed_by_it_too(photo_folder: Path, cache: Pat
     assert dataset.roomy.shape == (60, 40, 44, 3)
     check(dataset, photo_folder)
     for i in (0, 31, 59):
-        frame = read_picture(photo_folder / dataset.photos[i].path)
+        frame = read_image(photo_folder / dataset.photos[i].path)
         assert np.array_equal(dataset.roomy[i], preprocess(frame, PreprocessSpec((40, 44))))
     again = load_dataset(photo_folder, SPEC, room=SPEC.size, cache=cache)
     assert again.roomy is not None
@@ -102,8 +102,8 @@ def test_formats_depths_and_rotation_are_read_as_the_device_reads_them(tmp_path:
     for label in "ab":
         (tmp_path / "data" / label).mkdir(parents=True)
         for suffix in ("jpg", "JPEG", "png", "webp", "bmp"):
-            picture = cv2.resize(random.integers(0, 256, (5, 7, 3), np.uint8), (70, 50), interpolation=cv2.INTER_CUBIC)
-            cv2.imwrite(str(tmp_path / "data" / label / f"1.{suffix}"), picture)
+            image = cv2.resize(random.integers(0, 256, (5, 7, 3), np.uint8), (70, 50), interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(str(tmp_path / "data" / label / f"1.{suffix}"), image)
     deep = random.integers(0, 65536, (60, 60, 3), np.uint16)
     cv2.imwrite(str(tmp_path / "data/a/deep.png"), deep)
     from PIL import Image
@@ -149,7 +149,7 @@ def test_rows_close_their_file_when_they_go(photo_folder: Path, cache: Path) -> 
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_picture_is_found_by_its_whole_hash(cache: Path) -> None:
+def test_a_image_is_found_by_its_whole_hash(cache: Path) -> None:
     pixels = np.zeros(SPEC.shape, np.uint8)
     with PixelCache(cache, SPEC) as opened:
         opened.add(b"8 bytes " + b"a" * 24, pixels, 40, 30, bytes(576))
@@ -170,7 +170,7 @@ def test_a_second_run_decodes_only_what_is_new(photos: Path, cache: Path, decode
     load_dataset(photos, SPEC, cache=cache)
     assert len(decoded) == 60
     (photos / "brick/00.jpg").rename(photos / "brick/moved.jpg")
-    cv2.imwrite(str(photos / "grass/new.png"), read_picture(photos / "grass/00.jpg")[:100, :100])
+    cv2.imwrite(str(photos / "grass/new.png"), read_image(photos / "grass/00.jpg")[:100, :100])
     decoded.clear()
     check(load_dataset(photos, SPEC, cache=cache), photos)
     assert decoded == ["new.png"]
@@ -216,7 +216,7 @@ def flipped(path: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 5 * 3072 + 17, -1])
-def test_a_flipped_byte_of_the_pixels_costs_one_picture(
+def test_a_flipped_byte_of_the_pixels_costs_one_image(
     photos: Path, cache: Path, decoded: list[str], place: int
 ) -> None:
     load_dataset(photos, SPEC, cache=cache)
@@ -359,7 +359,7 @@ def start() -> Start:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 pictures, enough to be interrupted."""
+    """400 images, enough to be interrupted."""
     root = tmp_path_factory.mktemp("many")
     random = np.random.default_rng(0)
     for number in range(400):
@@ -416,10 +416,10 @@ def test_the_second_process_says_that_it_waits(photos: Path, cache: Path) -> Non
         deadline = time.monotonic() + 30
         while "Waiting for another edgeloop" not in said.getvalue() and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert "Reading pictures" not in said.getvalue()
+        assert "Reading images" not in said.getvalue()
     thread.join(30)
     assert "Waiting for another edgeloop" in said.getvalue()
-    assert "Reading pictures" in said.getvalue()
+    assert "Reading images" in said.getvalue()
 
 
 # --- disks that are full ---
@@ -429,7 +429,7 @@ def test_a_file_that_may_not_grow_is_one_line_and_gives_its_room_back(many: Path
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))\n"
     said = start(many, cache, before=limit).communicate(timeout=120)[0]
     assert said.startswith("refused: ")
-    assert "no room for the pixels of 400 pictures: File too large; they take up to 31 MB" in said
+    assert "no room for the pixels of 400 images: File too large; they take up to 31 MB" in said
     assert "--cache or XDG_CACHE_HOME" in said
     assert files(cache)[0].stat().st_size == 0
     check(load_dataset(many, BIG, cache=cache), many, BIG)
@@ -445,5 +445,5 @@ def test_a_full_disk_is_one_line_and_gives_its_room_back(many: Path, cache: Path
     )
     said = start(many, cache, before=mount, wrap=NAMESPACE).communicate(timeout=120)[0]
     assert "refused: " in said
-    assert "no room for the pixels of 400 pictures: No space left on device" in said
+    assert "no room for the pixels of 400 images: No space left on device" in said
     assert said.endswith("free True\n")

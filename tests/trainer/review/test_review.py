@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.errors import DataError
-from edge_agent.images import decode_picture
+from edge_agent.images import decode_image
 from edge_agent.preprocess import Pixels
 from trainer.active_learning.annotations import LOG, Annotation, Annotations
 from trainer.active_learning.captured_frames import find_frames
@@ -184,24 +184,24 @@ def test_frames_are_what_the_device_wrote_of_them(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_a_folder_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
     keep(tmp_path, noise(4), ["robin"] * 4, classes=["robin", "wren"])
-    pictures = sorted(tmp_path.rglob("*.jpg"))
-    pictures[0].with_suffix(".json").write_text('{"v": 1, "dev')  # damaged
-    pictures[1].with_suffix(".json").unlink()  # none: any picture may be labelled
-    pictures[2].unlink()  # missing
-    (tmp_path / "copy.jpg").write_bytes(pictures[3].read_bytes())
+    images = sorted(tmp_path.rglob("*.jpg"))
+    images[0].with_suffix(".json").write_text('{"v": 1, "dev')  # damaged
+    images[1].with_suffix(".json").unlink()  # none: any image may be labelled
+    images[2].unlink()  # missing
+    (tmp_path / "copy.jpg").write_bytes(images[3].read_bytes())
     (tmp_path / ".hidden.jpg").write_bytes(b"x")
     found = find_frames(tmp_path)
     assert {frame.path for frame in found.frames if not frame.device} >= {
-        path.relative_to(tmp_path).as_posix() for path in pictures[:2]
+        path.relative_to(tmp_path).as_posix() for path in images[:2]
     }
     assert len(found.frames) == 3
     assert len(found.problems) == 2
     assert "damaged" in found.problems[0]
-    assert "its picture is missing" in found.problems[1]
+    assert "its image is missing" in found.problems[1]
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no pictures"):
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no images"):
         find_frames(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         find_frames(tmp_path / "none")
@@ -305,16 +305,16 @@ def test_the_outlook_sees_that_labels_helped_and_that_more_would() -> None:
 def scene(areas: dict[str, dict[str, Pixels]]) -> tuple[list[Pixels], list[str]]:
     """Frames of areas that no training saw, darker than it was, in bursts; and what they show."""
     random = np.random.default_rng(8)
-    pictures, shown = [], []
+    images, shown = [], []
     for burst in range(12):
         name = CLASSES[burst % 3]
         area = areas[name]["video"]
         top, left = (int(random.integers(0, limit - 130)) for limit in area.shape[:2])
         for number in range(5):
             cut = area[top + number : top + number + 120, left : left + 120].astype(np.float32)
-            pictures.append(np.clip(0.6 * cut, 0, 255).astype(np.uint8))
+            images.append(np.clip(0.6 * cut, 0, 255).astype(np.uint8))
             shown.append(name)
-    return pictures, shown
+    return images, shown
 
 
 @pytest.fixture
@@ -438,19 +438,19 @@ def test_two_people_lose_nothing_and_are_told_of_each_other(folder: Path, run_fo
         assert len((folder / LOG).read_text().splitlines()) == 2
 
 
-def test_captures_of_another_model_and_pictures_without_a_line_are_reviewed_all_the_same(
+def test_captures_of_another_model_and_images_without_a_line_are_reviewed_all_the_same(
     folder: Path, run_folder: Path
 ) -> None:
     keep(folder / "old", noise(2, seed=5), ["zebra"] * 2, classes=["zebra", "okapi"])
     cv2.imwrite(str(folder / "phone.jpg"), noise(1, seed=6)[0])
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 not an image")
     changed = next(iter(sorted((folder / "porch-pi").rglob("*.jpg"))))
     changed.write_bytes(cv2.imencode(".jpg", noise(1, seed=7)[0])[1].tobytes())
     with Session(folder, run=run_folder, console=QUIET, cache=folder.parent / "cache") as session:
         assert len(session.frames) == 62
         assert {frame["guess"] for group in everything(session) for frame in group} <= set(CLASSES)
         assert any("broken.jpg" in problem for problem in session.problems)
-        assert any("another picture than the one that was captured" in problem for problem in session.problems)
+        assert any("another image than the one that was captured" in problem for problem in session.problems)
     with Session(folder, run=None, console=QUIET) as session:  # without a run: what the devices said
         assert {one["name"] for one in session.state()["classes"]} == {*CLASSES, "zebra", "okapi"}
 
@@ -513,9 +513,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[Server]:
         assert server.process.wait(20) == 0
 
 
-def test_the_page_gives_groups_takes_decisions_and_shows_pictures(
-    folder: Path, run_folder: Path, edgeloop: Run
-) -> None:
+def test_the_page_gives_groups_takes_decisions_and_shows_images(folder: Path, run_folder: Path, edgeloop: Run) -> None:
     with serving(folder, "--run", str(run_folder)) as server:
         assert server.ask("GET", "/")[1].startswith(b"<!doctype html>")
         status, state = server.ask("GET", "/api/state")
@@ -523,7 +521,7 @@ def test_the_page_gives_groups_takes_decisions_and_shows_pictures(
         _, answer = server.ask("POST", "/api/next", {"client": "me", "count": 3})
         group = answer["groups"][0]
         status, jpeg = server.ask("GET", f"/frame/{group[0]['id']}.jpg?side=256")
-        assert decode_picture(jpeg, "it").shape[:2] == (120, 120)
+        assert decode_image(jpeg, "it").shape[:2] == (120, 120)
         ids = [frame["id"] for frame in group]
         assert server.ask("POST", "/api/decide", {"frames": ids, "verdict": "label", "label": "a,b"})[0] == 200
         server.kill()  # not even a moment later
@@ -638,17 +636,17 @@ def test_what_the_network_saw_is_remembered_and_damage_to_that_is_noticed(
 
     monkeypatch.setattr(embeddings, "ask", counted)
     network = embeddings.network_of(run_folder)
-    pictures = [(hash_of(path), path) for path in sorted(folder.rglob("*.jpg"))]
-    first = embeddings.embed(network, pictures, what="", console=QUIET, cache=tmp_path)
+    images = [(hash_of(path), path) for path in sorted(folder.rglob("*.jpg"))]
+    first = embeddings.embed(network, images, what="", console=QUIET, cache=tmp_path)
     assert sum(asked) == 60
-    again = embeddings.embed(network, pictures, what="", console=QUIET, cache=tmp_path)
+    again = embeddings.embed(network, images, what="", console=QUIET, cache=tmp_path)
     assert sum(asked) == 60
     assert (again.features == first.features).all()
     (kept,) = (tmp_path / "sight").iterdir()
     data = bytearray(kept.read_bytes())
     data[100] ^= 1
     kept.write_bytes(bytes(data) + b"half a rec")
-    mended = embeddings.embed(network, pictures, what="", console=QUIET, cache=tmp_path)
+    mended = embeddings.embed(network, images, what="", console=QUIET, cache=tmp_path)
     assert sum(asked) == 61
     assert (mended.features == first.features).all()
     assert os.stat(kept).st_mode & 0o077 == 0

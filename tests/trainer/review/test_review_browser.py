@@ -33,15 +33,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def folder(areas: dict[str, dict[str, Pixels]], tmp_path: Path) -> Path:
     """90 frames in bursts of five."""
     random = np.random.default_rng(4)
-    pictures, labels = [], []
+    images, labels = [], []
     for burst in range(18):
         name = CLASSES[burst % 3]
         area = areas[name]["video"]
         top, left = int(random.integers(0, area.shape[0] - 185)), int(random.integers(0, area.shape[1] - 240))
         for number in range(5):
-            pictures.append(np.ascontiguousarray(area[top + number : top + number + 180, left : left + 240]))
+            images.append(np.ascontiguousarray(area[top + number : top + number + 180, left : left + 240]))
             labels.append(name)
-    keep(tmp_path / "captures", pictures, labels, classes=CLASSES)
+    keep(tmp_path / "captures", images, labels, classes=CLASSES)
     return tmp_path / "captures"
 
 
@@ -163,14 +163,14 @@ def test_a_thousand_frames_are_reviewed_and_none_is_lost_when_the_server_is_kill
 ) -> None:
     random = np.random.default_rng(6)
     folder = tmp_path / "captures"
-    pictures, labels = [], []
+    images, labels = [], []
     for number in range(MANY):
         name = CLASSES[number % 3]
         area = areas[name]["video"]
         top, left = (int(random.integers(0, limit - 120)) for limit in area.shape[:2])
-        pictures.append(np.ascontiguousarray(area[top : top + 120, left : left + 120]))
+        images.append(np.ascontiguousarray(area[top : top + 120, left : left + 120]))
         labels.append(name)
-    frames = set(keep(folder, pictures, labels, classes=CLASSES))  # a few are the same to the bit
+    frames = set(keep(folder, images, labels, classes=CLASSES))  # a few are the same to the bit
     with serving(folder, "--run", str(run_folder)) as server:
         opened(browser, server)
         measured = json.loads(str(browser.evaluate(f"{REVIEW}(0)")))

@@ -25,7 +25,7 @@ import pytest
 from edge_agent.errors import DataError, EdgeloopError, MissingExtraError, ResourceError
 from edge_agent.preprocess import Pixels
 from trainer.active_learning.annotations import Annotation, Annotations
-from trainer.active_learning.captured_frames import CapturedFrame, find_frames, pictures_of
+from trainer.active_learning.captured_frames import CapturedFrame, find_frames, images_of
 from trainer.active_learning.feature_space import nearest_known, space_of, squared_distances
 from trainer.active_learning.ranking import propose, uncertainty
 from trainer.shortlist import chunk_tasks
@@ -263,7 +263,7 @@ def test_a_cluster_that_is_not_there_is_said_at_once(address: str, words: str) -
 
 
 @pytest.fixture(scope="module")
-def pictures(areas: dict[str, dict[str, Pixels]]) -> dict[str, list[Pixels]]:
+def images(areas: dict[str, dict[str, Pixels]]) -> dict[str, list[Pixels]]:
     """Photographs of each class, 14 in two bursts of 7."""
     random = np.random.default_rng(11)
     found: dict[str, list[Pixels]] = {}
@@ -277,11 +277,11 @@ def pictures(areas: dict[str, dict[str, Pixels]]) -> dict[str, list[Pixels]]:
 
 
 @pytest.fixture
-def store(tmp_path: Path, pictures: dict[str, list[Pixels]]) -> Path:
-    """Captures of two devices, 42 pictures."""
+def store(tmp_path: Path, images: dict[str, list[Pixels]]) -> Path:
+    """Captures of two devices, 42 images."""
     store = tmp_path / "store"
     for device, labels in (("porch", CLASSES[:2]), ("gate", CLASSES[2:])):
-        frames = [(picture, label) for label in labels for picture in pictures[label]]
+        frames = [(image, label) for label in labels for image in images[label]]
         (store / device).mkdir(parents=True)
         keep(store / device, *map(list, zip(*frames, strict=True)), classes=CLASSES, device=device)
     return store
@@ -302,7 +302,7 @@ def test_the_list_is_a_folder_to_review_with_what_the_devices_knew(
 ) -> None:
     out = tmp_path / "out"
     made = shortlist(store, out, run_folder, likes=2)
-    assert (made.pictures, made.copies, made.failed, made.labelled, made.picks) == (42, 0, 0, 0, 5)
+    assert (made.images, made.copies, made.failed, made.labelled, made.picks) == (42, 0, 0, 0, 5)
     assert made.stand_for >= made.likes > 0
     listed = rows(out)
     assert [row["rank"] for row in listed] == ["1", "2", "3", "4", "5"]
@@ -371,7 +371,7 @@ def test_copies_count_once_and_what_cannot_be_read_is_named(store: Path, run_fol
     (store / "again" / "broken.png").write_bytes(b"\x89PNG nothing")
     (store / "again" / "nowhere.jpg").symlink_to("gone.jpg")
     made = shortlist(store, tmp_path / "out", run_folder, count=100)
-    assert (made.pictures, made.copies, made.failed) == (45, 1, 3)
+    assert (made.images, made.copies, made.failed) == (45, 1, 3)
     told = "\n".join(made.problems)
     assert len(made.problems) == 4
     for name in (
@@ -398,8 +398,8 @@ def test_without_a_run_the_frames_are_still_told_apart(store: Path, tmp_path: Pa
         ("store", "store/list", "in the store, or around it"),
         ("store", ".", "in the store, or around it"),
         ("none", "out", "no such folder"),
-        ("empty", "out", "no pictures"),
-        ("broken", "out", "none of the 2 pictures can be read, first: "),
+        ("empty", "out", "no images"),
+        ("broken", "out", "none of the 2 images can be read, first: "),
         ("store", "file/out", "cannot be made: Not a directory"),
     ],
 )
@@ -435,10 +435,10 @@ def test_what_was_seen_is_not_looked_at_again_but_what_is_damaged_is(
 
 
 def chunks(store: Path, key: str = "key") -> list[Chunk]:
-    return chunks_of(store, pictures_of(store), key)
+    return chunks_of(store, images_of(store), key)
 
 
-def test_new_pictures_change_the_chunks_they_fall_into_and_no_others(tmp_path: Path) -> None:
+def test_new_images_change_the_chunks_they_fall_into_and_no_others(tmp_path: Path) -> None:
     for number in range(20 * CHUNK):
         (tmp_path / f"{number:06d}.jpg").touch()
     before = chunks(tmp_path)
@@ -460,7 +460,7 @@ def test_chunks_that_are_no_more_are_forgotten(store: Path, run_folder: Path, tm
     before = {path.name for path in (out / WORK).iterdir()}
     shutil.rmtree(store / "gate")
     made = shortlist(store, out, run_folder)
-    assert made.pictures == 28
+    assert made.images == 28
     assert not before & {path.name for path in (out / WORK).iterdir()}
 
 
@@ -494,13 +494,13 @@ def test_damaged_files_of_what_was_seen_are_not_believed(tmp_path: Path) -> None
 
 @pytest.mark.needs("ray")
 def test_two_workers_killed_half_way_end_with_the_list_of_one_process(
-    store: Path, run_folder: Path, tmp_path: Path, edgeloop: Run, pictures: dict[str, list[Pixels]]
+    store: Path, run_folder: Path, tmp_path: Path, edgeloop: Run, images: dict[str, list[Pixels]]
 ) -> None:
     random = np.random.default_rng(2)
     (store / "many").mkdir()
     for number in range(700):
-        picture = pictures[CLASSES[number % 3]][number % 14].astype(np.int16) + random.integers(-20, 20, (80, 80, 3))
-        cv2.imwrite(str(store / "many" / f"{number}.png"), np.clip(picture, 0, 255).astype(np.uint8))
+        image = images[CLASSES[number % 3]][number % 14].astype(np.int16) + random.integers(-20, 20, (80, 80, 3))
+        cv2.imwrite(str(store / "many" / f"{number}.png"), np.clip(image, 0, 255).astype(np.uint8))
     alone, together = tmp_path / "alone", tmp_path / "together"
     given = ["--run", run_folder, "--count", 12, "--alike", 1]
     made = shortlist(store, alone, run_folder, count=12, likes=1)
@@ -517,7 +517,7 @@ def test_two_workers_killed_half_way_end_with_the_list_of_one_process(
         assert (together / WORK / name).stat().st_mtime_ns == at
     assert "raylet" not in two.out
     assert two.out.splitlines()[-3:] == [
-        f"{made.pictures} pictures",
+        f"{made.images} images",
         f"12 on the list, {made.stand_for} more are like one of them: {together / LIST}",
         f"label them: edgeloop review {together} --run {run_folder}",
     ]

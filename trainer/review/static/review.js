@@ -1,7 +1,7 @@
 // Groups of frames come ahead of time, decisions go out behind the person's back: no key waits for the network.
 
 const AHEAD = 8;              // groups asked for before they are needed
-const PRELOADED = 3;          // of them, those whose pictures are fetched, too
+const PRELOADED = 3;          // of them, those whose images are fetched, too
 const SMALL = 256, LARGE = 1024;
 const MOST_HELD = 2000;       // hashes that one request may name
 const RETRY_MS = 1500, STATE_MS = 5000, STATE_SOON_MS = 800;
@@ -87,15 +87,15 @@ function again() {
 
 function preload() {
   for (const group of queue.slice(0, PRELOADED)) {
-    group.frames.forEach((frame, place) => { frame.image ??= picture(frame, place ? SMALL : LARGE); });
+    group.frames.forEach((frame, place) => { frame.image ??= image(frame, place ? SMALL : LARGE); });
   }
 }
 
-function picture(frame, side) {
+function image(frame, side) {
   const image = new Image();
   image.decoding = "sync";
   image.alt = frame.guess ? `a frame the model takes for ${frame.guess}` : "a frame";
-  image.onerror = () => { image.alt = "this picture cannot be read any more"; };
+  image.onerror = () => { image.alt = "this image cannot be read any more"; };
   image.src = `/frame/${frame.id}.jpg?side=${side}`;
   return image;
 }
