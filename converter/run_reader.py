@@ -1,4 +1,4 @@
-"""Reading a run directory, written by the trainer; docs/run.md describes it."""
+"""Reading a run directory, written by the trainer; docs/reference/run.md describes it."""
 
 from __future__ import annotations
 

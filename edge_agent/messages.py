@@ -1,4 +1,4 @@
-"""Every message the agent publishes, as typed values; docs/mqtt.md describes the fields."""
+"""Every message the agent publishes, as typed values; docs/reference/mqtt.md describes the fields."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ deliver them; the channel order the model wants is in the spec, and the swap hap
 the resize, where it is cheapest.
 
 The arithmetic is OpenCV's, restricted to the operations whose result does not depend on the
-processor (docs/preprocessing.md has the measurements):
+processor (docs/reference/preprocessing.md has the measurements):
 
 * an axis at least twice too long is halved by the mean of neighbouring pixels, rounded half up;
 * one bilinear step in OpenCV's bit-exact variant covers what is left.
@@ -26,7 +26,7 @@ Fit = Literal["stretch", "crop", "letterbox"]
 
 DEFAULT_FIT: Fit = "letterbox"
 """Hides nothing of the frame, as crop does; keeps shapes, as stretch does not, when photos and camera differ in
-aspect ratio; takes half of stretch's time. docs/preprocessing.md has the figures."""
+aspect ratio; takes half of stretch's time. docs/reference/preprocessing.md has the figures."""
 
 MIN_SIZE, MAX_SIZE = 8, 2048
 PAD_LEVEL = 114

@@ -1,6 +1,6 @@
 """Writing the run directory: everything a later stage, or a later you, wants to know of a training.
 
-docs/run.md describes the files. The directory appears whole or not at all.
+docs/reference/run.md describes the files. The directory appears whole or not at all.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def to_int8(model: bytes, ranges: Ranges, *, floats: Collection[str] = ()) -> by
     """Static int8: weights per output channel, activations per tensor, uint8 pixels in, float32 scores out.
 
     The last layer takes int8 weights and gives float32 logits, and the softmax is float32: an int8 softmax has steps of
-    1/256 and no score above 0.996, so classes tie and calibrated scores are lost (docs/conversion.md has the figures).
+    1/256 and no score above 0.996, so classes tie and calibrated scores are lost (figures: docs/guides/conversion.md).
 
     Args:
         model: the float32 model.

@@ -95,7 +95,7 @@ def choose(names: Sequence[str], inventory: Path | None) -> list[Host]:
 
 
 def _read(path: Path) -> tuple[dict[str, Host], dict[str, list[str]]]:
-    document = read_yaml(path, hint="docs/deploy.md shows one", max_bytes=MAX_BYTES)
+    document = read_yaml(path, hint="docs/guides/deploy.md shows one", max_bytes=MAX_BYTES)
     if isinstance(document, dict) and isinstance(document.get("hosts"), dict):
         short = {name: {"address": entry} for name, entry in document["hosts"].items() if isinstance(entry, str)}
         document["hosts"] |= short

@@ -95,7 +95,7 @@ def make_kit(
 
 def _etc(config: Path, device: str, settings: Mapping[str, Any], trust: Sequence[Path]) -> dict[str, bytes]:
     """What goes into /etc/edgeloop."""
-    document = read_yaml(config, hint="write one, docs/agent.md shows how")
+    document = read_yaml(config, hint="write one; see docs/reference/agent-yaml.md")
     if not isinstance(document, dict):
         raise ConfigError(f"{config}: expected keys and values")
     document = _laid_over({"device": device} | document, settings)

@@ -1,7 +1,7 @@
 """The model bundle: one file that is everything a device needs to run one model.
 
 `NAME-VERSION.edgeloop` is a stored (uncompressed) zip; unpacked, a directory with the same files.
-docs/bundle.md describes the format. A bundle comes from outside, so reading one trusts nothing:
+docs/reference/bundle.md describes the format. A bundle comes from outside, so reading one trusts nothing:
 names come from a closed set, sizes are bounded before a byte is read, and every byte handed out
 was hashed at that moment.
 """

@@ -1,6 +1,6 @@
 """What a bundle says of itself: `manifest.json` and `canary/expected.json` as typed values.
 
-docs/bundle.md describes every field. Unknown fields are ignored, so that a later agent may add
+docs/reference/bundle.md describes every field. Unknown fields are ignored, so that a later agent may add
 some without locking out this one; a change that an older agent must not ignore raises `FORMAT`.
 """
 

@@ -1,4 +1,4 @@
-"""The topics of one device; docs/mqtt.md lists them."""
+"""The topics of one device; docs/reference/mqtt.md lists them."""
 
 from __future__ import annotations
 

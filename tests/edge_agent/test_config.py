@@ -101,7 +101,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path: Path, text: str | 
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"docs/agent\.md"):
+    with pytest.raises(ConfigError, match=r"docs/reference/agent-yaml\.md"):
         load_settings(tmp_path / "agent.yaml")
 
 

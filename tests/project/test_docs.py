@@ -20,7 +20,7 @@ from edge_agent.messages import Info, Observation
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
 
 
 def page(name: str) -> str:
@@ -53,7 +53,7 @@ def test_make_targets_named_in_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
         if "://" not in target:
@@ -84,7 +84,7 @@ def is_struct(kind: object) -> bool:
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
-    text = page("agent.md")
+    text = page("reference/agent-yaml.md")
     for key in keys(Settings):
         assert f"`{key}`" in text, key
     assert set(re.findall(r"`((?:mqtt|decision|cameras\.NAME)\.\w+)`", text)) <= set(keys(Settings)) | {"mqtt.results"}
@@ -92,10 +92,10 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 def test_every_manifest_and_message_field_is_documented() -> None:
     for field in msgspec.structs.fields(Manifest):
-        assert f"`{field.encode_name}`" in page("bundle.md"), field
+        assert f"`{field.encode_name}`" in page("reference/bundle.md"), field
     for field in msgspec.structs.fields(Info):
-        assert f"`{field.encode_name}`" in page("mqtt.md"), field
-    block = re.search(r"```json\n(.*?)```", page("mqtt.md"), re.DOTALL)
+        assert f"`{field.encode_name}`" in page("reference/mqtt.md"), field
+    block = re.search(r"```json\n(.*?)```", page("reference/mqtt.md"), re.DOTALL)
     assert block is not None
     example = msgspec.json.decode(block[1], type=Observation)
     assert set(msgspec.json.decode(block[1])) == {field.encode_name for field in msgspec.structs.fields(Observation)}
@@ -103,7 +103,7 @@ def test_every_manifest_and_message_field_is_documented() -> None:
 
 
 def test_the_settings_shown_are_accepted(tmp_path: Path) -> None:
-    block = re.search(r"```yaml\n(.*?)```", page("agent.md"), re.DOTALL)
+    block = re.search(r"```yaml\n(.*?)```", page("reference/agent-yaml.md"), re.DOTALL)
     assert block is not None
     (tmp_path / "agent.yaml").write_text(block[1])
     assert load_settings(tmp_path / "agent.yaml").device == "porch-pi"
@@ -120,9 +120,9 @@ def test_the_python_example_runs(bundle_file: Path, photo_folder: Path) -> None:
 
 def test_the_files_of_a_run_and_a_bundle_are_documented(run_folder: Path, bundle_file: Path) -> None:
     for file in run_folder.iterdir():
-        assert f"`{file.name}`" in page("run.md")
+        assert f"`{file.name}`" in page("reference/run.md")
     for name in open_bundle(bundle_file).manifest.files:
-        assert re.sub(r"\d{3}\.jpg", "NNN.jpg", name) in page("bundle.md")
+        assert re.sub(r"\d{3}\.jpg", "NNN.jpg", name) in page("reference/bundle.md")
 
 
 def test_the_changelog_names_the_commands() -> None:
@@ -145,7 +145,7 @@ def test_every_backbone_and_every_choice_of_training_is_documented() -> None:
     from trainer.backbones import BACKBONES
     from trainer.commands.train import train_command
 
-    text = page("training.md")
+    text = page("guides/training.md")
     for backbone in BACKBONES.values():
         assert f"| `{backbone.name}` | {backbone.default_size} |" in text
         assert backbone.int8 in text
@@ -167,4 +167,4 @@ def test_every_backbone_and_every_choice_of_training_is_documented() -> None:
 def test_the_figures_of_a_run_are_documented(run_folder: Path) -> None:
     metrics = json.loads((run_folder / "metrics.json").read_text())
     for key in (*metrics, *metrics["test"]):
-        assert f"`{key}`" in page("run.md"), key
+        assert f"`{key}`" in page("reference/run.md"), key

@@ -17,7 +17,7 @@ MAX_PAIRS = 50
 
 
 def figures(story: ReportData) -> dict[str, Any]:
-    """What `metrics.json` holds; docs/run.md names every field."""
+    """What `metrics.json` holds; docs/reference/run.md names every field."""
     found: dict[str, Any] = {"test": scored(story.test)}
     if story.val is not None:
         found["val"] = scored(story.val)
@@ -42,7 +42,7 @@ def figures(story: ReportData) -> dict[str, Any]:
 
 
 def scored(evaluation: Evaluation) -> dict[str, Any]:
-    """One set of images: shares from 0 to 1, classes by name; docs/run.md names every field."""
+    """One set of images: shares from 0 to 1, classes by name; docs/reference/run.md names every field."""
     classes = len(evaluation.labels)
     return {
         "pictures": len(evaluation.truth),
