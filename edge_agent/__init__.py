@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .errors import EdgeloopError
     from .images import read_image
     from .inference.classifier import Classifier, Result, Score
+    from .messages import Health, Info, Observation, Reply, Tunables
+    from .mqtt import ReceivedMessage, read_message
     from .preprocess import PreprocessSpec
 
 # Read by OpenCV when it is loaded, so it stands here: a small file that claims gigapixels must not
@@ -33,25 +35,41 @@ __all__ = [
     "Bundle",
     "Classifier",
     "EdgeloopError",
+    "Health",
+    "Info",
+    "Observation",
     "PreprocessSpec",
+    "ReceivedMessage",
+    "Reply",
     "Result",
     "Score",
+    "Tunables",
     "__version__",
     "open",
     "open_bundle",
     "read_image",
+    "read_message",
 ]
 
 _HOME = {
     "Bundle": "bundle",
     "Classifier": "inference.classifier",
     "EdgeloopError": "errors",
+    "Health": "messages",
+    "Info": "messages",
+    "Observation": "messages",
     "PreprocessSpec": "preprocess",
+    "ReceivedMessage": "mqtt",
+    "Reply": "messages",
     "Result": "inference.classifier",
     "Score": "inference.classifier",
+    "Tunables": "messages",
     "open_bundle": "bundle",
     "read_image": "images",
+    "read_message": "mqtt",
 }
+# Names from before 0.1.0. They work for one more release, with a warning.
+_RENAMED = {"read_picture": "read_image"}
 
 
 def open(  # noqa: A001  reads as edge_agent.open
@@ -75,6 +93,12 @@ def open(  # noqa: A001  reads as edge_agent.open
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        import warnings
+
+        new = _RENAMED[name]
+        warnings.warn(f"edge_agent.{name} is now edge_agent.{new}", DeprecationWarning, stacklevel=2)
+        return __getattr__(new)
     if name not in _HOME:
         raise AttributeError(f"module 'edge_agent' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)

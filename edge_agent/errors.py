@@ -11,6 +11,7 @@
      ├─ StoreError      a model that does not prove itself here, or one that is not there
      ├─ DeviceError     a device that cannot be reached, or where something does not work
      ├─ CommandError    a command over MQTT that cannot be done
+     ├─ MessageError    an MQTT message that no agent of this version publishes
      ├─ DataError       photographs, or a run, that cannot be worked with
      ├─ ResourceError   too little memory for the work
      ├─ GateError       a quantized model that lost too much to be packed
@@ -80,6 +81,10 @@ class DeviceError(EdgeloopError):
 
 class CommandError(EdgeloopError):
     """A command over MQTT that is malformed or cannot be done; nothing was changed."""
+
+
+class MessageError(EdgeloopError):
+    """An MQTT message that no agent of this format version publishes."""
 
 
 class DataError(EdgeloopError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .client import MqttPublisher
+from .received import ReceivedMessage, read_message
 from .topics import Topics
 
-__all__ = ["MqttPublisher", "Topics"]
+__all__ = ["MqttPublisher", "ReceivedMessage", "Topics", "read_message"]

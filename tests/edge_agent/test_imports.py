@@ -69,15 +69,27 @@ def test_the_public_names_are_these_and_all_exist() -> None:
         "Bundle",
         "Classifier",
         "EdgeloopError",
+        "Health",
+        "Info",
+        "Observation",
         "PreprocessSpec",
+        "ReceivedMessage",
+        "Reply",
         "Result",
         "Score",
+        "Tunables",
         "__version__",
         "open",
         "open_bundle",
-        "read_picture",
+        "read_image",
+        "read_message",
     ]
     for name in edge_agent.__all__:
         assert getattr(edge_agent, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = edge_agent.nonsense
+
+
+def test_the_old_name_of_read_image_still_works_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match="edge_agent.read_picture is now edge_agent.read_image"):
+        assert edge_agent.read_picture is edge_agent.read_image
