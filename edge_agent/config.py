@@ -1,7 +1,7 @@
-"""`agent.yaml` as typed settings. docs/agent.md describes every key.
+"""Typed settings of `agent.yaml`. docs/reference/agent-yaml.md describes every key.
 
-A key nobody knows is an error with a suggestion, and every problem is reported at once: a device
-is configured from afar, and each round trip costs.
+An unknown key is an error, with a suggestion. All problems are reported at once, because devices are configured
+remotely and every further attempt takes time.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ DEFAULT_PATH = Path("/etc/edgeloop/agent.yaml")
 Slug = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z", description="letters, digits, - and _")
 ]
-# What the resolver takes without raising: labels of 1 to 63 characters, or an IPv6 address.
+# Names that the resolver accepts without raising: labels of 1 to 63 characters, or an IPv6 address.
 _HOST = r"^[A-Za-z0-9_:-]{1,63}(?:\.[A-Za-z0-9_:-]{1,63})*\.?\Z"
 Host = Annotated[str, msgspec.Meta(pattern=_HOST, max_length=253)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 _Pixels = Annotated[int, msgspec.Meta(ge=16, le=16384)]
-# One level of a topic, or several: no wildcards, none empty, not the broker's own ($SYS).
+# One or more topic levels, without wildcards, empty levels or the broker's own topics ($SYS).
 TopicPrefix = Annotated[
     str, msgspec.Meta(pattern=r"^[^+#/$\x00-\x1f][^+#/\x00-\x1f]*(?:/[^+#/\x00-\x1f]+)*\Z", max_length=100)
 ]
 
 
 class MotionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Classify only when the image changed; see `edge_agent.cameras.motion`.
+    """Motion gate: classify a frame only when the image changed; see `edge_agent.cameras.motion`.
 
     Attributes:
-        threshold: levels, of 255, by which some part of the image must differ from when it was last classified.
-        every_s: seconds after which it is classified although nothing changed.
+        threshold: Grey levels, of 255, by which part of the image must differ from the last classified frame.
+        every_s: Seconds after which a frame is classified even if nothing changed.
     """
 
     threshold: Annotated[float, msgspec.Meta(ge=0.5, le=255)] = 6.0
@@ -54,15 +54,15 @@ class CameraSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One camera.
 
     Attributes:
-        source: a device number (``0``), a device (``/dev/video0``), ``picamera`` or ``picamera:1``, an ``rtsp://``
-            or ``http://`` address, a video file or a folder of images, the last two relative to agent.yaml.
-        loop: start a video file or a folder again when it ends.
-        size: width and height to ask the camera for, pixels; the camera's own choice when left out.
-        fps: frames a second to ask the camera for, or to show a folder of images at.
-        region: part of the image to classify: left, top, right, bottom, each a fraction of width or height.
-        timeout_s: seconds without a frame after which the camera counts as lost.
-        frozen_s: seconds of exactly the same image after which it counts as frozen; 0 never.
-        motion: classify only when the image changed; ``{}`` is enough.
+        source: A device number (``0``), a device (``/dev/video0``), ``picamera`` or ``picamera:1``, an ``rtsp://``
+            or ``http://`` address, a video file or a folder of images. Paths are relative to agent.yaml.
+        loop: Whether to restart a video file or a folder at its end.
+        size: Width and height to request from the camera, in pixels; the camera's default if omitted.
+        fps: Frame rate to request from the camera, or at which to play a folder of images.
+        region: Part of the image to classify: left, top, right, bottom, each a fraction of width or height.
+        timeout_s: Seconds without a frame after which the camera counts as lost.
+        frozen_s: Seconds of exactly the same image after which the camera counts as frozen; 0 disables the check.
+        motion: Classify only when the image changed; ``{}`` enables it with the defaults.
     """
 
     source: int | str
@@ -76,11 +76,12 @@ class CameraSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An encrypted connection; every file is PEM, relative to agent.yaml.
+    """An encrypted connection. All files are PEM; paths are relative to agent.yaml.
 
     Attributes:
-        ca: authorities one of which must have signed the broker's certificate; the system's when left out.
-        certificate, key: this device's own, for brokers that ask for one; the key without a passphrase.
+        ca: File of trusted certificate authorities for the broker's certificate; the system's if omitted.
+        certificate, key: Client certificate of this device, for brokers that require one, and its key without a
+            passphrase.
     """
 
     ca: str | None = None
@@ -89,21 +90,23 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The broker.
+    """The connection to the broker.
 
     Attributes:
-        host, port: where it listens.
+        host, port: Address of the broker.
         protocol: MQTT version.
-        username: account at the broker.
-        password_file: file whose first line is the password, relative to agent.yaml. The
-            environment variable EDGELOOP_MQTT_PASSWORD is used when it is left out.
-        prefix: first level of every topic.
-        results: also publish every single inference.
-        keepalive_s: seconds; the broker announces our death after one and a half of them.
-        event_expiry_s: seconds after which an event that was not delivered is dropped.
-        tls: encrypt the connection; ``{}`` is enough where the system knows the broker's authority.
-        commands: take commands (snapshot, set, install, activate, rollback, bench).
-        discovery: Home Assistant's discovery prefix, usually ``homeassistant``; none announces nothing.
+        username: Account at the broker.
+        password_file: File whose first line is the password, relative to agent.yaml. If omitted, the environment
+            variable EDGELOOP_MQTT_PASSWORD is used.
+        prefix: First level of every topic.
+        results: Whether to publish the result of every inference as well.
+        keepalive_s: MQTT keepalive in seconds. The broker publishes ``offline`` for this device after 1.5 times this
+            time without contact.
+        event_expiry_s: Seconds after which an undelivered event is dropped.
+        tls: Encrypt the connection; ``{}`` is enough if the system trusts the broker's certificate authority.
+        commands: Whether to accept commands (snapshot, set, install, activate, rollback, bench).
+        discovery: Home Assistant's discovery prefix, usually ``homeassistant``; if omitted, the device is not
+            announced.
     """
 
     host: Host = "localhost"
@@ -121,7 +124,7 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ClassSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What holds for one label alone; left out, what holds for all."""
+    """Decision settings of one label. An omitted key takes the value from `DecisionSettings`."""
 
     enter: Fraction | None = None
     leave: Fraction | None = None
@@ -132,11 +135,11 @@ class DecisionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How scores become a label; see `edge_agent.inference.decision`.
 
     Attributes:
-        smoothing_s: time constant of the scores' moving average, seconds; 0 takes each frame as it is.
-        enter: smoothed score a label must reach; the bundle's when left out.
-        leave: smoothed score under which a label is given up; the bundle's when left out.
-        min_time_s: seconds a new label must hold before it is decided.
-        classes: by label, what holds for it alone.
+        smoothing_s: Time constant of the moving average of the scores, in seconds; 0 disables smoothing.
+        enter: Smoothed score that a label must reach; the bundle's value if omitted.
+        leave: Smoothed score below which a label is given up; the bundle's value if omitted.
+        min_time_s: Seconds a new label must hold before it is decided.
+        classes: Settings of single labels, by label.
     """
 
     smoothing_s: Seconds = 0.5
@@ -147,10 +150,11 @@ class DecisionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class InstallSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which models may come over MQTT.
+    """Which models may be installed over MQTT.
 
     Attributes:
-        unsigned: take bundles nobody signed, too; otherwise ``allowed_signers`` must have signed them.
+        unsigned: Whether to accept unsigned bundles. Otherwise, a bundle needs a signature that ``allowed_signers``
+            accepts.
     """
 
     unsigned: bool = False
@@ -160,10 +164,12 @@ class RecordSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Frames kept for retraining; see `edge_agent.captures.recorder`.
 
     Attributes:
-        per_hour: frames kept in an hour at most, of all cameras together.
-        random_every_s: seconds between frames kept for no reason, so that the images stay representative.
-        max_mb: megabytes the captures may take; the oldest of the most frequent kind go first.
-        min_free_mb: megabytes to be left free on the disk whatever ``max_mb`` says.
+        per_hour: Maximum number of frames kept per hour, for all cameras together.
+        random_every_s: Average seconds between randomly sampled frames, per camera. They keep the captures
+            representative.
+        max_mb: Maximum size of all captures in megabytes. The oldest capture of the most frequent kind is deleted
+            first.
+        min_free_mb: Megabytes to leave free on the disk, even if ``max_mb`` is not reached.
     """
 
     per_hour: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 30.0
@@ -172,11 +178,11 @@ class RecordSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_free_mb: Annotated[float, msgspec.Meta(ge=0)] = 500.0
 
 
-class PageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The live page, and Prometheus' metrics beside it; needs the extra ``review``.
+class DashboardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The dashboard and the Prometheus metrics; needs the extra ``review``.
 
     Attributes:
-        host, port: where it listens. Anyone who reaches it sees the cameras.
+        host, port: Address to listen on. Anyone who can connect to it sees the cameras.
     """
 
     host: Host = "127.0.0.1"
@@ -184,21 +190,21 @@ class PageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything in agent.yaml.
+    """All settings in agent.yaml.
 
     Attributes:
-        device: this device's name in topics.
-        bundle: the model to run, relative to agent.yaml; the one installed on this device when left out.
-        allowed_signers: OpenSSH file of who may have signed the bundle; without it, nobody need have.
-        state: directory of what must outlive the agent, relative to agent.yaml.
-        cameras: by name.
-        threads: inference threads; one per core up to four when left out.
-        delegate: shared library of an external delegate, such as Coral's ``libedgetpu.so.1``.
-        install: which models may come over MQTT.
-        record: keep frames for retraining; ``{}`` is enough.
-        page: serve a live page and metrics; ``{}`` is enough.
-        health_every_s: seconds between health messages.
-        log: one line of text each, or one JSON object a line.
+        device: Name of this device in topics.
+        bundle: Bundle to run, relative to agent.yaml; the model installed on this device if omitted.
+        allowed_signers: File of allowed signers in OpenSSH's format; if omitted, unsigned bundles are accepted.
+        state: Directory for data that must survive a restart of the agent, relative to agent.yaml.
+        cameras: Cameras by name.
+        threads: Number of inference threads; one per core, at most four, if omitted.
+        delegate: Shared library of an external delegate, such as Coral's ``libedgetpu.so.1``.
+        install: Which models may be installed over MQTT.
+        record: Keep frames for retraining; ``{}`` enables it with the defaults.
+        dashboard: Serve the dashboard and metrics; ``{}`` enables it with the defaults.
+        health_every_s: Seconds between health messages.
+        log: Format of log entries: a line of text or a JSON object per line.
     """
 
     device: Slug
@@ -212,34 +218,34 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     delegate: str | None = None
     install: InstallSettings = InstallSettings()
     record: RecordSettings | None = None
-    page: PageSettings | None = None
+    dashboard: DashboardSettings | None = None
     health_every_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
     log: Literal["text", "json"] = "text"
 
 
 def load_settings(path: str | os.PathLike[str]) -> Settings:
-    """Read agent.yaml; relative paths in it become relative to its directory.
+    """Read agent.yaml, and resolve its relative paths against its directory.
 
     Raises:
-        ConfigError: with every problem found.
+        ConfigError: The file cannot be used; the message lists every problem found.
     """
     path = Path(path)
     return anchored(
-        settings_of(read_yaml(path, hint="write one, docs/agent.md shows how"), path), path.resolve().parent
+        settings_of(read_yaml(path, hint="write one; see docs/reference/agent-yaml.md"), path), path.resolve().parent
     )
 
 
 def settings_of(document: Any, source: object) -> Settings:
-    """Settings from a parsed agent.yaml, paths as they stand there.
+    """Settings from a parsed agent.yaml, with paths unchanged.
 
     Args:
-        document: mappings, lists and scalars.
-        source: where it came from, for the message.
+        document: Mappings, lists and scalars.
+        source: Name of the file, for error messages.
 
     Raises:
-        ConfigError: with every problem found.
+        ConfigError: The settings cannot be used; the message lists every problem found.
     """
-    settings = checked(document, Settings, source)
+    settings = checked(_with_current_names(document, source), Settings, source)
     problems = list(_contradictions(settings))
     if problems:
         raise ConfigError(f"{source}: {'; '.join(problems)}")
@@ -247,10 +253,10 @@ def settings_of(document: Any, source: object) -> Settings:
 
 
 def mqtt_password(settings: MqttSettings) -> str | None:
-    """The broker password: from the file, else from the environment. Never logged.
+    """The broker password, from the file or else from the environment. It is never logged.
 
     Raises:
-        ConfigError: the file cannot be read or is empty.
+        ConfigError: The file cannot be read or is empty.
     """
     if settings.password_file is None:
         return os.environ.get("EDGELOOP_MQTT_PASSWORD")
@@ -268,25 +274,34 @@ def mqtt_password(settings: MqttSettings) -> str | None:
     return password
 
 
+def _with_current_names(document: Any, source: object) -> Any:
+    """Replace keys of earlier versions: ``dashboard`` was called ``page``."""
+    if not isinstance(document, dict) or "page" not in document:
+        return document
+    if "dashboard" in document:
+        raise ConfigError(f"{source}: found both dashboard and page, its former name; remove page")
+    return {"dashboard" if key == "page" else key: value for key, value in document.items()}
+
+
 def _contradictions(settings: Settings) -> Iterator[str]:
     decision = settings.decision
     if decision.enter is not None and decision.leave is not None and decision.leave > decision.enter:
         yield f"decision.leave ({decision.leave}) must not be above decision.enter ({decision.enter})"
     if settings.mqtt.password_file is not None and settings.mqtt.username is None:
-        yield "mqtt.password_file is given, but no mqtt.username"
+        yield "mqtt.password_file is given, but no mqtt.username; add it"
     if settings.mqtt.tls is not None and settings.mqtt.tls.key and not settings.mqtt.tls.certificate:
-        yield "mqtt.tls.key is given, but no mqtt.tls.certificate"
+        yield "mqtt.tls.key is given, but no mqtt.tls.certificate; add it"
     for name, camera in settings.cameras.items():
         left, top, right, bottom = camera.region
         if left >= right or top >= bottom:
-            yield f"cameras.{name}.region: left, top, right, bottom {list(camera.region)} hold no image between them"
-    for label, of_class in decision.classes.items():
-        if of_class.enter is not None and of_class.leave is not None and of_class.leave > of_class.enter:
-            yield f"decision.classes.{label}: leave ({of_class.leave}) must not be above enter ({of_class.enter})"
+            yield f"cameras.{name}.region: left, top, right, bottom {list(camera.region)} enclose no part of the image"
+    for label, rule in decision.classes.items():
+        if rule.enter is not None and rule.leave is not None and rule.leave > rule.enter:
+            yield f"decision.classes.{label}: leave ({rule.leave}) must not be above enter ({rule.enter})"
 
 
 def anchored(settings: Settings, folder: Path) -> Settings:
-    """Paths relative to agent.yaml made absolute; camera sources only where such a file exists."""
+    """Make paths that are relative to ``folder`` absolute; a camera source only if that file exists."""
     cameras = {
         name: msgspec.structs.replace(camera, source=str(folder / camera.source))
         if isinstance(camera.source, str) and (folder / camera.source).exists()

@@ -29,7 +29,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--trust", multiple=True, type=_FILE, help="Public key whose signed bundles the device takes, and no others."
 )
-@click.option("--page", is_flag=True, help="Also what the live page needs.")
+@click.option("--dashboard", is_flag=True, help="Also install the packages that the dashboard needs.")
+@click.option("--page", "dashboard", is_flag=True, hidden=True)  # former name of --dashboard
 @click.option("--hostname", help="Its name in the network.")
 @click.option("--user", default="pi", show_default=True, help="Who may log in with --ssh-key.")
 @click.option("--ssh-key", multiple=True, type=_FILE, help="Public key that may log in. Several may be given.")
@@ -54,7 +55,7 @@ def image_command(
     timezone: str | None,
     codename: str | None,
     *,
-    page: bool,
+    dashboard: bool,
     wifi_open: bool,
     yes: bool,
 ) -> None:
@@ -75,7 +76,7 @@ def image_command(
     keys = tuple(" ".join(part for part in public_key(path) if part) for path in ssh_key)
     system = System(hostname, user, keys, _wifi(ssid, wifi_country, is_open=wifi_open), timezone)
     system.check()
-    wanted = DeviceSpec(config, trust, bundle, page)
+    wanted = DeviceSpec(config, trust, bundle, dashboard)
     if device is not None:
         disk = choose(device, found)
         if not yes:

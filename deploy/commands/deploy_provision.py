@@ -32,7 +32,8 @@ from ._hosts import all_of, each, end, takes_hosts
     help="Public key whose signed bundles the devices take, and no others. Several may be given.",
 )
 @click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="Model to begin with.")
-@click.option("--page", is_flag=True, help="Also what the live page needs.")
+@click.option("--dashboard", is_flag=True, help="Also install the packages that the dashboard needs.")
+@click.option("--page", "dashboard", is_flag=True, hidden=True)  # former name of --dashboard
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 def provision_command(
     hosts: tuple[str, ...],
@@ -42,14 +43,14 @@ def provision_command(
     trust: tuple[Path, ...],
     bundle: Path | None,
     *,
-    page: bool,
+    dashboard: bool,
     dry_run: bool,
 ) -> None:
     """Make a fresh Raspberry Pi OS or Debian a device: user, packages, settings, service.
 
     The device needs no internet: its packages are gathered here. A second run changes nothing, and says so.
     """
-    wanted = DeviceSpec(config, trust, bundle, page)
+    wanted = DeviceSpec(config, trust, bundle, dashboard)
 
     async def work(chosen: Sequence[Host], tell: Any) -> list[tuple[str, list[Said] | EdgeloopError]]:
         gathering = asyncio.Lock()

@@ -41,7 +41,7 @@ class DeviceSpec:
     config: Path
     trust: Sequence[Path] = ()
     bundle: Path | None = None
-    page: bool = False
+    dashboard: bool = False
 
 
 Tell = Callable[[str, str, int, int], Any]
@@ -71,7 +71,7 @@ async def provision(
         tell(host.name, "packages", 0, 0)
         python, machine = (facts["python"][0], facts["python"][1]), facts["machine"]
         async with gathering:
-            gathered = await asyncio.to_thread(wheels, python, machine, page=wanted.page)
+            gathered = await asyncio.to_thread(wheels, python, machine, dashboard=wanted.dashboard)
         kit = make_kit(
             wanted.config,
             {f"{python[0]}.{python[1]}-{machine}": gathered},

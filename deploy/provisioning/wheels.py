@@ -26,7 +26,7 @@ _PIP = "pip>=24,<27"
 _BESIDE = {(3, 11): "numpy<2"}
 
 
-def wheels(python: tuple[int, int], machine: str, *, page: bool = False) -> dict[str, Path]:
+def wheels(python: tuple[int, int], machine: str, *, dashboard: bool = False) -> dict[str, Path]:
     """Every wheel a device needs, by file name: edgeloop's own among them, and pip.
 
     They are downloaded once and kept in the user's cache.
@@ -34,12 +34,12 @@ def wheels(python: tuple[int, int], machine: str, *, page: bool = False) -> dict
     Args:
         python: version of the device's python3.
         machine: its processor: aarch64, armv7l or x86_64.
-        page: also what the live page needs.
+        dashboard: Also include the packages of the dashboard.
 
     Raises:
         ConfigError: they cannot be had.
     """
-    wanted = [*_requirements(machine, page=page), _PIP]
+    wanted = [*_requirements(machine, dashboard=dashboard), _PIP]
     beside = _BESIDE.get(python)
     key = hashlib.sha256("\n".join([*wanted, beside or ""]).encode()).hexdigest()[:8]
     folder = _cache() / "wheels" / f"{python[0]}.{python[1]}-{machine}-{key}"
@@ -89,7 +89,7 @@ def _encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
-def _requirements(machine: str, *, page: bool) -> list[str]:
+def _requirements(machine: str, *, dashboard: bool) -> list[str]:
     """What the device install names for a processor. pip would read the markers as those of this machine."""
     from packaging.requirements import Requirement
 
@@ -97,7 +97,7 @@ def _requirements(machine: str, *, page: bool) -> list[str]:
     found = []
     for line in distribution("edgeloop").requires or []:
         requirement = Requirement(line)
-        extras = ("", "review") if page else ("",)
+        extras = ("", "review") if dashboard else ("",)
         if requirement.marker is None or any(requirement.marker.evaluate(environment | {"extra": e}) for e in extras):
             found.append(f"{requirement.name}{requirement.specifier}")
     return found

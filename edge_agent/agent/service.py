@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..errors import CameraError, EdgeloopError, ModelError
 
 if TYPE_CHECKING:
-    from ..config import PageSettings, Settings
+    from ..config import DashboardSettings, Settings
     from ..dashboard import Dashboard
     from ..preprocess import Pixels
     from ..store.model_store import ModelStore
@@ -69,8 +69,8 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
         if settings.record is not None:
             recorder = stack.enter_context(Recorder(state / "captures", settings.record, settings.device))
         agent = Agent(settings.device, model, cameras, FanOut(publishers), recorder=recorder)
-        if settings.page is not None:
-            publishers.append(stack.enter_context(_page(settings, settings.page, agent)))
+        if settings.dashboard is not None:
+            publishers.append(stack.enter_context(_dashboard(settings, settings.dashboard, agent)))
         control = CommandHandlers(agent, broker, settings, store)
         if settings.mqtt.commands:
             broker.serve(control.handlers)
@@ -136,7 +136,7 @@ def _named_model(settings: Settings) -> LoadedModel:
     return load_model(bundle, settings)
 
 
-def _page(settings: Settings, where: PageSettings, agent: Agent) -> Dashboard:
+def _dashboard(settings: Settings, where: DashboardSettings, agent: Agent) -> Dashboard:
     """The live page of an agent."""
     from ..dashboard import Dashboard
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Self
 
 from ..cameras import Frame
-from ..config import PageSettings
+from ..config import DashboardSettings
 from ..errors import MissingExtraError
 from ..http_server import is_loopback, listen, make_server
 from ..messages import CameraState, Health, Info, Observation, Tunables
@@ -51,7 +51,7 @@ class Dashboard:
 
     def __init__(
         self,
-        settings: PageSettings,
+        settings: DashboardSettings,
         device: str,
         *,
         frame: Callable[[str], Frame | None],
@@ -74,7 +74,7 @@ class Dashboard:
             self._settings.host,
             self._settings.port,
             what="page",
-            remedy="set another page.port, or an address of this device as page.host",
+            remedy="set another dashboard.port, or an address of this device as dashboard.host",
         )
         images = Images(frame=self._frame, prepared=self._prepared)
         self._sources = Sources(self._board, images, self._region, self._counts)

@@ -10,9 +10,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
+from deploy.commands.deploy_image import image_command
+from deploy.commands.deploy_provision import provision_command
 from deploy.on_device.setup import EARLIEST, NEEDED_BYTES, problems
 from deploy.provisioning.payload import ON_DEVICE, Kit, make_kit, public_key
 from deploy.provisioning.wheels import own_wheel, wheels
@@ -142,6 +145,14 @@ def test_the_devices_own_package_holds_what_runs_here_and_is_the_same_each_time(
     assert not [name for name in names if "__pycache__" in name]
 
 
+@pytest.mark.parametrize("command", [image_command, provision_command], ids=lambda command: str(command.name))
+def test_the_dashboard_option_is_also_accepted_under_its_former_name(command: click.Command) -> None:
+    for arguments, expected in ((["--dashboard"], True), (["--page"], True), ([], False)):
+        context = command.make_context("edgeloop", ["here", "--config", "agent.yaml", *arguments])
+        assert context.params["dashboard"] is expected
+    assert "--page" not in command.get_help(command.make_context("edgeloop", [], resilient_parsing=True))
+
+
 @pytest.mark.needs("index")
 def test_packages_are_those_of_the_devices_python_and_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,7 +164,7 @@ def test_packages_are_those_of_the_devices_python_and_processor(
     assert {name.split("-")[0] for name in binary} >= {"numpy", "opencv_python_headless", "ai_edge_litert", "msgspec"}
     assert all("aarch64" in name for name in binary)
     assert not [name for name in found if name.startswith(("tensorflow", "keras", "asyncssh", "rich"))]
-    assert {name.split("-")[0] for name in wheels((3, 11), "aarch64", page=True)} >= {"uvicorn", "starlette"}
+    assert {name.split("-")[0] for name in wheels((3, 11), "aarch64", dashboard=True)} >= {"uvicorn", "starlette"}
     # No network, and nothing kept from before: one line, not pip's page.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.config import MqttSettings, Settings, TlsSettings, load_settings, mqtt_password
+from edge_agent.config import DashboardSettings, MqttSettings, Settings, TlsSettings, load_settings, mqtt_password
 from edge_agent.errors import ConfigError
 
 GOOD = """\
@@ -142,3 +142,12 @@ def test_encryption_needs_no_file_and_its_keys_are_checked_like_all_others(tmp_p
     assert "mqtt.tls.ca: expected" in said
     assert "mqtt.tls: expected keys and values, found True" in refusal(tmp_path, GOOD + "mqtt: {tls: true}\n")
     assert "but no mqtt.tls.certificate" in refusal(tmp_path, GOOD + "mqtt: {tls: {key: pi.key}}\n")
+
+
+def test_the_dashboard_is_also_accepted_under_its_former_name_but_not_under_both(tmp_path: Path) -> None:
+    for key in ("dashboard", "page"):
+        assert load(tmp_path, GOOD + f"{key}: {{port: 8081}}\n").dashboard == DashboardSettings(port=8081)
+    assert load(tmp_path, GOOD).dashboard is None
+    message = refusal(tmp_path, GOOD + "page: {}\ndashboard: {}\n")
+    assert message.endswith("agent.yaml: found both dashboard and page, its former name; remove page")
+    assert "dashboard.port" in refusal(tmp_path, GOOD + "page: {port: 0}\n")

@@ -45,12 +45,12 @@ def test_provision_push_roll_back_and_deprovision(
     settings.write_text(yaml.safe_dump({"cameras": {"door": {"source": "/srv/none.avi"}}, "threads": 1}))
     there = ("raspberrypi", "-F", trixie.ssh_config)
     provision = ("deploy", "provision", *there, "--config", settings, "--bundle", signed_versions["1"])
-    ran = edgeloop(*provision, "--trust", signing_key.with_suffix(".pub"), "--page")
+    ran = edgeloop(*provision, "--trust", signing_key.with_suffix(".pub"), "--dashboard")
     assert (ran.code, ran.err) == (0, "")
     assert "install bundle.edgeloop" in ran.out
     assert trixie.ssh("/opt/edgeloop/env/bin/python --version").stdout == "Python 3.13.5\n"
     assert trixie.ssh("/opt/edgeloop/env/bin/python -c 'import cv2, numpy, uvicorn'").returncode == 0
-    ran = edgeloop(*provision, "--trust", signing_key.with_suffix(".pub"), "--page")
+    ran = edgeloop(*provision, "--trust", signing_key.with_suffix(".pub"), "--dashboard")
     assert "raspberrypi: nothing changed\n" in ran.out
     store = ModelStore(trixie.root / "var/lib/edgeloop")
     for version in "23":

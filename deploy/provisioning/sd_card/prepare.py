@@ -149,7 +149,7 @@ def _put(boot: Boot, place: str, wanted: DeviceSpec, system: System, codename: C
     codename = codename or found
     python = PYTHONS[codename]
     tell("packages", 0, 0)
-    gathered = wheels(python, MACHINE, page=wanted.page)
+    gathered = wheels(python, MACHINE, dashboard=wanted.dashboard)
     tell("packages", len(gathered), len(gathered))
     kit = make_kit(
         wanted.config,

@@ -251,7 +251,7 @@ def test_what_is_no_fault_of_the_model_does_not_roll_it_back(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for _ in range(5):
-            with running(tmp_path, video_file, port, page={"port": port}) as process:
+            with running(tmp_path, video_file, port, dashboard={"port": port}) as process:
                 assert process.end(timeout_s=30) == 2
             assert "in use" in process.log.read_text()
     current = store.current()

@@ -20,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge_agent.cameras import ArrayFrame
-from edge_agent.config import PageSettings
+from edge_agent.config import DashboardSettings
 from edge_agent.dashboard import Dashboard
 from edge_agent.dashboard.images import MIN_AGE_S
 from edge_agent.dashboard.server import VIEWERS
@@ -91,7 +91,7 @@ class Rig:
         self.levels: Pixels | None = None
         self.counts = {"feeder": Count()}
         self.page = Dashboard(
-            PageSettings(port=port),
+            DashboardSettings(port=port),
             "porch-pi",
             frame=lambda name: self.frame if name == "feeder" else None,
             prepared=lambda name: self.levels if name == "feeder" else None,
@@ -404,8 +404,8 @@ def test_a_port_that_is_taken_is_said_in_one_line(free_port: int) -> None:
     with socket.create_server(("127.0.0.1", free_port)):
         for host in ("127.0.0.1", "localhost"):
             page = Rig(free_port).page
-            page._settings = PageSettings(host=host, port=free_port)
-            expected = rf"page: cannot listen at {host}:{free_port}: Address already in use; set another page.port"
+            page._settings = DashboardSettings(host=host, port=free_port)
+            expected = rf"page: cannot listen at {host}:{free_port}: Address already in use; set another dashboard.port"
             with pytest.raises(ConfigError, match=expected), page:
                 pass
 
@@ -414,12 +414,12 @@ def test_without_the_extra_importing_works_and_entering_says_how_to_install_it(f
     code = f"""
 import sys
 from edge_agent.dashboard import Page
-from edge_agent.config import PageSettings
+from edge_agent.config import DashboardSettings
 loaded = {{"starlette", "uvicorn", "prometheus_client", "anyio"}}.intersection(sys.modules)
 sys.modules["uvicorn"] = None
 try:
     nothing = lambda name: None
-    with Page(PageSettings(port={free_port}), "a", frame=nothing, prepared=nothing, region=nothing):
+    with Page(DashboardSettings(port={free_port}), "a", frame=nothing, prepared=nothing, region=nothing):
         pass
 except Exception as error:
     print(type(error).__name__, error, loaded)

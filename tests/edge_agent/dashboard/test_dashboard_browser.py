@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from edge_agent.cameras import ArrayFrame
-from edge_agent.config import PageSettings
+from edge_agent.config import DashboardSettings
 from edge_agent.dashboard import Dashboard
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
@@ -28,7 +28,7 @@ def new_page(port: int, image: Pixels) -> Dashboard:
     frame = ArrayFrame(image=image, seq=0)
     levels = preprocess(image, PreprocessSpec(size=(64, 64), fit="crop", channels="bgr"))
     page = Dashboard(
-        PageSettings(port=port),
+        DashboardSettings(port=port),
         "porch-pi",
         frame=lambda _name: frame,
         prepared=lambda _name: levels,
