@@ -3,11 +3,12 @@
 # make test-pi  those on an emulated Raspberry Pi alone; wants root and scripts/emulate_arm64
 # make test-pi-full  a whole emulated machine: first boot, watchdog, power cuts; wants qemu-system-arm, too
 # make bench  every figure, into benchmarks/results.md; hours, on a machine that does nothing else
-# make check  lint, types, import contracts
+# make docs   the documentation site, into build/site; a broken link or reference fails
+# make check  lint, types, import contracts, documentation
 #
 # Each makes its environment first. Another Python: make test PYTHON=python3.12
 
-.PHONY: demo test test-pi test-pi-full bench check env-demo env-dev clean
+.PHONY: demo test test-pi test-pi-full bench docs check env-demo env-dev clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -29,7 +30,10 @@ test-pi-full: env-dev
 bench: env-dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
-check: env-dev
+docs: env-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
+check: env-dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
