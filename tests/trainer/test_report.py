@@ -25,7 +25,7 @@ from trainer.report import ReportData, advice, figures, learning_curve, plots, s
 from trainer.report.activation_maps import activation_maps
 from trainer.report.learning_curve import DataSize, Forecast, Point, learn_from_shares
 from trainer.report.metrics import without_temperature
-from trainer.report.thumbnails import data_uri, lit
+from trainer.report.thumbnails import data_uri, highlighted
 
 if TYPE_CHECKING:
     import keras
@@ -173,11 +173,11 @@ def test_a_report_of_sixty_classes_has_a_list_and_a_image_and_one_of_two_has_num
     assert cells[7, 8].tolist() == [13, 115, 217, round(255 * 0.4**0.5)]  # orange, 2 of 5
     assert cells[8, 7, 3] == 0
     two = written(tmp_path, story())
-    assert 'title="2 of 5: owl taken for robin">2<' in two
+    assert 'title="2 of 5: owl misclassified as robin">2<' in two
     assert "--cell:rgba(217,115,13,0.47)" in two  # 2 of 5, from 0.12 to 1
     assert "--cell:rgba(42,107,201,0.65)" in two
     assert 'class="heat' not in two
-    assert '<bdi title="owl">owl</bdi> taken for <bdi title="robin">robin</bdi></span><span>2 of 5' in two
+    assert '<bdi title="owl">owl</bdi> misclassified as <bdi title="robin">robin</bdi></span><span>2 of 5' in two
 
 
 def test_a_report_stays_small_whatever_the_data(tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_the_surest_mistakes_come_first_and_near_misses_are_right(tmp_path: Path
     mistakes, near = report.split("Worst mistakes</h2>")[1].split("Near misses</h2>")
     shown = re.findall(r'<span class="path">([^<]+)<', mistakes)
     assert shown == [what.photo(place).path for place in wrong[::-1][:18]]
-    assert "The surest 18 of 50 mistakes" in mistakes
-    said = re.findall(r"is <b><bdi[^>]*>(\w+)<.*?taken for <b[^>]*><bdi[^>]*>(\w+)<", mistakes)
+    assert "The 18 most confident of 50 mistakes" in mistakes
+    said = re.findall(r"<b><bdi[^>]*>(\w+)<[^>]*></b> misclassified as <b[^>]*><bdi[^>]*>(\w+)<", mistakes)
     assert Counter(said) == Counter(
         (what.labels[what.test.truth[place]], what.labels[what.test.predicted[place]]) for place in wrong[::-1][:18]
     )
@@ -316,7 +316,7 @@ def test_what_is_lit_keeps_its_colour_and_the_rest_goes_dark() -> None:
     pixels = np.full((32, 32, 3), 200, np.uint8)
     heat = np.zeros((4, 4), np.float32)
     heat[:2, :2] = 1
-    shown = lit(pixels, heat)
+    shown = highlighted(pixels, heat)
     assert shown[3, 3].mean() > 150
     assert shown[28, 28].mean() < 90
 
@@ -370,7 +370,7 @@ def test_more_images_promise_more_where_they_help_and_little_where_they_do_not()
     error = 1 - steep.points[-1].accuracy
     assert advice.about_data_size(steep, error)[0].text.startswith("Label more images. Twice as many")
     easy = replace(flat, forecasts=(Forecast(2, 0.01, 0.0, 0.05),))
-    assert advice.about_data_size(easy, 0.1)[0].text.startswith("Do not label more of the same kind.")
+    assert advice.about_data_size(easy, 0.1)[0].text.startswith("Do not label more images of the same kind.")
     assert advice.about_data_size(replace(flat, forecasts=()), 0.1) == []
 
 
@@ -390,7 +390,7 @@ def test_the_curve_is_the_same_for_the_same_seed() -> None:
 def test_too_few_images_say_so_instead_of_guessing() -> None:
     few_tests = learned(20, 3.0, tests=5)
     assert few_tests.points == ()
-    assert "15 test images cannot tell" in advice.size_sentence(few_tests, 0.2)
+    assert "15 test images are too few" in advice.size_sentence(few_tests, 0.2)
     few = learned(3, 3.0)
     assert few.forecasts == ()
     assert "9 training images are too few" in advice.size_sentence(few, 0.2)
@@ -418,8 +418,8 @@ def test_both_ways_to_the_least_squares_head_are_one() -> None:
     asked_of = np.arange(200, 300)
     rows, asked = learning_curve._standardised(features, learned_from, asked_of)
     wide, asked_wide = (np.pad(some, ((0, 0), (0, 60))) for some in (rows, asked))  # more features than images
-    primal = learning_curve._answers(rows, truth[learned_from], asked, 3)
-    assert np.array_equal(primal, learning_curve._answers(wide, truth[learned_from], asked_wide, 3))
+    primal = learning_curve._predictions(rows, truth[learned_from], asked, 3)
+    assert np.array_equal(primal, learning_curve._predictions(wide, truth[learned_from], asked_wide, 3))
     assert (primal == truth[asked_of]).mean() > 0.6
 
 
@@ -463,13 +463,13 @@ def test_weak_classes_are_told_what_they_lack() -> None:
     truth = [0] * 20 + [1] * 20 + [2] * 20
     test = evaluation(labels, truth, [1] * 15 + [0] * 5 + [1] * 20 + [2] * 20)
     (rare,) = advice.about_weak_classes(test, {"owl": 5, "robin": 60, "wren": 60})
-    assert rare.text.startswith("Photograph more of what is rare: “owl” has 5 training images")
+    assert rare.text.startswith("Photograph more of the rare classes: “owl” has 5 training images")
     assert "5 of 20" in rare.text
     (hard,) = advice.about_weak_classes(test, {"owl": 60, "robin": 60, "wren": 60})
-    assert hard.text.startswith("Find out what is hard")
-    assert "not for want of images" in hard.text
+    assert hard.text.startswith("Find out why these classes are hard to recognise")
+    assert "They do not lack training images" in hard.text
     (unknown,) = advice.about_weak_classes(test, {})
-    assert "not for want of images" not in unknown.text
+    assert "They do not lack training images" not in unknown.text
     assert advice.about_weak_classes(evaluation(labels, truth, truth), {}) == []
 
 
@@ -515,8 +515,8 @@ def test_the_losses_tell_overfitting_underfitting_and_a_training_cut_short() -> 
     def said(rows: list[dict[str, Any]]) -> list[str]:
         return [one.text.split(":")[0] for one in advice.about_fit(rows, None, 10)]
 
-    assert said(history([1, 0.4, 0.1, 0.05, 0.02], [1.5, 1.1, 1.0, 1.2, 1.4])) == ["Give it less to learn by heart"]
-    assert said(history([2.2, 2.1, 2.05, 2.04, 2.04], [2.2, 2.1, 2.05, 2.04, 2.04])) == ["Give it more to work with"]
+    assert said(history([1, 0.4, 0.1, 0.05, 0.02], [1.5, 1.1, 1.0, 1.2, 1.4])) == ["Reduce overfitting"]
+    assert said(history([2.2, 2.1, 2.05, 2.04, 2.04], [2.2, 2.1, 2.05, 2.04, 2.04])) == ["Reduce underfitting"]
     assert said(history([2, 1.5, 1.2, 0.9, 0.6], [2, 1.5, 1.2, 0.9, 0.6])) == ["Train longer"]
     assert said(history([1, 0.5, 0.4, 0.35, 0.34], [1, 0.5, 0.42, 0.4, 0.4])) == []
     assert said(history([1, 0.5], [1, 0.5])) == []
@@ -525,7 +525,7 @@ def test_the_losses_tell_overfitting_underfitting_and_a_training_cut_short() -> 
     after = history([0.5, 0.45, 0.42, 0.41], [0.5, 0.46, 0.43, 0.43])
     assert said(before + after) == []
     (useless,) = advice.about_fit(before + after, 2, 10)
-    assert useless.text.startswith("Fine-tuning brought nothing here")
+    assert useless.text.startswith("Fine-tuning did not help")
     assert advice.about_fit(before + after, 8, 10) == []
 
 
@@ -534,8 +534,8 @@ def test_scores_that_promise_too_much_or_too_little_are_named() -> None:
     sure = evaluation(("a", "b"), truth, [0, 1] * 60 + [1, 0] * 40, top=0.95)
     modest = evaluation(("a", "b"), truth, truth, top=0.6)
     honest = evaluation(("a", "b"), truth, [0, 1] * 80 + [1, 0] * 20, top=0.8)
-    assert "too sure, by 35.0 %" in advice.about_calibration(sure)[0].text
-    assert "too modest" in advice.about_calibration(modest)[0].text
+    assert "overconfident, by 35.0 %" in advice.about_calibration(sure)[0].text
+    assert "underconfident" in advice.about_calibration(modest)[0].text
     assert advice.about_calibration(honest) == []
     # Four images cannot show it.
     assert advice.about_calibration(evaluation(("a", "b"), [0, 1, 0, 1], [0, 1, 1, 1], top=0.95)) == []

@@ -1,4 +1,4 @@
-"""What a training came to, for people and for programs."""
+"""Results of a training or an evaluation: `report.html` for people, `metrics.json` for programs."""
 
 from .metrics import figures, scored
 from .page import write_report

@@ -1,8 +1,8 @@
-"""What the model looks at: class activation maps (Zhou et al. 2016, arXiv:1512.04150).
+"""Class activation maps: where in an image the model finds evidence for a class (Zhou et al. 2016, arXiv:1512.04150).
 
-With global average pooling and one linear layer, the score of a class before softmax is the mean over all places of
-(feature map at the place) . (the class's kernel column), plus a bias. So these products, place by place, are an
-exact account of where the score comes from: no gradients, one forward pass.
+With global average pooling and one linear layer, the logit of a class is the mean over all positions of
+(feature map at the position) . (the class's kernel column), plus a bias. These products therefore show exactly how
+much each position contributes to the score, without gradients and in one forward pass.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ BATCH = 16
 def activation_maps(
     model: keras.Model, images: Sequence[Pixels], classes: Sequence[int]
 ) -> list[npt.NDArray[np.float32]] | None:
-    """Where in each image the evidence for a class lies.
+    """Compute an activation map for one class in each image.
 
     Args:
-        model: from (n, height, width, 3) pixels to (n, classes) scores.
-        images: (height, width, 3) uint8 each, as the model takes them.
-        classes: the class to ask for in each image.
+        model: maps (n, height, width, 3) pixels to (n, classes) scores.
+        images: (height, width, 3) uint8 each, in the model's input size and channel order.
+        classes: index of the class to explain, one per image.
 
     Returns:
-        A map (rows, columns) float32 for each image, of the size of the last feature map: 1 at the strongest
-        evidence, 0 where there is none or it speaks against the class. None where the model is not made of
-        global average pooling and a linear layer.
+        For each image a (rows, columns) float32 map in the size of the last feature map: 1 at the strongest evidence
+        for the class, 0 where there is none or where it speaks against the class. None if the model does not end in
+        global average pooling and one linear layer.
     """
     parts = _pooling_and_kernel(model)
     if parts is None or not images:
@@ -43,12 +43,12 @@ def activation_maps(
     import keras
 
     pooling, kernel = parts
-    # Softmax does not see what all classes share; nor should the map.
+    # What all classes have in common cancels out in the softmax, so it is removed from the map, too.
     columns = kernel - kernel.mean(axis=1, keepdims=True)
     reader = keras.Model(model.input, pooling.input)
     maps: list[npt.NDArray[np.float32]] = []
     for start in range(0, len(images), BATCH):
-        batch = np.zeros((BATCH, *images[0].shape), np.float32)  # one shape, compiled once
+        batch = np.zeros((BATCH, *images[0].shape), np.float32)  # one shape, so that it is compiled only once
         some = images[start : start + BATCH]
         batch[: len(some)] = some
         with native_noise_hidden():
@@ -62,7 +62,7 @@ def activation_maps(
 
 
 def _pooling_and_kernel(model: keras.Model) -> tuple[Any, npt.NDArray[np.float32]] | None:
-    """The pooling layer called ``features``, and the (features, classes) kernel behind it."""
+    """Return the pooling layer named ``features`` and the (features, classes) kernel of the layer after it."""
     import keras
 
     from trainer.backbones.graph import leaves
@@ -72,6 +72,6 @@ def _pooling_and_kernel(model: keras.Model) -> tuple[Any, npt.NDArray[np.float32
     if not isinstance(pooling, keras.layers.GlobalAveragePooling2D) or not dense:
         return None
     kernel = keras.ops.convert_to_numpy(dense[-1].kernel).astype(np.float32)
-    # A head of several layers is not linear: its last kernel fits other features.
-    one = kernel.shape == (pooling.output.shape[-1], model.output.shape[-1]) and len(dense) == 1
-    return (pooling, kernel) if one else None
+    # A head of several layers is not linear, and its last kernel belongs to other features.
+    linear = kernel.shape == (pooling.output.shape[-1], model.output.shape[-1]) and len(dense) == 1
+    return (pooling, kernel) if linear else None

@@ -1,16 +1,17 @@
-"""Have I labelled enough? Heads trained on growing shares of the images, and where their curve leads.
+"""Learning curve: accuracy of heads trained on growing shares of the images, with a forecast for more images.
 
-A head here is a regularised least squares classifier on the frozen backbone's standardised features: solved in
-one step, and on images like those of `benchmarks/support/synthetic_images.py` (24 to 600 of them) as accurate as a
-logistic regression or better. Each share holds the one before it, takes the same part of every class, and
-adds images by whole groups: half a burst teaches what the whole burst does.
+A head is a regularised least squares classifier on the standardised features of the frozen backbone. It is solved in
+one step, and on images like those of `benchmarks/support/synthetic_images.py` (24 to 600 of them) it is at least as
+accurate as a logistic regression. Each share contains the one before it, has the same fraction of every class, and
+adds images by whole groups, because half a burst teaches as much as the whole burst.
 
-The forecast lies between two ways on. The power law error = a + b n^-c (Cortes et al. 1994, Learning Curves:
-Asymptotic Values and Rate of Convergence) bends early and foretold too little; a gain as large with every
-doubling foretells too much. Their mean came close, and the band from the 5th percentile of the one to the 95th
-of the other, over resampled test images and draws, held the true gain of twice the images in 94 % of trials, of
-four times in 91 % (8 classes of photographed objects and scikit-learn's digits, 60 to 1500 training images, 60 to
-600 test images). Where it missed, classes had 8 to 15 images, and more brought more than foretold.
+The forecast combines two extrapolations. The power law error = a + b n^-c (Cortes et al. 1994, Learning Curves:
+Asymptotic Values and Rate of Convergence) flattens early and forecast too little; the assumption of an equal gain
+with every doubling forecasts too much. The mean of the two came close. The band reaches from the 5th percentile of the
+power law to the 95th percentile of the higher of the two, over resampled test images and draws. It contained the true
+gain in 94 % of trials for twice the images and in 91 % for four times (8 classes of photographed objects and
+scikit-learn's digits, 60 to 1500 training images, 60 to 600 test images). In the remaining trials classes had 8 to 15
+images, and the gain was larger than forecast.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 SHARES = tuple(1.5**-k for k in range(6))
-"""Largest first, down to an eighth: below that, error follows another law (it starts from guessing)."""
+"""Largest first, down to about an eighth. For smaller shares the error, close to guessing, follows another law."""
 DRAWS = 6
 MAX_TRAIN, MAX_TEST = 5000, 2000
-"""Images used at most: a few seconds on two cores. Beyond, the curve starts lower and reaches further."""
+"""Maximum number of images used: a few seconds on two cores. With more, the curve covers a sample and the forecast
+extrapolates further."""
 MIN_TEST = 20
 MIN_PER_CLASS = 2
 RIDGE = 0.3
-"""Of 0.1, 0.3, 1, 3, 10 the best at every number of images tried, with features scaled to a mean square of 1."""
+"""Best of 0.1, 0.3, 1, 3 and 10 at every number of images tried, with features scaled to a mean square of 1."""
 RESAMPLES = 400
 EXPONENTS = np.linspace(0.1, 1.5, 57)
 
@@ -38,7 +40,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Point:
-    """Accuracy of heads trained on so many images: mean and standard deviation over the draws, 0 to 1."""
+    """One point of the learning curve.
+
+    Attributes:
+        train_images: number of training images.
+        accuracy: mean accuracy of the heads over the draws, 0 to 1.
+        std: standard deviation over the draws.
+    """
 
     train_images: int
     accuracy: float
@@ -47,12 +55,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What ``times`` as many images would do to the heads' errors.
+    """Forecast of the mistakes that more training images would avoid.
 
     Attributes:
-        times: as many training images.
-        avoided: share of the mistakes that would not be made, 0 to 1.
-        low, high: between what it lies, in about 9 of 10 cases.
+        times: factor by which the number of training images grows.
+        avoided: share of the heads' mistakes that would be avoided, 0 to 1.
+        low, high: bounds that contain the true value in about 9 of 10 cases.
     """
 
     times: int
@@ -67,9 +75,9 @@ class DataSize:
 
     Attributes:
         points: fewest images first.
-        forecasts: for twice and four times the images; empty where the curve cannot tell.
-        train_images: all there are, of which the last point may use only a part.
-        test_images: what the heads were scored on.
+        forecasts: for twice and four times the images; empty if the curve allows none.
+        train_images: number of all training images; the last point may use only some of them.
+        test_images: number of images the heads were scored on.
     """
 
     points: tuple[Point, ...]
@@ -93,13 +101,13 @@ def learn_from_shares(
 
     Args:
         features: (images, features) float32 of all images; only the rows used are read.
-        train: (n,) int, places of the training images in it.
-        train_truth: (n,) int, their class indices.
-        groups: the group of each of them, or "".
-        tested: (m,) int, places of the test images.
-        test_truth: (m,) int, their class indices.
-        classes: how many classes there are.
-        seed: of draws and resampling; the same seed gives the same figures.
+        train: (n,) int, rows of the training images.
+        train_truth: (n,) int, class indices of the training images.
+        groups: group of each training image, or "" for none.
+        tested: (m,) int, rows of the test images.
+        test_truth: (m,) int, class indices of the test images.
+        classes: number of classes.
+        seed: seed of draws and resampling; the same seed gives the same figures.
     """
     random = np.random.default_rng(seed)
     counts = np.bincount(train_truth, minlength=classes)
@@ -113,19 +121,19 @@ def learn_from_shares(
 
     first = _ranks(train_truth, groups, random)
     used = np.flatnonzero(first < _quota(counts, shares[-1])[train_truth])
-    learned, asked = _standardised(features, train[used], tested)
+    learned, test_rows = _standardised(features, train[used], tested)
     truth, names = train_truth[used], [groups[i] for i in used.tolist()]
     sizes, wrong = [], np.empty((len(shares), DRAWS, len(tested)), bool)
     for number, share in enumerate(shares):
         last = number == len(shares) - 1
         for draw in range(DRAWS):
-            if last and draw:  # the largest share is the same images in every draw
+            if last and draw:  # the largest share has the same images in every draw
                 wrong[number, draw] = wrong[number, 0]
                 continue
             ranks = _ranks(truth, names, np.random.default_rng((seed, draw)))
             taken = np.flatnonzero(ranks < _quota(counts, share)[truth])
-            said = _answers(learned[taken], truth[taken], asked, classes)
-            wrong[number, draw] = said != test_truth
+            predicted = _predictions(learned[taken], truth[taken], test_rows, classes)
+            wrong[number, draw] = predicted != test_truth
         sizes.append(len(taken))
     accuracies = 1 - wrong.mean(axis=2)
     points = tuple(
@@ -136,12 +144,12 @@ def learn_from_shares(
 
 
 def _quota(counts: npt.NDArray[np.intp], share: float) -> npt.NDArray[np.intp]:
-    """How many images of each class a share takes: at least one."""
+    """Return the number of images of each class in a share, at least one."""
     return np.maximum(1, np.round(share * counts)).astype(np.intp)
 
 
 def _ranks(truth: npt.NDArray[np.intp], groups: Sequence[str], random: np.random.Generator) -> npt.NDArray[np.intp]:
-    """A random order within each class, 0 first, in which the images of a group follow one another."""
+    """Return a random rank from 0 for each image within its class; images of a group have consecutive ranks."""
     names = {group: number for number, group in enumerate(dict.fromkeys(group for group in groups if group))}
     # An image without a group is a group of its own.
     group = np.array([names.get(name, len(names) + i) for i, name in enumerate(groups)], np.intp)
@@ -156,17 +164,17 @@ def _ranks(truth: npt.NDArray[np.intp], groups: Sequence[str], random: np.random
 def _standardised(
     features: npt.NDArray[np.float32], train: npt.NDArray[np.intp], tested: npt.NDArray[np.intp]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Rows of both, with the training rows' mean 0 and deviation 1, divided by the square root of their length."""
-    rows, asked = np.asarray(features[train], np.float32), np.asarray(features[tested], np.float32)
+    """Standardise training and test rows by the training rows, and divide by the square root of the row length."""
+    rows, test_rows = np.asarray(features[train], np.float32), np.asarray(features[tested], np.float32)
     mean, scale = rows.mean(axis=0), rows.std(axis=0) + 1e-6
     scale *= np.sqrt(rows.shape[1])
-    return (rows - mean) / scale, (asked - mean) / scale
+    return (rows - mean) / scale, (test_rows - mean) / scale
 
 
-def _answers(
-    rows: npt.NDArray[np.float32], truth: npt.NDArray[np.intp], asked: npt.NDArray[np.float32], classes: int
+def _predictions(
+    rows: npt.NDArray[np.float32], truth: npt.NDArray[np.intp], test_rows: npt.NDArray[np.float32], classes: int
 ) -> npt.NDArray[np.intp]:
-    """Classes that a least squares head, each class weighing the same, names for ``asked``."""
+    """Train a least squares head with equal weight per class, and return its class indices for ``test_rows``."""
     counts = np.bincount(truth, minlength=classes)
     weights = (len(truth) / (classes * counts[truth])).astype(np.float32)[:, None]
     targets = np.eye(classes, dtype=np.float32)[truth] - np.float32(1 / classes)
@@ -176,16 +184,26 @@ def _answers(
     else:
         gram = rows.T @ (weights * rows) + RIDGE * np.eye(rows.shape[1], dtype=np.float32)
         kernel = np.linalg.solve(gram, rows.T @ (weights * targets))
-    answers: npt.NDArray[np.intp] = (asked @ kernel).argmax(axis=1)
-    return answers
+    predictions: npt.NDArray[np.intp] = (test_rows @ kernel).argmax(axis=1)
+    return predictions
 
 
 def forecasts(
     sizes: npt.NDArray[np.intp], wrong: npt.NDArray[np.bool_], train_images: int, random: np.random.Generator
 ) -> tuple[Forecast, ...]:
-    """Mistakes that more images would avoid, from (shares, draws, test images) of wrong answers."""
+    """Forecast which share of the mistakes twice and four times the images would avoid.
+
+    Args:
+        sizes: (shares,) int, numbers of training images.
+        wrong: (shares, draws, test images) bool, True for a wrong answer.
+        train_images: number of training images to multiply.
+        random: source of the resampling.
+
+    Returns:
+        Empty if the largest share makes no mistake.
+    """
     shares, draws, tested = wrong.shape
-    # Both what was drawn to train on and what to test on could have come out otherwise.
+    # Resample both the test images and the draws, as both are random.
     weights = random.multinomial(tested, np.full(tested, 1 / tested), RESAMPLES).astype(np.float32) / tested
     errors = (wrong.reshape(shares * draws, tested).astype(np.float32) @ weights.T).reshape(shares, draws, RESAMPLES)
     picks = random.integers(0, draws, (1, draws, RESAMPLES))
@@ -195,17 +213,23 @@ def forecasts(
         return ()
     forecasts = []
     for times in (2, 4):
-        bent, straight = (gain(sizes, resampled, train_images, times) for gain in (_power_law_gain, _steady_gain))
+        power_law, steady = (gain(sizes, resampled, train_images, times) for gain in (_power_law_gain, _steady_gain))
         middle = [gain(sizes, measured, train_images, times)[0] for gain in (_power_law_gain, _steady_gain)]
-        high = max(np.percentile(bent, 95), np.percentile(straight, 95))
-        forecasts.append(Forecast(times, float(np.mean(middle)), float(np.percentile(bent, 5)), float(high)))
+        high = max(np.percentile(power_law, 95), np.percentile(steady, 95))
+        forecasts.append(Forecast(times, float(np.mean(middle)), float(np.percentile(power_law, 5)), float(high)))
     return tuple(forecasts)
 
 
 def _power_law_gain(sizes: npt.NDArray[np.intp], errors: Floats, now: int, times: int) -> Floats:
-    """Share of the errors at ``now`` images avoided with ``times`` as many, by error = a + b n^-c, a and b >= 0.
+    """Return the share of errors at ``now`` images that ``times`` as many avoid, by error = a + b n^-c, a and b >= 0.
 
-    Least squares, a share weighing as its images, over a grid of c. ``errors`` is (trials, shares).
+    Fitted by least squares over a grid of c; each share is weighted by its number of images.
+
+    Args:
+        sizes: (shares,) int, numbers of training images.
+        errors: (trials, shares) error rates, 0 to 1.
+        now: number of training images to start from.
+        times: factor by which that number grows.
     """
     weights = sizes / sizes.sum()
     x = (sizes / now) ** -EXPONENTS[:, None]
@@ -225,7 +249,7 @@ def _power_law_gain(sizes: npt.NDArray[np.intp], errors: Floats, now: int, times
 
 
 def _steady_gain(sizes: npt.NDArray[np.intp], errors: Floats, now: int, times: int) -> Floats:
-    """The same if every doubling went on to bring as much: error = a - b ln n."""
+    """Like `_power_law_gain`, but with the same gain for every doubling: error = a - b ln n."""
     weights = sizes / sizes.sum()
     x = np.log(sizes / now)
     x_mean = x @ weights

@@ -1,4 +1,4 @@
-"""The figures of `metrics.json` and of `edgeloop evaluate --json`: one shape for both."""
+"""Contents of `metrics.json` and of `edgeloop evaluate --json`, in the same format."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from .report_data import ReportData
 from .summary import advice_for
 
 MAX_CONFUSION_CLASSES = 100
-"""Above, the matrix would be most of the file; `confused_pairs` says the same."""
+"""With more classes the confusion matrix would dominate the file; `confused_pairs` has the same information."""
 MAX_PAIRS = 50
 
 
-def figures(story: ReportData) -> dict[str, Any]:
-    """What `metrics.json` holds; docs/reference/run.md names every field."""
-    found: dict[str, Any] = {"test": scored(story.test)}
-    if story.val is not None:
-        found["val"] = scored(story.val)
-    if story.temperature is not None:
-        found["temperature"] = story.temperature
-    if story.data_size is not None:
+def figures(report: ReportData) -> dict[str, Any]:
+    """Return the contents of `metrics.json`; docs/reference/run.md names every field."""
+    found: dict[str, Any] = {"test": scored(report.test)}
+    if report.val is not None:
+        found["val"] = scored(report.val)
+    if report.temperature is not None:
+        found["temperature"] = report.temperature
+    if report.data_size is not None:
         found["learning_curve"] = [
             {"train_pictures": point.train_images, "accuracy": point.accuracy, "std": point.std}
-            for point in story.data_size.points
+            for point in report.data_size.points
         ]
-        error = 1 - story.test.accuracy
+        error = 1 - report.test.accuracy
         found["more_pictures"] = [
             {
-                "train_pictures": forecast.times * story.data_size.train_images,
+                "train_pictures": forecast.times * report.data_size.train_images,
                 "gain": forecast.avoided * error,
                 "interval_90": [forecast.low * error, forecast.high * error],
             }
-            for forecast in story.data_size.forecasts
+            for forecast in report.data_size.forecasts
         ]
-    found["advice"] = [advice.text for advice in advice_for(story)]
+    found["advice"] = [advice.text for advice in advice_for(report)]
     return found
 
 
 def scored(evaluation: Evaluation) -> dict[str, Any]:
-    """One set of images: shares from 0 to 1, classes by name; docs/reference/run.md names every field."""
+    """Return the metrics of one set of images, with shares from 0 to 1; docs/reference/run.md names every field."""
     classes = len(evaluation.labels)
     return {
         "pictures": len(evaluation.truth),
@@ -61,8 +61,8 @@ def scored(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def without_temperature(evaluation: Evaluation, temperature: float) -> Evaluation:
-    """The same answers with the scores the model gave before its logits were divided by ``temperature``."""
-    # softmax(z) from s = softmax(z / T): z is T ln s, up to what softmax does not see.
+    """Return the evaluation with the scores the model had before its logits were divided by ``temperature``."""
+    # From s = softmax(z / T) follows z = T ln s, up to a constant that cancels out in softmax(z).
     logits = temperature * np.log(np.maximum(evaluation.scores.astype(np.float64), 1e-30))
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)

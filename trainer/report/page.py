@@ -1,4 +1,4 @@
-"""`report.html`: how good the model is, why, and what to do next, in one file a browser opens offline."""
+"""`report.html`: how good the model is, why, and what to do next, in one file that a browser can open offline."""
 
 from __future__ import annotations
 
@@ -19,143 +19,143 @@ from .metrics import without_temperature
 from .report_data import ReportData
 from .summary import advice_for, doubtful_findings, doubts
 from .templating import environment
-from .thumbnails import data_uri, lit, matrix_uri
+from .thumbnails import data_uri, highlighted, matrix_uri
 
-# What a report shows at most: with images of `thumbnails.MAX_BYTES`, it stays under 3 MB whatever the data.
+# Limits on what a report shows. With images of at most `thumbnails.MAX_BYTES` it stays under 3 MB for any data.
 MISTAKES, NEAR_MISSES, TYPICAL = 18, 9, 24
 PAIRS_LISTED = 12
 FINDINGS, FINDINGS_WITH_IMAGES, FINDING_GROUPS, FINDING_IMAGES = 40, 12, 6, 2
 BINS = 10
-"""Of the reliability chart: 15 small bins of a few hundred images are mostly noise."""
+"""Bins of the reliability chart; with 15 bins, a few hundred images would show mostly noise."""
 MATRIX_CLASSES = 25
-"""Up to so many classes the confusion matrix is a table of numbers; above, an image and a list."""
+"""Up to this many classes the confusion matrix is a table of numbers; with more, an image and a list."""
 
 
-def write_report(path: Path, story: ReportData) -> None:
+def write_report(path: Path, report: ReportData) -> None:
     """Write the report.
 
     Args:
-        path: the file; replaced in one step if it exists.
-        story: what it is about.
+        path: HTML file to write; an existing one is replaced atomically.
+        report: contents of the report.
     """
-    html = render(story)
+    html = render(report)
     with replacing(path) as file:
         file.write(html.encode("utf-8", "replace"))
 
 
-def render(story: ReportData) -> str:
-    """The report as HTML: it needs no other file and no network."""
+def render(report: ReportData) -> str:
+    """Return the report as HTML that needs no other file and no network."""
     from markupsafe import Markup
 
     pages = environment("trainer.report")
     pages.filters["percent"] = percent
     pages.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
-    test = story.test
-    charts = _charts(story)
+    test = report.test
+    charts = _charts(report)
     return pages.get_template("report.html.j2").render(
-        story=story,
+        report=report,
         test=test,
-        counts=story.counts,
-        splits=[split for split in SPLITS if split in story.counts],
-        verdict=_verdict(story),
-        doubts=doubts(story),
-        advice=advice_for(story),
-        confusion=_confusion(story),
-        classes=_classes(story),
-        charts={name: [Markup(svg) for svg in svgs] for name, svgs in charts.items()},  # noqa: S704  our own SVG, free of user text
-        size_sentence=size_sentence(story.data_size, 1 - test.accuracy) if story.data_size else "",
-        calibration=_calibration(story),
-        findings=_findings(story),
-        **_images(story),
+        counts=report.counts,
+        splits=[split for split in SPLITS if split in report.counts],
+        verdict=_verdict(report),
+        doubts=doubts(report),
+        advice=advice_for(report),
+        confusion=_confusion(report),
+        classes=_classes(report),
+        charts={name: [Markup(svg) for svg in svgs] for name, svgs in charts.items()},  # noqa: S704  our own SVG without user text
+        size_sentence=size_sentence(report.data_size, 1 - test.accuracy) if report.data_size else "",
+        calibration=_calibration(report),
+        findings=_findings(report),
+        **_images(report),
     )
 
 
-def _verdict(story: ReportData) -> dict[str, Any]:
-    error = 1 - story.test.accuracy
+def _verdict(report: ReportData) -> dict[str, Any]:
+    error = 1 - report.test.accuracy
     if error == 0:
-        words = "None of them was taken for something else."
+        words = "None of them was misclassified."
     elif error > 0.5:
-        words = "It is wrong more often than right."
+        words = "The model is wrong more often than right."
     else:
-        words = f"It is wrong about once in {1 / error:.0f} images."
-    commonest = max(story.test.support().values())
-    return {"words": words, "guess": commonest / len(story.test.truth)}
+        words = f"The model is wrong about once in {1 / error:.0f} images."
+    commonest = max(report.test.support().values())
+    return {"words": words, "guess": commonest / len(report.test.truth)}
 
 
-def _charts(story: ReportData) -> dict[str, list[str]]:
+def _charts(report: ReportData) -> dict[str, list[str]]:
     charts: dict[str, list[str]] = {"learning": [], "size": []}
-    if story.history:
-        charts["learning"] = plots.learning_charts(story.history, story.kept)
-    if story.data_size is not None and story.data_size.points:
-        charts["size"] = [plots.data_size_chart(story.data_size)]
-    before = without_temperature(story.test, story.temperature).reliability(BINS) if story.temperature else None
-    charts["reliability"] = [plots.reliability_chart(story.test.reliability(BINS), before)]
+    if report.history:
+        charts["learning"] = plots.learning_charts(report.history, report.kept)
+    if report.data_size is not None and report.data_size.points:
+        charts["size"] = [plots.data_size_chart(report.data_size)]
+    before = without_temperature(report.test, report.temperature).reliability(BINS) if report.temperature else None
+    charts["reliability"] = [plots.reliability_chart(report.test.reliability(BINS), before)]
     return charts
 
 
-def _calibration(story: ReportData) -> dict[str, float | None]:
-    before = without_temperature(story.test, story.temperature).calibration_error() if story.temperature else None
+def _calibration(report: ReportData) -> dict[str, float | None]:
+    before = without_temperature(report.test, report.temperature).calibration_error() if report.temperature else None
     return {
-        "error": story.test.calibration_error(),
+        "error": report.test.calibration_error(),
         "before": before,
-        "noise": calibration_noise(story.test.reliability()),
+        "noise": calibration_noise(report.test.reliability()),
     }
 
 
-def _confusion(story: ReportData) -> dict[str, Any]:
-    test, support = story.test, story.test.support()
+def _confusion(report: ReportData) -> dict[str, Any]:
+    test, support = report.test, report.test.support()
     pairs = [
-        {"label": label, "taken_for": taken_for, "count": count, "images": support[label]}
-        for label, taken_for, count in test.confused_pairs()[:PAIRS_LISTED]
+        {"label": label, "predicted": predicted, "count": count, "images": support[label]}
+        for label, predicted, count in test.confused_pairs()[:PAIRS_LISTED]
     ]
     matrix = test.confusion()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    if len(story.labels) > MATRIX_CLASSES:
+    if len(report.labels) > MATRIX_CLASSES:
         return {"pairs": pairs, "rows": [], "image": matrix_uri(shares)}
     rows = [
         {
             "label": label,
             "images": int(matrix[i].sum()),
             "cells": [
-                {"count": int(matrix[i, j]), "share": float(shares[i, j]), "column": column, "right": i == j}
-                for j, column in enumerate(story.labels)
+                {"count": int(matrix[i, j]), "share": float(shares[i, j]), "column": column, "correct": i == j}
+                for j, column in enumerate(report.labels)
             ],
         }
-        for i, label in enumerate(story.labels)
+        for i, label in enumerate(report.labels)
     ]
     return {"pairs": pairs, "rows": rows, "image": ""}
 
 
-def _classes(story: ReportData) -> list[dict[str, Any]]:
-    """A row a class, worst recall first; classes without test images last."""
-    recall, precision, f1 = story.test.recall(), story.test.precision(), story.test.f1()
+def _classes(report: ReportData) -> list[dict[str, Any]]:
+    """Return one row per class, sorted by recall, lowest first; classes without test images come last."""
+    recall, precision, f1 = report.test.recall(), report.test.precision(), report.test.f1()
     rows = [
         {
             "label": label,
-            "counts": [story.counts[split][label] for split in SPLITS if split in story.counts],
+            "counts": [report.counts[split][label] for split in SPLITS if split in report.counts],
             "recall": recall.get(label),
             "precision": precision.get(label),
             "f1": f1.get(label),
         }
-        for label in story.labels
+        for label in report.labels
     ]
     return sorted(rows, key=lambda row: 2.0 if row["recall"] is None else row["recall"])
 
 
-def _images(story: ReportData) -> dict[str, Any]:
-    """Mistakes, near misses and typical right images, each with where the model looked."""
-    test = story.test
+def _images(report: ReportData) -> dict[str, Any]:
+    """Select mistakes, near misses and typical correct images, each with its activation map."""
+    test = report.test
     top = np.sort(test.scores, axis=1)[:, -2:]
     second = np.argsort(-test.scores, axis=1, kind="stable")[:, 1]
     wrong, right = np.flatnonzero(~test.right), np.flatnonzero(test.right)
     mistakes = wrong[np.argsort(-top[wrong, -1], kind="stable")][:MISTAKES]
     margins = top[right, -1] - top[right, -2]
     near = right[np.argsort(margins, kind="stable")][:NEAR_MISSES]
-    typical = _typical(story)
+    typical = _typical(report)
     places = [*mistakes.tolist(), *near.tolist(), *typical]
-    cards = _cards(story, places)
+    cards = _cards(report, places)
     for place, card in zip(places, cards, strict=True):
-        card["rival"], card["rival_score"] = story.labels[second[place]], float(top[place, -2])
+        card["rival"], card["rival_score"] = report.labels[second[place]], float(top[place, -2])
     first, then = len(mistakes), len(mistakes) + len(near)
     return {
         "mistakes": cards[:first],
@@ -166,55 +166,56 @@ def _images(story: ReportData) -> dict[str, Any]:
     }
 
 
-def _typical(story: ReportData) -> list[int]:
-    """For each class, weakest first, the recognised test image whose score is the middle one."""
+def _typical(report: ReportData) -> list[int]:
+    """Return for each class, lowest recall first, the correctly classified test image with the median score."""
     chosen = []
-    weakest = sorted(story.test.recall().items(), key=lambda item: item[1])
+    weakest = sorted(report.test.recall().items(), key=lambda item: item[1])
     for label, share in weakest:
         if share:
-            index = story.labels.index(label)
-            own = np.flatnonzero(story.test.right & (story.test.truth == index))
-            order = own[np.argsort(story.test.scores[own, index], kind="stable")]
+            index = report.labels.index(label)
+            own = np.flatnonzero(report.test.right & (report.test.truth == index))
+            order = own[np.argsort(report.test.scores[own, index], kind="stable")]
             chosen.append(int(order[len(order) // 2]))
     return chosen[:TYPICAL]
 
 
-def _cards(story: ReportData, places: Sequence[int]) -> list[dict[str, Any]]:
-    """What to show of test images: the image as the model sees it, and its map for the class it named."""
-    pixels = [np.asarray(story.dataset.pixels[int(story.tested[place])]) for place in places]
-    named = [int(story.test.predicted[place]) for place in places]
+def _cards(report: ReportData, places: Sequence[int]) -> list[dict[str, Any]]:
+    """Return image, activation map of the predicted class, labels and score of test images."""
+    pixels = [np.asarray(report.dataset.pixels[int(report.tested[place])]) for place in places]
+    channels = report.channels
+    predicted = [int(report.test.predicted[place]) for place in places]
     heats: Iterable[npt.NDArray[np.float32] | None] = [None] * len(places)
-    if story.model is not None:
-        heats = activation_maps(story.model, pixels, named) or heats
+    if report.model is not None:
+        heats = activation_maps(report.model, pixels, predicted) or heats
     return [
         {
-            "path": story.photo(place).path,
-            "label": story.labels[story.test.truth[place]],
-            "taken_for": story.labels[name],
-            "score": float(story.test.scores[place, name]),
-            "image": data_uri(image, channels=story.channels),
-            "map": "" if heat is None else data_uri(lit(image, heat, channels=story.channels), channels=story.channels),
+            "path": report.photo(place).path,
+            "label": report.labels[report.test.truth[place]],
+            "predicted": report.labels[index],
+            "score": float(report.test.scores[place, index]),
+            "image": data_uri(image, channels=channels),
+            "map": "" if heat is None else data_uri(highlighted(image, heat, channels=channels), channels=channels),
         }
-        for place, image, name, heat in zip(places, pixels, named, heats, strict=True)
+        for place, image, index, heat in zip(places, pixels, predicted, heats, strict=True)
     ]
 
 
-def _findings(story: ReportData) -> list[dict[str, Any]]:
-    """What was found in the data, with the images that show it."""
-    places = {photo.path: i for i, photo in enumerate(story.dataset.photos)}
+def _findings(report: ReportData) -> list[dict[str, Any]]:
+    """Return the findings about the data, with example images."""
+    places = {photo.path: i for i, photo in enumerate(report.dataset.photos)}
     shown: dict[str, str] = {}
 
     def image(path: str) -> dict[str, str]:
         place = places.get(path)
-        if place is None:  # left out of the data, as copies and unreadable images are
+        if place is None:  # copies and unreadable images are not in the data
             return {"path": path, "uri": "", "split": "", "label": ""}
         if path not in shown:
-            shown[path] = data_uri(np.asarray(story.dataset.pixels[place]), channels=story.channels, side=96)
-        photo = story.dataset.photos[place]
+            shown[path] = data_uri(np.asarray(report.dataset.pixels[place]), channels=report.channels, side=96)
+        photo = report.dataset.photos[place]
         return {"path": path, "uri": shown[path], "split": photo.split, "label": photo.label}
 
-    doubtful = doubtful_findings(story)
-    findings = sorted(story.dataset.findings, key=lambda finding: finding not in doubtful)[:FINDINGS]
+    doubtful = doubtful_findings(report)
+    findings = sorted(report.dataset.findings, key=lambda finding: finding not in doubtful)[:FINDINGS]
     return [
         {
             "message": finding.message,

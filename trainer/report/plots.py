@@ -1,4 +1,4 @@
-"""The report's charts."""
+"""Charts of the report, as SVG."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .svg import BLUE, MUTED, ORANGE, SQUARE, WIDE, as_svg, new_figure, style
 
 
 def learning_charts(history: Sequence[Mapping[str, Any]], kept: int | None) -> list[str]:
-    """Loss, and accuracy on the validation images, by epoch.
+    """Draw loss and accuracy by epoch, for training and validation images.
 
     Args:
-        history: a row an epoch, see `Story`.
-        kept: the row whose weights the model has.
+        history: one row per epoch, see `ReportData`.
+        kept: index of the row whose weights the model has.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -51,7 +51,12 @@ def learning_charts(history: Sequence[Mapping[str, Any]], kept: int | None) -> l
 
 
 def reliability_chart(after: Reliability, before: Reliability | None) -> str:
-    """Share that is right by score, with and without the temperature, and 95 % intervals of the former."""
+    """Draw the share of correct answers by score, with 95 % intervals.
+
+    Args:
+        after: reliability of the scores as shipped, with temperature scaling.
+        before: reliability without temperature scaling; None to leave it out.
+    """
     with style():
         figure, axes = new_figure(SQUARE)
         axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
@@ -62,20 +67,23 @@ def reliability_chart(after: Reliability, before: Reliability | None) -> str:
             score, right, images = 100 * found.score[used], 100 * found.accuracy[used], found.images[used]
             sizes = 14 + 150 * images / images.sum()
             axes.scatter(score, right, s=sizes, color=colour, linewidths=0, alpha=0.9)
-            axes.scatter([], [], s=30, color=colour, linewidths=0, label=name)  # dots of one size for the legend
+            axes.scatter([], [], s=30, color=colour, linewidths=0, label=name)  # the legend shows dots of one size
             if found is after:
                 limits = [wilson_interval(share / 100, count) for share, count in zip(right, images, strict=True)]
                 low, high = 100 * np.array(limits).T
                 axes.vlines(score, low, high, color=colour, linewidth=1, alpha=0.6)
-        axes.set(xlabel="score, %", ylabel="of these right, %", xlim=(-3, 103), ylim=(-3, 103))
+        axes.set(xlabel="score, %", ylabel="correct, %", xlim=(-3, 103), ylim=(-3, 103))
         axes.set_xticks(range(0, 101, 25))
         axes.set_yticks(range(0, 101, 25))
         axes.legend(loc="best", handletextpad=0.2)
-        return as_svg(figure, "Share of right answers by score")
+        return as_svg(figure, "Share of correct answers by score")
 
 
 def data_size_chart(found: DataSize) -> str:
-    """Accuracy of quick heads by number of training images; where it reaches them all, the forecast, too."""
+    """Draw the learning curve: accuracy of simple heads by number of training images.
+
+    The forecast is included only if the last point of the curve uses all training images.
+    """
     sizes = np.array([point.train_images for point in found.points])
     accuracies = 100 * np.array([point.accuracy for point in found.points])
     spreads = 100 * np.array([point.std for point in found.points])

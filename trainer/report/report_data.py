@@ -1,4 +1,4 @@
-"""What a report is about: one training, or one evaluation of a finished model."""
+"""Input of a report: the results of one training, or of one evaluation of a finished model."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportData:
-    """Everything a report tells. What is left out, it does not speak of.
+    """Everything a report shows. Sections without data are left out.
 
     Attributes:
-        dataset: the images; of its pixels only those shown are read.
-        tested: places of the test images in the dataset.
-        test: what the model said of them, in that order.
-        val: what it said of the validation images.
-        history: a row an epoch with ``phase``, ``loss``, ``val_loss``, ``val_accuracy``; others are ignored.
-        kept: the row of ``history`` whose weights the model has.
-        temperature: what the logits were divided by (Guo et al. 2017); it is in the model and in ``test`` already.
-        features: (photos, features) float32, the frozen backbone's, of every image; may be memory-mapped.
-        model: from pixels to softmax. Where its layer ``features`` is a global average pooling, activation maps show.
-        recipe: how it was trained, name to value, in the order to show.
-        took_s: wall time of the training, seconds.
-        channels: order of the channels of ``dataset.pixels``.
+        dataset: all images; only the pixels of images that are shown are read.
+        tested: indices of the test images in the dataset.
+        test: the model's scores on the test images, in the same order.
+        val: the model's scores on the validation images.
+        history: one row per epoch with ``phase``, ``loss``, ``val_loss``, ``val_accuracy``; other keys are ignored.
+        kept: index of the row of ``history`` whose weights the model has.
+        temperature: divisor of the logits (Guo et al. 2017); the model and ``test`` already include it.
+        features: (photos, features) float32, the frozen backbone's features of every image; may be memory-mapped.
+        model: maps pixels to softmax scores. Activation maps are shown if its layer ``features`` is a global average
+            pooling.
+        recipe: training settings, name to value, in display order.
+        took_s: wall time of the training, in seconds.
+        channels: channel order of ``dataset.pixels``.
         subject: what was tested, for the title.
-        doubts: what stands against taking the figures as they are, beside what the dataset's findings say.
-        footnote: a last sentence.
+        doubts: reasons to distrust the figures, in addition to the dataset's findings; one sentence each.
+        footnote: last sentence of the report.
     """
 
     dataset: Dataset
@@ -60,16 +61,16 @@ class ReportData:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The class names."""
+        """Class names, in the order of the scores."""
         return self.test.labels
 
     def photo(self, place: int) -> Photo:
-        """The photo behind test image ``place``."""
+        """Return the photo of the test image at index ``place`` of ``tested``."""
         return self.dataset.photos[int(self.tested[place])]
 
     @cached_property
     def counts(self) -> dict[str, Counter[str]]:
-        """Images of each class, by split."""
+        """Number of images of each class, by split."""
         counts: dict[str, Counter[str]] = {}
         for photo in self.dataset.photos:
             counts.setdefault(photo.split, Counter())[photo.label] += 1
@@ -77,7 +78,10 @@ class ReportData:
 
     @cached_property
     def data_size(self) -> DataSize | None:
-        """Whether enough was labelled; takes some seconds the first time. None without features."""
+        """Learning curve over the number of training images; None without features.
+
+        The first access takes a few seconds.
+        """
         training = [i for i, photo in enumerate(self.dataset.photos) if photo.split == "train"]
         if self.features is None or not training:
             return None

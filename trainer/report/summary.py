@@ -1,4 +1,4 @@
-"""A story's findings and advice, gathered from the pure functions and put in order."""
+"""Advice and doubts of a report: calls the functions of `advice` and sorts their results."""
 
 from __future__ import annotations
 
@@ -14,68 +14,68 @@ from .report_data import ReportData
 MAX_ADVICE = 8
 
 
-def advice_for(story: ReportData) -> list[Advice]:
-    """What to do next, what wins most first."""
-    test = story.test
-    training = story.counts.get("train", Counter())
+def advice_for(report: ReportData) -> list[Advice]:
+    """Return advice on what to do next, sorted by expected gain."""
+    test = report.test
+    training = report.counts.get("train", Counter())
     found = [
-        *about_findings(story),
+        *about_findings(report),
         *advice.about_confused_pairs(test),
         *advice.about_weak_classes(test, training),
         *advice.about_imbalance(test, training),
         *advice.about_test_images(test),
         *advice.about_calibration(test),
     ]
-    if story.val is not None:
-        found += advice.about_val_and_test(story.val, test)
-    if story.data_size is not None:
-        found += advice.about_data_size(story.data_size, 1 - test.accuracy)
-        found += advice.about_head(story.data_size, test)
-    if story.history:
-        found += advice.about_fit(story.history, story.kept, len(story.labels))
+    if report.val is not None:
+        found += advice.about_val_and_test(report.val, test)
+    if report.data_size is not None:
+        found += advice.about_data_size(report.data_size, 1 - test.accuracy)
+        found += advice.about_head(report.data_size, test)
+    if report.history:
+        found += advice.about_fit(report.history, report.kept, len(report.labels))
     return sorted(found, key=lambda one: -one.stake)[:MAX_ADVICE]
 
 
-def doubts(story: ReportData) -> list[str]:
-    """What stands against taking the accuracy as it is: a sentence each, none for an honest test."""
-    return [*story.doubts, *(finding.message for finding in doubtful_findings(story))]
+def doubts(report: ReportData) -> list[str]:
+    """Return reasons to distrust the accuracy, one sentence each; empty for a sound test."""
+    return [*report.doubts, *(finding.message for finding in doubtful_findings(report))]
 
 
-def doubtful_findings(story: ReportData) -> list[Finding]:
-    """Findings by which the test flatters: a test image belongs together with one of another split."""
-    split = {photo.path: photo.split for photo in story.dataset.photos}
+def doubtful_findings(report: ReportData) -> list[Finding]:
+    """Return findings that make the test too easy: a test image is related to an image of another split."""
+    split = {photo.path: photo.split for photo in report.dataset.photos}
     return [
         finding
-        for finding in story.dataset.findings
+        for finding in report.dataset.findings
         if finding.kind == "groups"
         or (finding.kind == "leak" and any(_across(inside, split) for inside in finding.images))
     ]
 
 
-def about_findings(story: ReportData) -> list[Advice]:
-    """What the findings in the data call for."""
-    doubtful = {finding.kind for finding in doubtful_findings(story)}
+def about_findings(report: ReportData) -> list[Advice]:
+    """Return the advice that follows from the findings in the data."""
+    doubtful = {finding.kind for finding in doubtful_findings(report)}
     found = []
     if "leak" in doubtful:
         text = (
-            "Test on images the training has not seen: some of the test images all but repeat training or "
+            "Test on images the training has not seen: some test images are near duplicates of training or "
             "validation images. Keep each burst or place in one split, with a group column or --group-by."
         )
         found.append(Advice(text, 1.0))
     if "groups" in doubtful:
         text = (
-            "Photograph on more occasions, on other days and from other places: some classes come from so few that "
-            "nothing new is left to test them with."
+            "Photograph on more occasions, on other days and at other places: some classes come from so few occasions "
+            "that none is left for testing."
         )
         found.append(Advice(text, 0.9))
-    for finding in story.dataset.findings:
+    for finding in report.dataset.findings:
         if finding.kind in ("label", "small"):
-            share = len(finding.images) / max(1, len(story.dataset.photos))
+            share = len(finding.images) / max(1, len(report.dataset.photos))
             stake = share if finding.kind == "label" else share / 10
             found.append(Advice(f"{finding.message[:1].upper()}{finding.message[1:]}.", stake))
     return found
 
 
 def _across(group: Sequence[str], split: Mapping[str, str]) -> bool:
-    splits = {split[path] for path in group if path in split}  # copies were left out of the data
+    splits = {split[path] for path in group if path in split}  # copies are not in the data
     return "test" in splits and len(splits) > 1

@@ -1,6 +1,6 @@
-"""Charts as SVG to stand inside a page: its letters, and its colours, which follow its light and dark mode.
+"""Matplotlib charts as inline SVG that use the page's font and colours and follow its light and dark mode.
 
-No text of a user's ever gets here: matplotlib would read `$` as mathematics and stumble over scripts its font lacks.
+User text must not be passed to these charts: matplotlib would read `$` as mathematics, and its font lacks some scripts.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE, SQUARE = (4.5, 2.9), (3.4, 3.3)
-"""Inches of 72 CSS pixels: they fit a phone's width without becoming unreadable."""
+"""Figure sizes in inches of 72 CSS pixels, narrow enough to stay readable on a phone."""
 
-# Stand-ins no chart uses otherwise; `as_svg` puts the page's variables in their place.
+# Placeholder colours that no chart uses otherwise; `as_svg` replaces them with the page's CSS variables.
 INK, MUTED, GRID, BLUE, ORANGE = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", BLUE: "blue", ORANGE: "orange"}
 _STYLE = {
@@ -43,14 +43,14 @@ _STYLE = {
 
 
 def style() -> Any:
-    """A context in which matplotlib draws as the page does."""
+    """Return a context manager in which matplotlib uses the page's style."""
     import matplotlib as mpl
 
     return mpl.rc_context(_STYLE)
 
 
 def new_figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    """A figure of so many inches, and its axes."""
+    """Create a figure with one pair of axes, ``size`` inches wide and high."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -60,7 +60,12 @@ def new_figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
 
 
 def as_svg(figure: Figure, alternative: str) -> str:
-    """The figure as an ``svg`` element: no XML prologue, addresses, fonts, or colours of its own."""
+    """Render a figure as an ``svg`` element without XML prologue, URLs, fonts and fixed colours.
+
+    Args:
+        figure: the figure.
+        alternative: text for screen readers.
+    """
     file = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=nothing)
@@ -75,6 +80,6 @@ def as_svg(figure: Figure, alternative: str) -> str:
     svg = re.sub(r"font: ([0-9.]+px)[^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r' id="(?:figure|axes|patch|text|line2d|xtick|ytick|matplotlib|legend|PathColl|FillB)[^"]*"', "", svg)
     svg = re.sub(r"\n\s*", "\n", svg)
-    for stand_in, variable in _VARIABLES.items():
-        svg = svg.replace(stand_in, f"var(--{variable})")
+    for placeholder, variable in _VARIABLES.items():
+        svg = svg.replace(placeholder, f"var(--{variable})")
     return svg

@@ -1,4 +1,4 @@
-"""The pages' templates: whatever text comes into them is escaped, and a name that is missing is an error."""
+"""Jinja environment of the HTML pages: all text is escaped, and an undefined name is an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def environment(*packages: str) -> Environment:
-    """Templates out of the ``templates`` folders of packages, the first that has one by a name."""
+    """Return an environment that reads the ``templates`` folders of packages; the first with a given name wins."""
     from jinja2 import ChoiceLoader, PackageLoader, StrictUndefined, select_autoescape
     from jinja2 import Environment as Templates
 

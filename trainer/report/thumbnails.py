@@ -1,4 +1,4 @@
-"""Images small enough to travel inside the report, whatever they show."""
+"""Images as data URIs, of limited size, to embed in the report."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ import numpy.typing as npt
 from edge_agent.preprocess import Pixels
 
 SIDE = 176
-"""Pixels of the longer side, at most; shown at two thirds of that, so that dense screens stay sharp."""
+"""Maximum length of the longer side, in pixels; displayed at two thirds of that, to be sharp on dense screens."""
 MAX_BYTES = 12_000
-"""Of an image of that side; of smaller ones in proportion. Noise gets a lower quality instead of more room."""
+"""Maximum size of an image with that side, and proportionally less for smaller ones; noisy images get a lower JPEG
+quality instead of more bytes."""
 QUALITIES = (82, 65, 45, 25, 10)
 BLUE, ORANGE = (201, 107, 42), (13, 115, 217)
-"""BGR; the confusion matrix's, as in report.css."""
+"""Colours of the confusion matrix, BGR, as in report.css."""
 
 
 def data_uri(pixels: Pixels, *, channels: Literal["rgb", "bgr"] = "rgb", side: int = SIDE) -> str:
-    """An image as a ``data:`` URI of a JPEG, scaled down to ``side`` pixels.
+    """Encode an image as a ``data:`` URI of a JPEG, scaled down to ``side`` pixels.
 
     Args:
-        pixels: (h, w, 3) uint8, in the order ``channels``.
-        channels: order of the channels.
-        side: longer side of the result, at most.
+        pixels: (h, w, 3) uint8, in the channel order ``channels``.
+        channels: channel order of ``pixels``.
+        side: maximum length of the longer side of the result, in pixels.
     """
     scale = side / max(pixels.shape[:2])
     if scale < 1:
@@ -40,13 +41,13 @@ def data_uri(pixels: Pixels, *, channels: Literal["rgb", "bgr"] = "rgb", side: i
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
-def lit(pixels: Pixels, heat: npt.NDArray[np.float32], *, channels: Literal["rgb", "bgr"] = "rgb") -> Pixels:
-    """The image with what ``heat`` marks in full light and warm, the rest dark and grey.
+def highlighted(pixels: Pixels, heat: npt.NDArray[np.float32], *, channels: Literal["rgb", "bgr"] = "rgb") -> Pixels:
+    """Return the image with the areas marked by ``heat`` bright and warm and the rest dark and grey.
 
     Args:
         pixels: (h, w, 3) uint8.
-        heat: (rows, columns) float32, 0 to 1, of any size.
-        channels: order of the channels of ``pixels`` and of the result.
+        heat: (rows, columns) float32, 0 to 1; scaled to the size of the image.
+        channels: channel order of ``pixels`` and of the result.
 
     Returns:
         (h, w, 3) uint8.
@@ -57,16 +58,19 @@ def lit(pixels: Pixels, heat: npt.NDArray[np.float32], *, channels: Literal["rgb
     warm = np.array((255, 176, 0) if channels == "rgb" else (0, 176, 255), np.float32)
     shown = smooth * pixels + (1 - smooth) * 0.35 * grey
     shown += 0.2 * smooth * (warm - shown)
-    lit_pixels: Pixels = np.clip(shown, 0, 255).astype(np.uint8)
-    return lit_pixels
+    result: Pixels = np.clip(shown, 0, 255).astype(np.uint8)
+    return result
 
 
 def matrix_uri(shares: npt.NDArray[np.float64]) -> str:
-    """A confusion matrix of shares, 0 to 1, as a PNG of one pixel a cell: right answers blue, mistakes orange."""
+    """Encode a (classes, classes) confusion matrix of shares, 0 to 1, as a ``data:`` URI of a PNG.
+
+    One pixel per cell: correct answers are blue, mistakes orange.
+    """
     cells = np.empty((*shares.shape, 4), np.uint8)
     cells[..., :3] = ORANGE
     np.einsum("iij->ij", cells)[:, :3] = BLUE
-    # Square roots: one mistake in a hundred must still be seen.
+    # The square root keeps one mistake in a hundred visible.
     cells[..., 3] = np.round(np.sqrt(np.clip(shares, 0, 1)) * 255)
     data = cv2.imencode(".png", cells)[1].tobytes()
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
