@@ -1,0 +1,84 @@
+"""Record docs/images/dashboard.gif: the dashboard while the agent watches the demo's video.
+
+    edgeloop demo --keep ~/edgeloop-demo
+    python -m docs.dashboard_gif ~/edgeloop-demo
+
+Needs the development environment (make env-dev) and Chromium. Run it from the repository's root.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from deploy.pipelines.demo.broker import embedded_broker
+from tests.support.browser import Browser
+
+OUT = Path(__file__).parent / "images" / "dashboard.gif"
+WIDTH, HEIGHT = 1000, 640
+"""Pixels of the page that are recorded, from the top."""
+SHOWN_WIDTH = 800
+FRAMES, PER_SECOND = 36, 3
+WARM_UP_S = 20.0
+"""Seconds before the recording, so that the curves show something."""
+
+
+def main() -> None:
+    demo = Path(sys.argv[1]).expanduser().resolve()
+    bundle, video = next(demo.rglob("*.edgeloop")), next(demo.rglob("*.avi"))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        settings = {
+            "device": "bench-pi",
+            "bundle": str(bundle),
+            "cameras": {"bench": {"source": str(video), "loop": True}},
+            "mqtt": {"host": "127.0.0.1", "port": stack.enter_context(embedded_broker(folder))},
+            "dashboard": {"port": port},
+            "state": str(folder / "state"),
+        }
+        (folder / "agent.yaml").write_text(yaml.safe_dump(settings))
+        command = [sys.executable, "-m", "edge_agent.cli", "run", "--config", str(folder / "agent.yaml")]
+        agent = stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        stack.callback(agent.terminate)
+        browser = stack.enter_context(Browser(folder / "profile"))
+        browser.send(
+            "Emulation.setDeviceMetricsOverride", width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False
+        )
+        time.sleep(3)
+        browser.open(f"http://127.0.0.1:{port}/")
+        time.sleep(WARM_UP_S)
+        save([screenshot(browser) for _ in range(FRAMES)])
+    print(f"{OUT}: {OUT.stat().st_size / 1e6:.2f} MB")
+
+
+def screenshot(browser: Browser) -> Image.Image:
+    """Take one frame of the recording, at the pace of ``PER_SECOND``."""
+    started = time.monotonic()
+    png = browser.screenshot()
+    time.sleep(max(0.0, 1 / PER_SECOND - (time.monotonic() - started)))
+    with Image.open(io.BytesIO(png)) as page:
+        return page.convert("RGB").resize((SHOWN_WIDTH, round(HEIGHT * SHOWN_WIDTH / WIDTH)), Image.Resampling.LANCZOS)
+
+
+def save(frames: list[Image.Image]) -> None:
+    """Write the animation with one palette for all frames, so that unchanged areas compress."""
+    palette = frames[0].quantize(160, dither=Image.Dither.NONE)
+    shown = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    shown[0].save(
+        OUT, save_all=True, append_images=shown[1:], duration=1000 // PER_SECOND, loop=0, optimize=True, disposal=1
+    )
+
+
+if __name__ == "__main__":
+    main()
