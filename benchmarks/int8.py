@@ -120,7 +120,7 @@ def compare(path: Path, limits: GateLimits, console: Console) -> None:
             print(f"\n{error}")
         else:
             spent["edgeloop convert, testing included"] = time.perf_counter() - start
-            last = converted.judged[-1].rung
+            last = converted.outcomes[-1].rung
             models[f"edgeloop convert: {last.name}, {last.did}"] = open_bundle(bundle).read(MODEL)
         found = scored(run, models, console)
         times = np.array([latencies_ms(list(models.values())) for _ in range(ROUNDS)])

@@ -1,6 +1,6 @@
-"""A run to a bundle: int8, measured on the device's own runtime, packed only when nothing was lost."""
+"""Converts a training run to a bundle: quantized to int8, evaluated with the device's runtime, packed if it passes."""
 
 import os
 
-# TensorFlow prints its start-up notes from C++; only the environment, set before the import, quiets them.
+# TensorFlow logs its startup messages from C++; only this variable, set before the import, silences them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,4 +1,4 @@
-"""The gate: what quantization lost on the frozen test split, judged before anything is packed."""
+"""The gate: checks on the frozen test split that a quantized model must pass before it is packed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from edge_agent.inference.interpreter import Interpreter
 from edge_agent.monitoring.score_counts import ScoreCounter, ScoreCounts
 
 DEFAULT_MAX_DROP = 1.0
-"""Points of accuracy. EfficientNet-Lite0 lost 0.3 and 0.5 in our measurements, 0.7 in Google's; over 1 is broken."""
+"""Points of accuracy. EfficientNet-Lite0 lost 0.3 and 0.5 in our measurements, 0.7 in Google's; above 1 something is
+wrong."""
 DEFAULT_MAX_CLASS_DROP = 10.0
-"""Points of one class's recall. On 100 images of a class two evaluations of like models differ by some 4."""
+"""Points of one class's recall. With 100 images of a class, evaluations of two similar models differ by about 4."""
 ALLOWABLE = ("drop", "class-drop", "agreement", "constant", "slow")
-"""What may be let through by name. Scores that are not numbers may not: no device could act on them."""
-NOISE = 1.05
-"""An int8 model is called slower only above this ratio: two timings of one model differ by a few percent."""
-UNNOTICED_MS = 0.2
-"""Nor by less than this: in a network of microseconds the conversion of the input is all there is to time."""
+"""Checks that `--allow` can override. Scores that are not numbers cannot be allowed: no device could act on them."""
+SLOWER_RATIO = 1.05
+"""A model counts as slower only above this ratio of latencies: two timings of one model differ by a few percent."""
+SLOWER_MS = 0.2
+"""A model counts as slower only by more than this: in a network of microseconds, converting the input dominates."""
 _ROUNDS, _WARM_UP = 40, 5
 
 
 class Refusal(NamedTuple):
-    """Why a model may not be packed: which check, and what it found."""
+    """A failed check: its name and the reason."""
 
     check: str
     reason: str
@@ -38,13 +39,13 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class GateLimits:
-    """What a model may lose.
+    """Limits of the gate.
 
     Attributes:
-        max_drop: points of accuracy.
-        max_class_drop: points of one class's recall.
-        min_agreement: percent of the images on which float and int8 must name the same class.
-        allowed: names of `ALLOWABLE` checks that do not refuse.
+        max_drop: maximum loss of accuracy, in percentage points.
+        max_class_drop: maximum loss of one class's recall, in percentage points.
+        min_agreement: minimum percentage of images on which float and int8 predict the same class.
+        allowed: names of `ALLOWABLE` checks that are overridden.
     """
 
     max_drop: float = DEFAULT_MAX_DROP
@@ -55,15 +56,15 @@ class GateLimits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The float model and the one made of it, scored on the same images by the device's classifier, and timed.
+    """Accuracy and latency of the float model and the converted one, measured on the same images.
 
     Attributes:
-        float32: the float model's scores.
-        model: those of the model to be packed.
-        float_ms: the float model's median inference here, milliseconds.
-        model_ms: that of the model to be packed, measured in turn with it.
-        slow_operations: how many operations of each kind the runtime computes outside its fast path; None for a float
-            model, which nobody expects to be faster than float.
+        float32: evaluation of the float model.
+        model: evaluation of the model to be packed.
+        float_ms: the float model's median latency on this machine, milliseconds.
+        model_ms: median latency of the model to be packed, measured alternately with the float model.
+        slow_operations: number of operations of each kind that the runtime computes outside its fast path; None for a
+            float model, which need not be faster than float.
     """
 
     float32: Evaluation
@@ -79,34 +80,34 @@ class Verdict:
 
     @property
     def agreement(self) -> float:
-        """Share of images on which both name the same class first."""
+        """Share of images on which both models predict the same class."""
         return self.model.agreement(self.float32)
 
     def metrics(self) -> Metrics:
-        """As the bundle records it. Without the times, which would differ from one conversion to the next."""
+        """Return the metrics for the manifest, without latencies, which differ from one conversion to the next."""
         return Metrics(
             images=len(self.model.truth),
             float32=_scored(self.float32),
             model=_scored(self.model),
             agreement=self.agreement,
-            seen=_seen(self.model),
+            seen=_score_counts(self.model),
         )
 
     def refusals(self, limits: GateLimits) -> list[Refusal]:
-        """Everything that speaks against the model, allowed or not."""
+        """Return all failed checks, including allowed ones."""
         if not np.isfinite(self.model.scores).all():
             return [Refusal("not-a-number", "it gives scores that are not numbers")]
         found = []
         if len(self.model.scores) > 1 and (self.model.scores == self.model.scores[0]).all():
             found.append(Refusal("constant", "it gives the same scores for every image"))
-        # The share of one image must not slip through as a rounding error of floats.
+        # The tolerance keeps float rounding from failing a drop that equals the limit.
         if self.drop > limits.max_drop + 1e-9:
             found.append(
                 Refusal(
                     "drop",
-                    f"it recognises {100 * self.model.accuracy:.1f} % of {len(self.model.truth)} test images, float "
-                    f"{100 * self.float32.accuracy:.1f} %: {self.drop:.1f} points lost, {limits.max_drop:g} allowed "
-                    "(--max-drop)",
+                    f"its accuracy on {len(self.model.truth)} test images is {100 * self.model.accuracy:.1f} %, float "
+                    f"has {100 * self.float32.accuracy:.1f} %: {self.drop:.1f} points lost, at most "
+                    f"{limits.max_drop:g} allowed (--max-drop)",
                 )
             )
         found += self._lost_classes(limits.max_class_drop)
@@ -114,16 +115,16 @@ class Verdict:
             found.append(
                 Refusal(
                     "agreement",
-                    f"it names the same class as float on {100 * self.agreement:.1f} % of the test images, "
-                    f"{limits.min_agreement:g} wanted (--min-agreement)",
+                    f"it predicts the same class as float on {100 * self.agreement:.1f} % of the test images, "
+                    f"at least {limits.min_agreement:g} required (--min-agreement)",
                 )
             )
         if self.slow_operations is not None and _slower(self.float_ms, self.model_ms):
             found.append(
                 Refusal(
                     "slow",
-                    f"it takes {self.model_ms:.1f} ms here, float {self.float_ms:.1f} ms{self._why_slow()}; train on "
-                    "efficientnet-lite0 or mobilenet-v2, or pack --method float16",
+                    f"it takes {self.model_ms:.1f} ms here, float {self.float_ms:.1f} ms{self._why_slow()}; train "
+                    "efficientnet-lite0 or mobilenet-v2, or convert with --method float16",
                 )
             )
         return found
@@ -131,7 +132,7 @@ class Verdict:
     def _lost_classes(self, allowed: float) -> list[Refusal]:
         before, after, images = self.float32.recall(), self.model.recall(), self.model.support()
         lost = {label: before[label] - after[label] for label in before}
-        # One image of a class is never enough to say that the class was lost.
+        # A single image never fails a class.
         worst = [
             label
             for label in sorted(lost, key=lambda label: -lost[label])
@@ -147,26 +148,26 @@ class Verdict:
         if not self.slow_operations:
             return ""
         named = ", ".join(f"{count} {kind}" for kind, count in self.slow_operations.most_common(4))
-        return f", because {named} are off the runtime's fast path"
+        return f", because {named} run outside the runtime's fast path"
 
 
 def refused(refusals: Sequence[Refusal], limits: GateLimits) -> list[Refusal]:
-    """Those of the refusals that nobody has allowed."""
+    """Return the refusals that are not allowed by `limits`."""
     return [refusal for refusal in refusals if refusal.check not in limits.allowed]
 
 
 def gate_error(refusals: Sequence[Refusal], what: str) -> GateError:
-    """The error that says so in one line, and what would let the model through."""
+    """Return an error with all reasons in one line, and the options that would allow the model."""
     named = " ".join(f"--allow {one.check}" for one in refusals if one.check in ALLOWABLE)
-    remedy = f"; to pack it all the same: {named}" if all(one.check in ALLOWABLE for one in refusals) else ""
+    remedy = f"; to pack it anyway: {named}" if all(one.check in ALLOWABLE for one in refusals) else ""
     return GateError(f"refused: {what}: {'; '.join(one.reason for one in refusals)}; nothing was written{remedy}")
 
 
 def timed_ms(float32: bytes, model: bytes) -> tuple[float, float]:
-    """Median inference of the float model and of the one made of it, milliseconds, in turn.
+    """Return the median latencies of the float model and the converted one, in milliseconds, measured alternately.
 
-    With the device's default threads; where that says slower, with one thread, and that counts: on a busy machine the
-    threads of the faster model wait for a core more often than they compute.
+    Uses the default number of threads. If the converted model is slower, both are measured again with one thread, and
+    those figures are returned: on a busy machine the threads of the faster model mostly wait for a core.
     """
     float_ms, model_ms = latencies_ms([float32, model])
     if _slower(float_ms, model_ms):
@@ -175,17 +176,17 @@ def timed_ms(float32: bytes, model: bytes) -> tuple[float, float]:
 
 
 def _slower(float_ms: float, model_ms: float) -> bool:
-    return model_ms > max(NOISE * float_ms, float_ms + UNNOTICED_MS)
+    return model_ms > max(SLOWER_RATIO * float_ms, float_ms + SLOWER_MS)
 
 
 def latencies_ms(models: Sequence[bytes], *, threads: int | None = None) -> list[float]:
-    """Median time of one inference of each model, milliseconds.
+    """Return the median latency of one inference of each model, in milliseconds.
 
-    They take turns, so that a machine that slows down does so for all of them.
+    The models take turns, so that a temporary slowdown of the machine affects all of them.
 
     Args:
-        models: ``.tflite`` files.
-        threads: inference threads; the device's default when left out.
+        models: contents of ``.tflite`` files.
+        threads: inference threads; the default number if None.
     """
     loaded = [Interpreter(model, threads=threads) for model in models]
     times = np.empty((_ROUNDS, len(loaded)))
@@ -203,13 +204,13 @@ def latencies_ms(models: Sequence[bytes], *, threads: int | None = None) -> list
     return medians
 
 
-def _seen(evaluation: Evaluation) -> ScoreCounts:
-    counted = ScoreCounter()
+def _score_counts(evaluation: Evaluation) -> ScoreCounts:
+    counter = ScoreCounter()
     for label, score in zip(evaluation.predicted, evaluation.scores.max(axis=1), strict=True):
-        counted.add(evaluation.labels[label], float(score))
-    return counted.now()
+        counter.add(evaluation.labels[label], float(score))
+    return counter.now()
 
 
 def _scored(evaluation: Evaluation) -> Scored:
-    # NaN would make a bundle no reader takes; a model that gives any is refused before.
+    # Readers reject NaN in a manifest; the gate has refused such models before.
     return Scored(evaluation.accuracy, evaluation.recall(), evaluation.calibration_error())

@@ -1,4 +1,4 @@
-"""Reading a run directory, written by the trainer; docs/reference/run.md describes it."""
+"""Reads and checks the run directories that the trainer writes; docs/reference/run.md describes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edge_agent.preprocess import Pixels, PreprocessSpec
 FORMAT = 1
 _FILES = ("labels.txt", "preprocess.json", "split.csv", "run.json")
 SAVED_MODEL = "saved_model"
-"""In place of `model.keras` where the backbone was a SavedModel, which a `.keras` file could only point at."""
+"""Replaces `model.keras` where the backbone was a SavedModel: a `.keras` file would only refer to it."""
 _COLUMNS = {"sha256", "path", "label", "group", "split"}
 
 
@@ -28,7 +28,7 @@ class _Data(msgspec.Struct):
 
 
 class _Record(msgspec.Struct):
-    """What conversion needs of `run.json`."""
+    """The fields of `run.json` that conversion needs."""
 
     format: int
     id: str
@@ -49,7 +49,7 @@ class RunImage:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, and where its images lie now."""
+    """A run directory and the folder that holds its images."""
 
     path: Path
     data: Path
@@ -62,26 +62,26 @@ class Run:
     photos: tuple[RunImage, ...]
 
     def split(self, name: str) -> list[RunImage]:
-        """The images of one split."""
+        """Return the images of one split."""
         return [photo for photo in self.photos if photo.split == name]
 
     def read(self, photos: Iterable[RunImage]) -> Iterator[tuple[Pixels, RunImage]]:
-        """Decode images, each only if it is still the one the run was made with.
+        """Decode images, after checking that each is unchanged since the training.
 
         Yields:
-            (H, W, 3) uint8 BGR, and the row of split.csv it belongs to.
+            (H, W, 3) uint8 BGR pixels and the image's row of split.csv.
 
         Raises:
-            DataError: an image is missing, unreadable or changed since.
+            DataError: an image is missing, unreadable or has changed.
         """
         for photo in photos:
             try:
                 data = read_bytes(self.data / photo.path)
             except ImageError as error:
-                raise DataError(f"{error}. If the images moved, name their folder with --data") from error
+                raise DataError(f"{error}. If the images were moved, give their folder with --data") from error
             if hashlib.sha256(data).hexdigest() != photo.sha256:
                 raise DataError(
-                    f"{self.data / photo.path}: changed since {self.path} was trained; bring it back or train again"
+                    f"{self.data / photo.path}: changed since {self.path} was trained; restore it or train again"
                 )
             yield decode_image(data, self.data / photo.path), photo
 
@@ -91,17 +91,17 @@ def open_run(path: Path, *, data: Path | None = None) -> Run:
 
     Args:
         path: the directory.
-        data: the folder its images lie in now, where they moved since the training.
+        data: folder of its images, if they were moved after training.
 
     Raises:
-        DataError: not a run, or one whose files contradict each other. All problems at once.
+        DataError: not a run directory, or its files contradict each other. Reports all problems at once.
     """
     missing = [name for name in _FILES if not (path / name).is_file()]
     if not (path / "model.keras").is_file() and not (path / SAVED_MODEL).is_dir():
         missing.insert(0, "model.keras")
     if missing:
         raise DataError(
-            f"{path}: not a run directory: {', '.join(missing)} missing; name one that `edgeloop train` made"
+            f"{path}: not a run directory: {', '.join(missing)} missing; give one that `edgeloop train` wrote"
         )
     try:
         record = msgspec.json.decode((path / "run.json").read_bytes(), type=_Record)
@@ -109,13 +109,13 @@ def open_run(path: Path, *, data: Path | None = None) -> Run:
         labels = tuple((path / "labels.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n"))
         photos = _read_split(path / "split.csv")
     except (msgspec.DecodeError, UnicodeDecodeError, csv.Error, OSError) as error:
-        raise DataError(f"{path}: a damaged run: {error}; train again") from error
+        raise DataError(f"{path}: the run is damaged: {error}; train again") from error
     problems = [f"labels.txt: {problem}" for problem in problems_of_labels(labels)]
     if record.format != FORMAT:
-        problems.append(f"run.json: format {record.format}, this edgeloop reads {FORMAT}")
+        problems.append(f"run.json: format {record.format}, this version of edgeloop reads {FORMAT}")
     unknown = sorted({photo.label for photo in photos} - set(labels))
     if unknown:
-        problems.append(f"split.csv: classes that labels.txt lacks: {', '.join(unknown)}")
+        problems.append(f"split.csv: classes missing from labels.txt: {', '.join(unknown)}")
     problems += [
         f"split.csv: no {split} images" for split in ("train", "test") if not any(p.split == split for p in photos)
     ]

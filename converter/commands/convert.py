@@ -21,45 +21,45 @@ from ..gate import ALLOWABLE, DEFAULT_MAX_CLASS_DROP, DEFAULT_MAX_DROP, GateLimi
     type=click.Choice(get_args(Method)),
     default="auto",
     show_default=True,
-    help="auto tries ever more to keep int8 as good as float, until the gate lets it through.",
+    help="auto starts with plain int8 and applies further quantization steps until the model passes the gate.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Folder of images to measure the integer ranges on, best frames of the very camera; by default the run's "
-    "training images.",
+    help="Folder of images to measure the integer ranges on, ideally frames from the deployed camera; by default the "
+    "run's training images.",
 )
 @click.option(
     "--max-drop",
     type=click.FloatRange(0, 100),
     default=DEFAULT_MAX_DROP,
     show_default=True,
-    help="Points of accuracy that may be lost; refused above.",
+    help="Maximum loss of accuracy, in percentage points.",
 )
 @click.option(
     "--max-class-drop",
     type=click.FloatRange(0, 100),
     default=DEFAULT_MAX_CLASS_DROP,
     show_default=True,
-    help="Points of one class's recall that may be lost, a single image aside.",
+    help="Maximum loss of recall of any class, in percentage points; a loss of one image is always accepted.",
 )
 @click.option(
     "--min-agreement",
     type=click.FloatRange(0, 100),
     default=0.0,
     show_default=True,
-    help="Percent of the test images on which float and int8 must name the same class.",
+    help="Minimum percentage of test images on which float and int8 predict the same class.",
 )
 @click.option(
     "--allow",
     type=click.Choice(ALLOWABLE),
     multiple=True,
-    help="Pack although this check refuses; the bundle says so. Can be given several times.",
+    help="Pack the model even if this check fails; the bundle records it. Can be given several times.",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder the run's images lie in, if they moved since training.",
+    help="Folder of the run's images, if they were moved after training.",
 )
 @click.option(
     "--sign",
@@ -79,10 +79,10 @@ def convert_command(
     data: Path | None,
     key: Path | None,
 ) -> None:
-    """Quantize RUN to int8, prove it on the test split, pack it as a bundle.
+    """Quantize RUN to int8, evaluate it on the test split and pack it as a bundle.
 
-    Writes nothing and exits 1 when too much is lost, when the scores are constant or no numbers, and when int8 is
-    slower than float.
+    Writes nothing and exits with status 1 if the model loses too much accuracy, gives constant or non-finite scores,
+    or is slower than float.
     """
     limits = GateLimits(max_drop, max_class_drop, min_agreement, frozenset(allow))
     converted = convert(
@@ -96,22 +96,22 @@ def convert_command(
         key=key,
     )
     Console().print(_table(converted))
-    for one in converted.judged:
+    for one in converted.outcomes:
         click.echo(f"{one.rung.name}: {one.rung.did}")
     click.echo(f"bundle:  {converted.path}")
     click.echo(f"next:    edgeloop predict {converted.path} IMAGE...")
 
 
 def _table(converted: Converted) -> Table:
-    """Every rung climbed, beside float."""
+    """Compare every rung that was tried with float."""
     verdict = converted.verdict
     table = Table(
         "",
         "accuracy",
-        "same answer",
-        "score off by",
+        "agreement",
+        "calibration error",
         "size",
-        "time here",
+        "latency here",
         "",
         title=f"{len(verdict.model.truth)} test images",
     )
@@ -124,7 +124,7 @@ def _table(converted: Converted) -> Table:
         f"{verdict.float_ms:.1f} ms",
         "",
     )
-    for one in converted.judged:
+    for one in converted.outcomes:
         table.add_row(
             one.rung.name,
             f"{100 * one.verdict.model.accuracy:.1f} %",

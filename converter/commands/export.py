@@ -12,24 +12,24 @@ from rich.console import Console
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=click.Choice(["saved_model"]), default="saved_model", show_default=True)
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The server's model directory."
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Model directory of the server."
 )
-@click.option("--name", help="The model's name on the server; the run directory's by default.")
+@click.option("--name", help="Name of the model on the server; by default the name of the run directory.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder the run's images lie in, if they moved since training.",
+    help="Folder of the run's images, if they were moved after training.",
 )
 def export_command(run: Path, kind: str, out: Path, name: str | None, data: Path | None) -> None:  # noqa: ARG001
-    """Write RUN for TensorFlow Serving: JPEG bytes to labels and scores, preprocessing included.
+    """Export RUN for TensorFlow Serving: JPEG bytes in, labels and scores out, preprocessing included.
 
-    Makes OUT/NAME/1/, or the next free number. Writes nothing and exits 1 when the result, in a fresh process,
-    answers otherwise than the run.
+    Creates OUT/NAME/1/, or the next free number. Writes nothing and exits with status 1 if the exported model,
+    loaded in a fresh process, gives other scores than the run.
     """
     from ..tf_serving import export_saved_model
 
     exported = export_saved_model(run, out, console=Console(stderr=True), name=name, data=data)
-    click.echo(f"answers as the run does on {exported.images} test images, to {exported.furthest:.1g} of a score")
+    click.echo(f"checked: {exported.images} test images, scores within {exported.max_difference:.1g} of the run's")
     click.echo(f"model:   {exported.path}")
     click.echo(
         f"next:    tensorflow_model_server --rest_api_port=8501 --model_name={exported.path.parent.name} "

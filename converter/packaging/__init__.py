@@ -1,1 +1,1 @@
-"""A converted model as a bundle: canary images, model card, archive."""
+"""Packs a converted model as a bundle: canary images, model card, archive."""

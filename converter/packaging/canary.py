@@ -1,4 +1,4 @@
-"""Canary images: test images that travel with the model, for the device to prove it with."""
+"""Canary images: test images in the bundle, on which each device runs the canary test of the model."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ from edge_agent.preprocess import halve
 from ..run_reader import Run
 
 CLEAR = 24
-"""Images decided by a clear margin: what a sound device gets right, whatever its arithmetic."""
+"""Number of images classified with a clear margin: every working device gets them right, whatever its arithmetic."""
 CLOSE = 6
-"""Images near the border between two classes: where a slightly different arithmetic shows first."""
+"""Number of images near the border between two classes, where small differences in arithmetic show first."""
 CLEAR_MARGIN = 0.3
-"""Between the two highest scores. The same int8 file differed by up to 0.08 between x86-64 and aarch64."""
+"""Minimum difference between the two highest scores of a clear image. Scores of the same int8 file differed by up to
+0.08 between x86-64 and aarch64."""
 JPEG_QUALITY = 95
 
 
 def choose(scored: Evaluation) -> list[int]:
-    """Places of the images to take: right and clear ones, as many of each class as possible, then the closest calls.
+    """Choose the canary images: clear and correct ones balanced over the classes, then those with the smallest margin.
 
-    A class without a clear image is stood for by its best ones, and one without a right image by a wrong one, so
-    that all classes are there. The same evaluation chooses the same images.
+    A class without a clear image is represented by its best one, and a class without a correct image by a wrong one,
+    so that all classes are present. The choice is deterministic.
 
     Args:
-        scored: of the model in the bundle, on the test split.
+        scored: evaluation of the bundle's model on the test split.
+
+    Returns:
+        Indices of the images in the test split.
     """
     ordered = np.sort(scored.scores, axis=1)
     margins = ordered[:, -1] - ordered[:, -2]
@@ -42,7 +46,7 @@ def choose(scored: Evaluation) -> list[int]:
     queues = [_clear_first(np.flatnonzero(scored.truth == label), sure, share) for label in classes]
     chosen: list[int] = []
     for turn in range(max(len(queue) for queue in queues)):
-        # Beyond one image a class, only clear ones: there is nothing to prove with the others.
+        # After the first image of a class take only clear ones: the others test nothing.
         chosen += [
             queue[turn] for queue in queues if len(queue) > turn and (turn == 0 or sure[queue[turn]] >= CLEAR_MARGIN)
         ]
@@ -54,7 +58,7 @@ def choose(scored: Evaluation) -> list[int]:
 
 
 def _clear_first(places: npt.NDArray[np.intp], sure: npt.NDArray[np.float32], share: int) -> list[int]:
-    """A class's images: ``share`` of them evenly from the clearest to the least clear, then the rest by clearness."""
+    """Order a class's images: ``share`` evenly spaced ones from clearest to least clear, then the rest by margin."""
     ranked = places[np.argsort(-sure[places], kind="stable")]
     clear = int((sure[ranked] >= CLEAR_MARGIN).sum())
     spread = np.linspace(0, clear - 1, min(clear, share)).round().astype(int) if clear else np.empty(0, int)
@@ -63,15 +67,18 @@ def _clear_first(places: npt.NDArray[np.intp], sure: npt.NDArray[np.float32], sh
 
 
 def canaries(run: Run, places: Sequence[int], classifier: Classifier) -> tuple[dict[str, bytes], list[CanaryImage]]:
-    """The images as files, and the scores this model gives them here.
+    """Encode the canary images and compute their expected scores on this machine.
 
-    Images much larger than the input are halved first, by the device's own code: the bundle stays
-    small, and the scores are those of the very file that travels.
+    Images much larger than the input are first halved with the device's code, which keeps the bundle small. The scores
+    are those of the encoded file.
 
     Args:
-        run: whose test split they are from.
-        places: of the images in that split.
-        classifier: the model in the bundle.
+        run: run with the test split.
+        places: indices of the images in the test split.
+        classifier: classifier with the bundle's model.
+
+    Returns:
+        JPEG files by their names in the bundle, and the expected scores of each.
     """
     test = run.split("test")
     files, expected = {}, []

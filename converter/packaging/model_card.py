@@ -1,4 +1,4 @@
-"""`card.md`: what a person should know before using the model."""
+"""The model card `card.md`: what users should know about the model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _WORST = 5
 
 
 def card(manifest: Manifest, run: Run, confused: list[tuple[str, str, int]]) -> str:
-    """The card as Markdown.
+    """Return the model card as Markdown.
 
     Args:
-        manifest: of the bundle.
-        run: it was made of.
-        confused: class, what it was taken for, how often: the mistakes of the model on the test split.
+        manifest: manifest of the bundle.
+        run: run the model was converted from.
+        confused: misclassifications on the test split: class, class it was misclassified as, number of images.
     """
     metrics, provenance = manifest.metrics, manifest.provenance
     height, width = manifest.preprocess.size
@@ -24,43 +24,43 @@ def card(manifest: Manifest, run: Run, confused: list[tuple[str, str, int]]) -> 
     lines = [
         f"# {manifest.name} {manifest.version}",
         "",
-        f"Tells {len(run.labels)} classes apart in one camera frame: {', '.join(run.labels)}.",
+        f"Classifies camera frames into {len(run.labels)} classes: {', '.join(run.labels)}.",
         "",
         f"- Network: {provenance.backbone}, {manifest.precision}, input {height}x{width} ({manifest.preprocess.fit})",
         f"- Trained on {len(run.split('train'))} images (run {provenance.run})",
-        f"- Tested on {metrics.images} images it never saw",
-        f"- Recognises {_percent(metrics.model.accuracy)} of those, {_percent(metrics.float32.accuracy)} in float",
-        f"- Names the same class as in float on {_percent(metrics.agreement)} of them",
-        f"- Scores are off by {_percent(metrics.model.calibration_error)} on average",
-        *([f"- Weakest class: {weakest}, {_percent(after[weakest])}"] if after[weakest] < 1 else []),
-        "- Names one of these classes whatever it sees; below the thresholds the agent says `unknown`",
-        *([f"- Packed although refused for: {', '.join(provenance.overridden)}"] if provenance.overridden else []),
+        f"- Tested on {metrics.images} images that were not used for training",
+        f"- Accuracy {_percent(metrics.model.accuracy)} (float model: {_percent(metrics.float32.accuracy)})",
+        f"- Predicts the same class as the float model on {_percent(metrics.agreement)} of the test images",
+        f"- Calibration error {_percent(metrics.model.calibration_error)}",
+        *([f"- Weakest class: {weakest}, recall {_percent(after[weakest])}"] if after[weakest] < 1 else []),
+        "- Always predicts one of these classes; below the score thresholds the agent reports `unknown`",
+        *([f"- Packed despite failed checks: {', '.join(provenance.overridden)}"] if provenance.overridden else []),
         "",
         "## Classes",
         "",
-        "| class | recognised, float | here |",
+        "| class | recall, float | recall, this model |",
         "| --- | --- | --- |",
         *(f"| {_cell(label)} | {_percent(before.get(label))} | {_percent(after.get(label))} |" for label in run.labels),
         "",
     ]
     if confused:
-        lines += ["## Where it fails", "", "| class | taken for | images |", "| --- | --- | --- |"]
-        lines += [f"| {_cell(label)} | {_cell(taken)} | {count} |" for label, taken, count in confused[:_WORST]]
+        lines += ["## Most frequent errors", "", "| class | misclassified as | images |", "| --- | --- | --- |"]
+        lines += [f"| {_cell(label)} | {_cell(predicted)} | {count} |" for label, predicted, count in confused[:_WORST]]
         lines.append("")
-    lines += ["## How it was made", "", *_made(manifest), ""]
+    lines += ["## Conversion", "", *_conversion(manifest), ""]
     return "\n".join(lines)
 
 
-def _made(manifest: Manifest) -> list[str]:
+def _conversion(manifest: Manifest) -> list[str]:
     provenance = manifest.provenance
-    seen = provenance.calibration
+    calibration = provenance.calibration
     lines = [f"Converted by {provenance.converter}."]
-    if seen:
-        kind = "training images" if seen.source == "train" else "images of one's own"
-        lines.append(f"Integer ranges measured on {seen.images} {kind}.")
+    if calibration:
+        kind = "training images" if calibration.source == "train" else "images from a separate folder"
+        lines.append(f"Integer ranges measured on {calibration.images} {kind}.")
     lines += [
         "",
-        "| rung | what was done | size | accuracy | same answer as float | |",
+        "| rung | quantization step | size | accuracy | agreement with float | |",
         "| --- | --- | --- | --- | --- | --- |",
         *(
             f"| {rung.name} | {_cell(rung.did)} | {rung.bytes / 1e6:.2f} MB | {_percent(rung.accuracy)} | "

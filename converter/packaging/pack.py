@@ -1,4 +1,4 @@
-"""Model, labels, figures and canary images put together as a bundle."""
+"""Assembles a bundle from the model, its labels, metrics and canary images."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MIN_AGENT = "0.1"
 
 @dataclass(frozen=True)
 class Packed:
-    """What goes into a bundle.
+    """Contents of a bundle.
 
     Attributes:
-        model: the ``.tflite``.
-        verdict: what the gate measured of it.
-        rungs: every rung climbed, with its verdict and whether it passed.
-        calibration: what the ranges were measured on; None for a float model.
-        overridden: names of the checks that refused it and were allowed.
+        model: the ``.tflite`` file.
+        verdict: the gate's measurements of the model.
+        rungs: every rung that was tried, with its verdict and whether it passed.
+        calibration: record of the images the ranges were measured on; None for a float model.
+        overridden: names of the failed checks that were allowed.
     """
 
     model: bytes
@@ -49,10 +49,10 @@ class Packed:
 
 
 def parse_name(path: Path) -> tuple[str, str]:
-    """Name and version out of ``NAME-VERSION.edgeloop``.
+    """Parse name and version from ``NAME-VERSION.edgeloop``.
 
     Raises:
-        ConfigError: the file is not called so.
+        ConfigError: the file name has another form.
     """
     name, _, number = path.stem.rpartition("-")
     try:
@@ -61,19 +61,19 @@ def parse_name(path: Path) -> tuple[str, str]:
         parsed = None
     if parsed is None or path.suffix != ".edgeloop":
         raise ConfigError(
-            f"{path.name}: a bundle is called NAME-VERSION.edgeloop, such as birds-3.edgeloop or door-1.2.edgeloop "
-            "(name: small letters, digits, - and _; version: numbers and dots)"
+            f"{path.name}: expected NAME-VERSION.edgeloop, such as birds-3.edgeloop or door-1.2.edgeloop "
+            "(name: lowercase letters, digits, - and _; version: numbers and dots)"
         )
     return parsed
 
 
 def pack(out: Path, run: Run, packed: Packed, *, key: Path | None = None) -> str:
-    """Write the bundle of a run's converted model; returns its digest.
+    """Write the bundle of a run's converted model and return its digest.
 
     Args:
         out: the file, called NAME-VERSION.edgeloop.
-        run: the run it comes from.
-        packed: what was made of it.
+        run: the run that was converted.
+        packed: contents of the bundle.
         key: SSH key to sign it with.
     """
     name, number = parse_name(out)
@@ -86,7 +86,7 @@ def pack(out: Path, run: Run, packed: Packed, *, key: Path | None = None) -> str
         format=FORMAT,
         name=name,
         version=number,
-        # The training's time, so that packing the same run twice gives the same bytes.
+        # The time of the training, so that packing the same run twice gives the same bytes.
         created=run.created,
         min_agent=MIN_AGENT,
         labels_sha256=hashlib.sha256(labels).hexdigest(),

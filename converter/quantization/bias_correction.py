@@ -1,4 +1,4 @@
-"""Bias correction: what rounding the weights adds to a layer's output on average is taken off its bias.
+"""Bias correction: subtracts from each layer's bias the mean error that rounding its weights adds to its output.
 
 After Nagel et al. 2019 (arXiv:1906.04721), section 4.2, with the mean inputs measured on images.
 """
@@ -16,17 +16,17 @@ from ..tflite.graph import LAYERS, Graph, Operation
 from .observers import activations
 
 SAME = 0
-"""`Padding` of the TFLite schema: zeros around, so that a stride of 1 keeps the size."""
+"""`Padding` of the TFLite schema: zero padding such that a stride of 1 keeps the size."""
 
 
 def corrected(model: bytes, quantized: bytes, pixels: Pixels, *, advance: Callable[[], object] = lambda: None) -> bytes:
-    """The float model with biases that make up for the rounding of its weights, to be quantized anew.
+    """Return the float model with biases that compensate the rounding of its weights, to be quantized again.
 
     Args:
         model: the float32 ``.tflite``.
-        quantized: the int8 model made of it.
-        pixels: (images, height, width, 3) uint8, to measure mean inputs on.
-        advance: called after each.
+        quantized: the int8 model quantized from it.
+        pixels: (images, height, width, 3) uint8, images to measure the mean inputs on.
+        advance: called after each image.
     """
     graph, rounded = Graph(model), Graph(quantized)
     layers = [one for one in graph.operations if one.kind in LAYERS and not graph.is_constant(one.inputs[0])]
@@ -34,7 +34,7 @@ def corrected(model: bytes, quantized: bytes, pixels: Pixels, *, advance: Callab
     sums = [np.zeros(graph.shape(name), np.float64) for name in names]
     for values in activations(model, names, pixels):
         for total, value in zip(sums, values, strict=True):
-            total += value  # noqa: PLW2901  in place, as meant
+            total += value  # noqa: PLW2901  adds in place
         advance()
     twins = rounded.makers()
     for layer, total in zip(layers, sums, strict=True):
@@ -48,7 +48,7 @@ def corrected(model: bytes, quantized: bytes, pixels: Pixels, *, advance: Callab
 def _mean_output(
     layer: Operation, weights: npt.NDArray[np.float32], mean: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """The mean over all places of what a layer with these weights and no bias makes of an input: (channels,).
+    """Return the mean output per channel, over all positions, of a layer with these weights and no bias: (channels,).
 
     A layer is linear, so the mean output over images is its output for the mean input.
     """
@@ -63,7 +63,7 @@ def _mean_output(
 
 
 def _mean_taps(layer: Operation, kernel: tuple[int, ...], image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """What each place of the kernel sees on average over the places it is laid on: (kernel h, kernel w, channels)."""
+    """Return the mean input at each kernel position, over all output positions: (kernel h, kernel w, channels)."""
     options = layer.raw.builtinOptions
     strides = (options.strideH, options.strideW)
     spread = (options.dilationHFactor or 1, options.dilationWFactor or 1)
@@ -80,6 +80,8 @@ def _mean_taps(layer: Operation, kernel: tuple[int, ...], image: npt.NDArray[np.
     taps = np.empty((*kernel, image.shape[2]))
     for row, column in np.ndindex(*kernel):
         top, left = row * spread[0], column * spread[1]
-        seen = image[top : top + counts[0] * strides[0] : strides[0], left : left + counts[1] * strides[1] : strides[1]]
-        taps[row, column] = seen[: counts[0], : counts[1]].mean(axis=(0, 1))
+        inputs = image[
+            top : top + counts[0] * strides[0] : strides[0], left : left + counts[1] * strides[1] : strides[1]
+        ]
+        taps[row, column] = inputs[: counts[0], : counts[1]].mean(axis=(0, 1))
     return taps

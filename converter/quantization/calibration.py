@@ -1,4 +1,4 @@
-"""The representative dataset: the images whose activations set the integer ranges, as many as it takes."""
+"""The representative dataset: images whose activations determine the integer ranges."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ from .observers import Ranges, activations, extremes, widest
 
 SEED = 0
 SPLIT = "train"
-FIRST = 64
-"""Images looked at before the first look at whether their ranges have settled."""
-MOST = 512
-"""EfficientNet-Lite0's ranges settle at 128 images; Google's guides take 100 to 500."""
-SETTLED = 0.02
-"""Doubling the images widens the ranges by less than this share of their width, on average over the tensors."""
-ALIKE = 4.0
-"""Levels of 255 by which images differ from their mean, on average; a fixed camera's noise is 1 to 3."""
+FIRST_CHECK = 64
+"""Number of images before the first check whether the ranges have converged."""
+MAX_IMAGES = 512
+"""EfficientNet-Lite0's ranges converge at 128 images; Google's guides use 100 to 500."""
+MAX_GROWTH = 0.02
+"""The ranges have converged when doubling the images widens them by at most this share of their width, averaged over
+the tensors."""
+MIN_SPREAD = 4.0
+"""Mean difference of the images from their mean, in levels of 255, below which they count as nearly the same; the noise
+of a fixed camera is 1 to 3."""
 
 
 Frame: TypeAlias = tuple[Pixels, str, str]
@@ -40,14 +42,14 @@ Frame: TypeAlias = tuple[Pixels, str, str]
 
 @dataclass(frozen=True, eq=False)
 class Representative:
-    """What the ranges were measured on, and the ranges.
+    """The calibration images and the ranges measured on them.
 
     Attributes:
         pixels: (images + 2, height, width, 3) uint8 in the model's channel order. The first two are all black and all
-            white: a night and a lamp, which every camera sees some day.
+            white, because every camera sees darkness and glare at some time.
         ranges: lowest and highest value of each of the float model's activations over all of them.
-        record: what the bundle says about them.
-        spread: mean difference of the images from their mean, levels of 255.
+        record: description of the images for the manifest.
+        spread: mean difference of the images from their mean, in levels of 255.
     """
 
     pixels: Pixels
@@ -57,9 +59,9 @@ class Representative:
 
 
 def choose(photos: Iterable[RunImage], count: int, seed: int) -> list[RunImage]:
-    """Draw up to ``count`` images, as many of each class as possible; so does every beginning of the list.
+    """Draw up to ``count`` images, balanced over the classes, as is every prefix of the list.
 
-    The same seed draws the same ones.
+    The same seed draws the same images.
     """
     by_class = defaultdict(list)
     for photo in sorted(photos, key=lambda photo: photo.sha256):
@@ -75,24 +77,24 @@ def choose(photos: Iterable[RunImage], count: int, seed: int) -> list[RunImage]:
 
 
 def of_run(run: Run) -> Generator[Frame, None, None]:
-    """Images of the run's training split, balanced over the classes."""
-    for frame, photo in run.read(choose(run.split(SPLIT), MOST, SEED)):
+    """Yield images of the run's training split, balanced over the classes."""
+    for frame, photo in run.read(choose(run.split(SPLIT), MAX_IMAGES, SEED)):
         yield frame, photo.label, photo.sha256
 
 
 def of_folder(folder: Path, say: Callable[[str], object]) -> Generator[Frame, None, None]:
-    """Images anywhere in a folder, such as frames of the very camera, in random order.
+    """Yield the images of a folder and its subfolders in random order, such as frames from the deployed camera.
 
-    Files of other kinds are passed over; images that cannot be read are named and left out.
+    Other files are ignored; unreadable images are reported through `say` and skipped.
 
     Raises:
-        DataError: there are none.
+        DataError: the folder has no images.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
-        raise DataError(f"{folder}: no images in there to calibrate on; give a folder with a few dozen or more")
+        raise DataError(f"{folder}: no images to calibrate on; give a folder with a few dozen or more")
     random.Random(SEED).shuffle(paths)  # noqa: S311
-    return _readable(paths[:MOST], say)
+    return _readable(paths[:MAX_IMAGES], say)
 
 
 def _readable(paths: Iterable[Path], say: Callable[[str], object]) -> Generator[Frame, None, None]:
@@ -101,7 +103,7 @@ def _readable(paths: Iterable[Path], say: Callable[[str], object]) -> Generator[
             data = read_bytes(path)
             frame = decode_image(data, path)
         except ImageError as error:
-            say(f"not calibrated on: {one_line(error)}")
+            say(f"skipped for calibration: {one_line(error)}")
         else:
             yield frame, "", hashlib.sha256(data).hexdigest()
 
@@ -114,17 +116,17 @@ def calibrate(
     source: str = SPLIT,
     advance: Callable[[], object] = lambda: None,
 ) -> Representative:
-    """Measure ranges on more and more images until they have settled or there are no more.
+    """Measure ranges on an increasing number of images until they converge or the images run out.
 
     Args:
         model: the float32 ``.tflite``.
-        spec: how frames become its input.
-        frames: images, balanced from the first on.
-        source: what the record says they are.
-        advance: called after each.
+        spec: preprocessing of the frames.
+        frames: images; every prefix is balanced over the classes.
+        source: source of the images for the record.
+        advance: called after each image.
 
     Raises:
-        DataError: not one image could be read.
+        DataError: none of the images could be read.
     """
     names = Graph(model).activations
     pixels = [np.full(spec.shape, level, np.uint8) for level in (0, 255)]
@@ -139,30 +141,30 @@ def calibrate(
             yield pixels[-1]
             advance()
 
-    seen: list[list[tuple[float, float]]] = []
-    goal, growth = FIRST, 1.0
+    measured: list[list[tuple[float, float]]] = []
+    goal, growth = FIRST_CHECK, 1.0
     for values in activations(model, names, prepared()):
-        seen.append(extremes(values))
+        measured.append(extremes(values))
         if len(hashes) == goal:
-            growth, goal = _growth(np.array(seen)), 2 * goal
-            if growth <= SETTLED:
+            growth, goal = _growth(np.array(measured)), 2 * goal
+            if growth <= MAX_GROWTH:
                 break
     if not hashes:
-        raise DataError("not one of the images to calibrate on can be read; what is wrong with each stands above")
+        raise DataError("none of the calibration images can be read; the reason for each is printed above")
     record = Calibration(
         images=len(hashes),
         per_class=dict(sorted(Counter(filter(None, labels)).items())),
         seed=SEED,
         source=source,
-        growth=round(_growth(np.array(seen)), 4),
+        growth=round(_growth(np.array(measured)), 4),
         fingerprint=hashlib.sha256("".join(hashes).encode()).hexdigest(),
     )
     stack = np.stack(pixels)
-    return Representative(stack, widest(names, seen), record, _spread(stack[2:]))
+    return Representative(stack, widest(names, measured), record, _spread(stack[2:]))
 
 
 def _growth(extremes: npt.NDArray[np.float64]) -> float:
-    """How much wider ranges are than on the first half of the images, as a share of their width, mean of the tensors.
+    """Return how much the second half of the images widens the ranges, as a share of their width, mean of the tensors.
 
     Args:
         extremes: (images, tensors, 2), lowest and highest value.

@@ -1,9 +1,9 @@
-"""Cross-layer equalisation: channels brought to like ranges, so that one scale fits all of them.
+"""Cross-layer equalization: gives the channels of a tensor similar ranges, so that one scale suits all of them.
 
-After Nagel et al. 2019 (arXiv:1906.04721), section 4.1. Where everything between some layers only adds, averages or
-cuts at zero, a channel may be divided by any positive number in front and multiplied by it behind, and the network
-computes the same. In networks with linear bottlenecks, such as EfficientNet and MobileNet, that is the whole residual
-stream of a stage.
+After Nagel et al. 2019 (arXiv:1906.04721), section 4.1. Where the operations between some layers only add, average or
+clip at zero, a channel can be divided by a positive factor where it is computed and multiplied by it where it is read
+without changing the network's output. In networks with linear bottlenecks, such as EfficientNet and MobileNet, this
+applies to the whole residual stream of a stage.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ..tflite.graph import LAYERS, Graph, Operation
 from .observers import activations
 
 LIMIT = 16.0
-"""Largest factor either way: beyond it a channel that is all but dead would be blown up."""
+"""Largest factor in either direction; larger ones would amplify channels that are almost always zero."""
 
 _HOMOGENEOUS = {"NONE", "RELU"}
 _PASSING = {"ADD", "RELU", "MAX_POOL_2D", "AVERAGE_POOL_2D", "MEAN", "PAD"}
 
 
-def equalised(model: bytes, pixels: Pixels, *, advance: Callable[[], object] = lambda: None) -> bytes | None:
-    """The same float model with its channels brought to like ranges; None where no channels are free to be scaled.
+def equalized(model: bytes, pixels: Pixels, *, advance: Callable[[], object] = lambda: None) -> bytes | None:
+    """Return the float model with equalized channels, or None if it has no channels that can be scaled.
 
     Args:
         model: the float32 ``.tflite``.
-        pixels: (images, height, width, 3) uint8, to measure channels on.
-        advance: called after each.
+        pixels: (images, height, width, 3) uint8, images to measure the channels on.
+        advance: called after each image.
     """
     graph = Graph(model)
     streams = _streams(graph)
@@ -49,7 +49,7 @@ def equalised(model: bytes, pixels: Pixels, *, advance: Callable[[], object] = l
 
 
 def _streams(graph: Graph) -> list[frozenset[str]]:
-    """Sets of tensors whose channels can be scaled together: made by layers, read by layers, and passed on between."""
+    """Return sets of tensors whose channels can be scaled together: written by layers, passed on, read by layers."""
     group: dict[str, frozenset[str]] = {name: frozenset([name]) for name in graph.activations}
     for operation in graph.operations:
         if _passes(graph, operation):
@@ -72,12 +72,12 @@ def _streams(graph: Graph) -> list[frozenset[str]]:
 
 
 def _passes(graph: Graph, operation: Operation) -> bool:
-    """True where scaling the channels of all its inputs scales those of its output alike."""
+    """Return True if scaling the channels of all inputs scales the channels of the output equally."""
     if operation.kind not in _PASSING or operation.activation not in _HOMOGENEOUS:
         return False
     given = [name for name in operation.inputs if not graph.is_constant(name)]
     channels = {graph.shape(name)[-1] for name in (*given, operation.output)}
-    # An added constant would have to be scaled, too; a mean over channels would mix them.
+    # An added constant would have to be scaled as well; a mean over channels would mix them.
     return len(channels) == 1 and (operation.kind != "ADD" or len(given) == 2)
 
 
@@ -86,14 +86,14 @@ def _reads_channels(graph: Graph, operation: Operation) -> bool:
 
 
 def _scale(graph: Graph, stream: frozenset[str], peaks: npt.NDArray[np.float32]) -> None:
-    """Divide each channel by a factor where it is made, multiply by it where it is read."""
+    """Divide each channel by a factor where it is computed and multiply it by the factor where it is read."""
     reading = [one for one in graph.operations if one.kind in LAYERS and one.inputs[0] in stream]
     making = [one for one in graph.operations if one.kind in LAYERS and one.output in stream]
     used = np.max(
         [np.abs(graph.constant(one.inputs[1])).reshape(-1, len(peaks)).max(axis=0) for one in reading], axis=0
     )
     alive = (peaks > 0) & (used > 0)
-    # Half of the way: what the activations gain in evenness, the weights that read them lose.
+    # The square root balances both sides: a factor evens out the activations but spreads the weights that read them.
     factors = np.where(alive, np.sqrt(np.where(alive, peaks, 1) / np.where(alive, used, 1)), 1)
     factors = np.where(alive, factors / np.exp(np.log(factors[alive]).mean()), 1) if alive.any() else factors
     factors = np.clip(factors, 1 / LIMIT, LIMIT).astype(np.float32)
@@ -105,6 +105,6 @@ def _scale(graph: Graph, stream: frozenset[str], peaks: npt.NDArray[np.float32])
         if bias is not None:
             graph.set_constant(one.output, 2, bias / factors)
     for one in graph.operations:
-        # Looked up anew: a layer between two streams was just changed where it makes the first.
+        # Iterate again: a layer between two streams was just changed as a writer of this one.
         if one.kind in LAYERS and one.inputs[0] in stream:
             graph.set_constant(one.output, 1, graph.constant(one.inputs[1]) * factors)

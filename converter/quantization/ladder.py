@@ -1,7 +1,7 @@
-"""The ladder: what can be done for a network that plain int8 hurts, the cheapest first.
+"""The ladder: quantization steps for networks that lose too much with plain int8, in order of cost.
 
-Each rung starts from what has helped so far. Whether it helps is measured by how far the int8 scores are from those of
-the float model, on validation images: the test split judges, it does not choose.
+Each rung builds on the rungs that helped before. A rung helps if it reduces the divergence of the int8 scores from the
+scores of the float model on validation images: the test split is used only for the verdict, not for choosing.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from .range_clipping import clipped
 from .sensitivity import by_damage, layers
 
 SWEEP = 24
-"""Images a layer's damage is measured on. The layers' order hardly changes beyond, and each costs a second or two."""
+"""Number of images used to measure each layer's sensitivity. More hardly change the order of the layers, and each
+costs a second or two."""
 
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
-"""Shows a progress bar: what is done, and in how many steps."""
+"""Shows a progress bar, given a description and the number of steps."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One model to be judged: its rung's name, what was done for it, the ``.tflite``, and what its weights are."""
+    """One candidate model: name of the rung, description of the step, ``.tflite`` file and precision of the weights."""
 
     name: str
     did: str
@@ -44,7 +45,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class _State:
-    """What int8 is made of: the float model, the ranges of its activations, and the tensors left in float."""
+    """Inputs of the quantization: float model, ranges of its activations and tensors left in float."""
 
     model: bytes
     ranges: Ranges
@@ -56,31 +57,32 @@ class _State:
 
 def rungs(
     model: bytes,
-    seen: Representative,
-    watch: Callable[[], Pixels],
+    representative: Representative,
+    validation: Callable[[], Pixels],
     *,
     observe: Callable[[bytes], Ranges],
-    learn: Callable[[Advance], bytes] | None,
+    fine_tune: Callable[[Advance], bytes] | None,
     bar: Bar,
     say: Callable[[str], object],
 ) -> Iterator[Rung]:
-    """Models to judge, each made when it is asked for.
+    """Yield candidate models, each built only when it is requested.
 
     Args:
         model: the float32 ``.tflite``.
-        seen: the representative dataset.
-        watch: gives images (n, height, width, 3) uint8 to measure on whether a rung helps; not called for the first.
+        representative: the representative dataset.
+        validation: returns images (n, height, width, 3) uint8 to measure divergence on; not called for the first rung.
         observe: measures the ranges of a changed float model on the representative dataset.
-        learn: fine-tunes the run's network for int8 and gives it as float32 ``.tflite``; None where it cannot.
+        fine_tune: fine-tunes the run's network for int8 and returns it as float32 ``.tflite``; None if the run has no
+            Keras network.
         bar: shows progress.
-        say: tells of a rung that did not help.
+        say: prints a message about a rung that did not help.
     """
-    pixels = seen.pixels
-    state = _State(model, seen.ranges)
+    pixels = representative.pixels
+    state = _State(model, representative.ranges)
     plain = state.quantized()
     yield Rung("int8", "static int8, per channel", plain)
-    watched = watch()
-    distance = _Distance(model, watched)
+    images = validation()
+    distance = _Distance(model, images)
     least = distance(plain)
 
     def helps(name: str, tried: _State) -> bytes | None:
@@ -88,22 +90,22 @@ def rungs(
         made = tried.quantized()
         found = distance(made)
         if not found < least:
-            say(f"{name}: no closer to float (divergence {least:.2g} -> {found:.2g}), left out")
+            say(f"{name}: skipped, not closer to float (divergence {least:.2g} -> {found:.2g})")
             return None
         state, least = tried, found
         return made
 
-    with bar("Better ranges", len(pixels)) as advance:
+    with bar("Range clipping", len(pixels)) as advance:
         ranges = clipped(state.model, state.ranges, pixels, advance=advance)
     if made := helps("ranges", replace(state, ranges=ranges)):
         yield Rung("ranges", "ranges with the least squared error", made)
 
-    with bar("Cross-layer equalisation", len(pixels)) as advance:
-        even = cross_layer_equalization.equalised(state.model, pixels, advance=advance)
+    with bar("Cross-layer equalization", len(pixels)) as advance:
+        even = cross_layer_equalization.equalized(state.model, pixels, advance=advance)
     if even is None:
-        say("equalise: this network has no channels that can be scaled freely, left out")
+        say("equalise: skipped, this network has no channels that can be scaled freely")
     elif made := helps("equalise", _State(even, observe(even))):
-        yield Rung("equalise", "channels brought to like ranges", made)
+        yield Rung("equalise", "cross-layer equalization of channel ranges", made)
 
     with bar("Bias correction", len(pixels)) as advance:
         unbiased = bias_correction.corrected(state.model, state.quantized(), pixels, advance=advance)
@@ -111,9 +113,9 @@ def rungs(
         yield Rung("bias", "biases corrected for rounded weights", made)
 
     among = layers(state.model)
-    with bar("Which layers suffer", len(among)) as advance:
-        near = _Distance(model, watched[:SWEEP])
-        worst = [layer for layer, _ in by_damage(state.model, state.ranges, near, among=among, advance=advance)]
+    with bar("Layer sensitivity", len(among)) as advance:
+        sweep = _Distance(model, images[:SWEEP])
+        worst = [layer for layer, _ in by_damage(state.model, state.ranges, sweep, among=among, advance=advance)]
     count = 1
     while count <= len(among) // 2:
         chosen = worst[:count]
@@ -122,31 +124,31 @@ def rungs(
         yield Rung("mixed", f"left in float: {named}", mixed.quantized())
         count *= 2
 
-    if learn is None:
-        say("qat: this run has no Keras network to fine-tune, left out")
+    if fine_tune is None:
+        say("qat: skipped, this run has no Keras network to fine-tune")
         return
     with bar("Quantization-aware fine-tuning", qat.STEPS) as advance:
-        learnt = learn(advance)
-    tries = [_State(learnt, ranges := observe(learnt)), _State(learnt, clipped(learnt, ranges, pixels))]
+        tuned = fine_tune(advance)
+    tries = [_State(tuned, ranges := observe(tuned)), _State(tuned, clipped(tuned, ranges, pixels))]
     if made := helps("qat", min(tries, key=lambda tried: distance(tried.quantized()))):
-        yield Rung("qat", f"fine-tuned with rounded values for {qat.STEPS} steps", made)
+        yield Rung("qat", f"quantization-aware fine-tuning for {qat.STEPS} steps", made)
 
 
 class _Distance:
-    """How far a model's scores are from the float model's on some images: mean Kullback-Leibler divergence, nats."""
+    """Mean Kullback-Leibler divergence, in nats, of a model's scores from the float model's on some images."""
 
     def __init__(self, model: bytes, pixels: Pixels) -> None:
         self._pixels = pixels
-        self._wanted = _scores(model, pixels)
+        self._expected = _scores(model, pixels)
 
     def __call__(self, model: bytes) -> float:
         least = 1e-7
-        wanted, given = np.clip(self._wanted, least, 1), np.clip(_scores(model, self._pixels), least, 1)
-        return float((wanted * np.log(wanted / given)).sum(axis=1).mean())
+        expected, actual = np.clip(self._expected, least, 1), np.clip(_scores(model, self._pixels), least, 1)
+        return float((expected * np.log(expected / actual)).sum(axis=1).mean())
 
 
 def _scores(model: bytes, pixels: Pixels) -> npt.NDArray[np.float32]:
-    """(images, classes) of images that are prepared already; uint8 and float32 inputs both hold levels."""
+    """Return the scores (images, classes) of preprocessed images; uint8 and float32 inputs both hold pixel levels."""
     found = []
     with Interpreter(model) as loaded:
         for image in pixels:

@@ -1,4 +1,4 @@
-"""What a float model's tensors hold on real images: the measurements that integer ranges are chosen by."""
+"""Observers: measure the values of a float model's tensors on images, from which integer ranges are chosen."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..tflite.graph import Graph
 
 Values: TypeAlias = npt.NDArray[np.float32]
 Ranges: TypeAlias = dict[str, tuple[float, float]]
-"""Lowest and highest real value that a tensor's integers stand for, by the tensor's name."""
+"""Lowest and highest real value that a tensor's integers represent, by the tensor's name."""
 
 
 def activations(model: bytes, names: Sequence[str], pixels: Iterable[Pixels]) -> Iterator[list[Values]]:
-    """The values of a model's inner tensors, image by image.
+    """Yield the values of a model's inner tensors, image by image.
 
     Args:
         model: a ``.tflite`` file with a float32 input of pixel levels.
-        names: of its tensors.
+        names: names of the tensors.
         pixels: (height, width, 3) uint8 each, in the model's channel order.
 
     Yields:
-        One float32 array a name.
+        One float32 array per name.
     """
     graph, interpreter = Graph(model), _interpreter(model)
     (given,) = interpreter.get_input_details()
@@ -41,19 +41,19 @@ def activations(model: bytes, names: Sequence[str], pixels: Iterable[Pixels]) ->
 
 
 def observed_ranges(model: bytes, pixels: Iterable[Pixels]) -> Ranges:
-    """Lowest and highest value of each activation over some images."""
+    """Return the lowest and highest value of each activation over some images."""
     names = Graph(model).activations
     return widest(names, [extremes(values) for values in activations(model, names, pixels)])
 
 
 def extremes(values: Iterable[Values]) -> list[tuple[float, float]]:
-    """Lowest and highest value of each array."""
+    """Return the lowest and highest value of each array."""
     return [(float(value.min()), float(value.max())) for value in values]
 
 
-def widest(names: Iterable[str], seen: Sequence[Sequence[tuple[float, float]]]) -> Ranges:
-    """The range of each name that spans all the `extremes` seen of it, time after time."""
-    ends = np.array(seen)
+def widest(names: Iterable[str], measured: Sequence[Sequence[tuple[float, float]]]) -> Ranges:
+    """Return for each name the range that spans its `extremes` of all images."""
+    ends = np.array(measured)
     lows, highs = ends[..., 0].min(axis=0).tolist(), ends[..., 1].max(axis=0).tolist()
     return dict(zip(names, zip(lows, highs, strict=True), strict=True))
 
@@ -62,7 +62,7 @@ def _interpreter(model: bytes) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
     with warnings.catch_warnings(), native_noise_hidden():
-        # That keeping every tensor costs memory is known, and meant.
+        # LiteRT warns that keeping every tensor costs memory; that is intended here.
         warnings.simplefilter("ignore", UserWarning)
         interpreter = Interpreter(
             model_content=model, num_threads=default_threads(), experimental_preserve_all_tensors=True

@@ -1,7 +1,7 @@
-"""Quantization-aware fine-tuning: the network learns a little longer with its values rounded as int8 will round them.
+"""Quantization-aware fine-tuning: trains the network for some more steps with its values rounded as in int8.
 
-After Jacob et al. 2018 (arXiv:1712.05877), section 3, with the float network's own scores as what to learn, so that
-neither labels nor hyperparameters of the training are needed. Imports TensorFlow and Keras inside functions.
+After Jacob et al. 2018 (arXiv:1712.05877), section 3. The targets are the scores of the float network, so that neither
+labels nor hyperparameters of the training are needed. Imports TensorFlow and Keras inside functions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 BATCH = 16
 STEPS = 120
-"""Some minutes for EfficientNet-B0 on two cores; 100 of them brought its divergence from float from 0.044 to 0.032."""
+"""Some minutes for EfficientNet-B0 on two cores; 100 steps reduced its divergence from float from 0.044 to 0.032."""
 LEARNING_RATE = 0.002
-"""Steps of rounding by which weights move at first. Small: a whole layer moves the same way, and rounding does not."""
+"""Initial change of the weights per step, in units of their rounding step. Small, because a gradient moves a whole
+layer in the same direction, whereas rounding errors have no common direction."""
 SEED = 0
 
 _FUSED = {"relu", "relu6"}
@@ -53,12 +54,12 @@ def fine_tune(
     *,
     advance: Callable[[], object] = lambda: None,
 ) -> None:
-    """Adapt the model's weights in place to being rounded.
+    """Adapt the model's weights in place to int8 rounding.
 
     Args:
-        model: the run's classifier, pixels to scores.
-        images: (n, height, width, 3) uint8, what it was trained on, as the device sees it.
-        sample: (images, height, width, 3) uint8, to measure the ranges of its values on.
+        model: the run's classifier, from pixels to scores.
+        images: (n, height, width, 3) uint8, training images, preprocessed as on the device.
+        sample: (images, height, width, 3) uint8, images to measure the ranges of the values on.
         advance: called after each of the `STEPS`.
     """
     import keras
@@ -70,7 +71,7 @@ def fine_tune(
     teacher_scores = _scores(model, images)
     kernels = _kernels(student)
     variables = [variable for variable, _ in kernels]
-    # What is learnt is how far to move, in steps of rounding: kernels differ in size by orders of magnitude.
+    # The trained variables are offsets in rounding steps, because kernels differ in size by orders of magnitude.
     units = [_step(variable.value, depthwise=depthwise) for variable, depthwise in kernels]
     moves = [keras.Variable(np.zeros(variable.shape, np.float32)) for variable, _ in kernels]
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(LEARNING_RATE, STEPS))
@@ -82,7 +83,7 @@ def fine_tune(
         ]
 
     @tf.function  # type: ignore[untyped-decorator]  # TensorFlow has no types
-    def step(pixels: Any, wanted: Any) -> None:
+    def step(pixels: Any, target: Any) -> None:
         with tf.GradientTape() as tape:
             rounded = [
                 _rounded_weights(kernel, depthwise=depthwise)
@@ -90,18 +91,18 @@ def fine_tune(
             ]
             with keras.StatelessScope(state_mapping=list(zip(variables, rounded, strict=True))):
                 scores = student(pixels, training=False)
-            loss = tf.reduce_mean(keras.losses.kl_divergence(wanted, scores))
+            loss = tf.reduce_mean(keras.losses.kl_divergence(target, scores))
         optimizer.apply(tape.gradient(loss, [move.value for move in moves]), moves)
 
     order = np.random.default_rng(SEED)
     for _ in range(STEPS):
         batch = np.sort(order.choice(len(images), min(BATCH, len(images)), replace=False))
         pixels = images[batch]
-        # A mirrored image keeps its scores well enough, and the network sees twice as many.
+        # Mirroring doubles the number of different images and changes the scores little.
         if order.random() < 0.5:
             mirrored = pixels[:, :, ::-1]
-            wanted = model(mirrored.astype(np.float32), training=False)
-            step(tf.constant(mirrored, tf.float32), wanted)
+            target = model(mirrored.astype(np.float32), training=False)
+            step(tf.constant(mirrored, tf.float32), target)
         else:
             step(tf.constant(pixels, tf.float32), tf.constant(teacher_scores[batch]))
         advance()
@@ -120,19 +121,19 @@ def _scores(model: keras.Model, images: Pixels) -> npt.NDArray[np.float32]:
 
 
 def _rounding(model: keras.Model, sample: Pixels) -> keras.Model:
-    """A copy of the model whose layers give what int8 can hold; its weights are its own, and still exact."""
+    """Return a copy of the model that rounds the outputs of its layers as in int8; its own weights stay exact."""
     import keras
 
     ranges = _ranges(model, sample)
 
     class Rounded(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-        """A layer of its own, for the name: Keras would call the sums in it as it calls the network's."""
+        """Rounds values. A layer, so that it has a name of its own: Keras would name its sums like the network's."""
 
         def call(self, values: Any) -> Any:
             return _rounded_values(values, *ranges[self.name.removesuffix(".rounded")])
 
     class Gated(keras.layers.Layer):  # type: ignore[misc]
-        """A swish as int8 computes it: a gate, rounded itself, times what was given."""
+        """A swish activation as int8 computes it: the input times a rounded gate."""
 
         def __init__(self, kind: str, *, name: str) -> None:
             super().__init__(name=name)
@@ -155,7 +156,7 @@ def _rounding(model: keras.Model, sample: Pixels) -> keras.Model:
 
 
 def _ranges(model: keras.Model, sample: Pixels) -> Ranges:
-    """What int8 would give each stored value, by the operation's name: the ends with the least squared error."""
+    """Return the int8 range of each stored value, by the operation's name: the ends with the least squared error."""
     import keras
 
     places = _stored(model)
@@ -171,9 +172,9 @@ def _ranges(model: keras.Model, sample: Pixels) -> Ranges:
 
 
 def _stored(model: keras.Model) -> list[Any]:
-    """The operations whose results int8 stores: not those that are computed together with what follows them.
+    """Return the operations whose results int8 stores, without those that are fused with the next operation.
 
-    A batch norm becomes part of the layer before it, and so do ReLU and ReLU6; the scores stay in float.
+    Batch norm, ReLU and ReLU6 become part of the layer before them; the scores stay in float.
     """
     import keras
 
@@ -209,7 +210,7 @@ def _stored(model: keras.Model) -> list[Any]:
 
 
 def _kernels(model: keras.Model) -> list[tuple[Any, bool]]:
-    """The weights that become int8, with whether they are a depthwise layer's."""
+    """Return the kernels that become int8, each with True if it belongs to a depthwise layer."""
     import keras
 
     layers = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
@@ -230,19 +231,19 @@ def _tensors(operation: Any, end: str) -> list[Any]:
 
 
 def _rounded_values(values: Any, low: float, high: float) -> Any:
-    """What 8 bits hold of the values; for learning, as if they were only clipped."""
+    """Round values to 8 bits. Gradients pass through as if the values were only clipped."""
     from keras import ops
 
     low, high = min(low, 0.0), max(high, 0.0)
     step = (high - low) / 255 or 1.0
-    # Zero is one of the 256 values, so the others are whole steps from it.
+    # Zero is one of the 256 values, so the others lie at whole multiples of the step.
     lowest = round(low / step) * step
     clipped = ops.clip(values, lowest, lowest + 255 * step)
     return clipped + ops.stop_gradient(ops.round(clipped / step) * step - clipped)
 
 
 def _step(kernel: Any, *, depthwise: bool) -> Any:
-    """What lies between two of the 255 values that a kernel's int8 weights can have: a step per output channel.
+    """Return the rounding step of a kernel's int8 weights, which have 255 values: one step per output channel.
 
     A kernel is (height, width, in, out) or (in, out), a depthwise one (height, width, channels, 1).
     """
@@ -253,7 +254,7 @@ def _step(kernel: Any, *, depthwise: bool) -> Any:
 
 
 def _rounded_weights(kernel: Any, *, depthwise: bool) -> Any:
-    """What 8 bits and a scale per output channel hold of a kernel; for learning, as if it were exact."""
+    """Round a kernel to 8 bits with one scale per output channel. Gradients pass through as if it were exact."""
     from keras import ops
 
     step = _step(kernel, depthwise=depthwise)

@@ -1,4 +1,4 @@
-"""Float32 TFLite to int8 or float16, by the LiteRT quantizer. The only module that talks to it."""
+"""Quantizes float32 TFLite models to int8 or float16. The only module that uses the LiteRT quantizer."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ..tflite.graph import Graph
 from .observers import Ranges
 
 LEVELS = (0.0, 255.0)
-"""The range of the input whatever the images held: a stored value is then a pixel's level, scale 1."""
+"""Range of the input, independent of the images, so that a stored value equals the pixel level (scale 1)."""
 
 
 def to_int8(model: bytes, ranges: Ranges, *, floats: Collection[str] = ()) -> bytes:
-    """Static int8: weights per output channel, activations per tensor, uint8 pixels in, float32 scores out.
+    """Quantize to static int8: weights per output channel, activations per tensor, uint8 pixels in, float32 scores out.
 
-    The last layer takes int8 weights and gives float32 logits, and the softmax is float32: an int8 softmax has steps of
-    1/256 and no score above 0.996, so classes tie and calibrated scores are lost (figures: docs/guides/conversion.md).
+    The last layer has int8 weights and float32 logits, and the softmax is float32: an int8 softmax has steps of 1/256
+    and no score above 0.996, so classes tie and calibrated scores are lost (figures: docs/guides/conversion.md).
 
     Args:
         model: the float32 model.
-        ranges: of each of its activations.
+        ranges: range of each of its activations.
         floats: names of activations whose operations stay in float32.
     """
     from litert_quantizer import qtyping, quantizer
@@ -53,7 +53,7 @@ def to_int8(model: bytes, ranges: Ranges, *, floats: Collection[str] = ()) -> by
 
 
 def to_float16(model: bytes) -> bytes:
-    """Weights in 16 bits, all arithmetic in float32: half the size, the same answers to three digits."""
+    """Store the weights in 16 bits and compute in float32: half the size, scores equal to about three digits."""
     from litert_quantizer import qtyping, quantizer
     from litert_quantizer.algorithm_manager import AlgorithmName
 
@@ -70,7 +70,7 @@ def to_float16(model: bytes) -> bytes:
 
 
 def uint8_config() -> Any:
-    """The input as cameras give it; int8 would also do for us, but MediaPipe takes uint8 or float32."""
+    """Return the configuration of a uint8 input. Int8 would work here as well, but MediaPipe needs uint8 or float32."""
     from litert_quantizer import qtyping
 
     return qtyping.OpQuantizationConfig(
@@ -85,17 +85,17 @@ def uint8_config() -> Any:
 
 
 def _scope(names: Collection[str]) -> str:
-    """The quantizer's pattern for the operations that make these tensors: it puts a semicolon after each name."""
+    """Return the quantizer's pattern for the operations that compute these tensors; it ends each name with `;`."""
     return "|".join(f"^{re.escape(name)};$" for name in sorted(names))
 
 
 def run_quietly(engine: Any, ranges: Any) -> bytes:
-    """What a `Quantizer` makes of its model.
+    """Run a `Quantizer` without its output and return the quantized model.
 
     Raises:
-        ModelError: it does not take the model.
+        ModelError: the quantizer cannot process the model.
     """
-    # It shows a bar and prints a report that no argument turns off, and warns of how it keeps all tensors.
+    # No argument turns off its progress bar, its report and its warnings.
     silence = io.StringIO()
     with (
         native_noise_hidden(),
@@ -107,5 +107,5 @@ def run_quietly(engine: Any, ranges: Any) -> bytes:
         try:
             result = engine.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
         except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
-            raise ModelError(f"the quantizer does not take the model: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"the quantizer cannot process the model: {str(error).splitlines()[0]}") from error
     return bytes(result.quantized_model)

@@ -1,4 +1,4 @@
-"""Better ranges: clip the few largest values where the many others gain more resolution than that loses."""
+"""Range clipping: clips the few largest values where the others gain more resolution than the clipping loses."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .observers import Ranges, Values, activations
 BINS = 2048
 STEPS = 255
 SHARES = np.linspace(1.0, 0.2, 33)
-"""Of each end's distance from zero that is tried as the new end."""
+"""Fractions of each end's distance from zero that are tried as the new end."""
 
 
 def clipped(model: bytes, ranges: Ranges, pixels: Pixels, *, advance: Callable[[], object] = lambda: None) -> Ranges:
-    """The range of each tensor of a model with the least mean squared error of its values as 8-bit integers.
+    """Return for each tensor of a model the range with the least mean squared error of its values as 8-bit integers.
 
     Args:
         model: the float32 ``.tflite``.
         ranges: lowest and highest value of each activation.
-        pixels: (images, height, width, 3) uint8, what they were measured on.
+        pixels: (images, height, width, 3) uint8, images that the ranges were measured on.
         advance: called after each image.
     """
 
@@ -36,13 +36,13 @@ def clipped(model: bytes, ranges: Ranges, pixels: Pixels, *, advance: Callable[[
 
 
 def least_error(values: Iterable[Sequence[Values]], ranges: Ranges) -> Ranges:
-    """The ends for each tensor between which its values have the least mean squared error as 8-bit integers.
+    """Return for each tensor the range with the least mean squared error of its values as 8-bit integers.
 
     As in Banner et al. 2019 (arXiv:1810.05723), but from the histogram itself rather than a distribution fitted to it.
 
     Args:
-        values: time and again, the values of all tensors.
-        ranges: lowest and highest of them, by the tensor's name, in the same order.
+        values: values of all tensors, repeatedly, for example once per image.
+        ranges: lowest and highest value by the tensor's name, in the same order.
     """
     counts = np.zeros((len(ranges), BINS))
     for found in values:
@@ -52,9 +52,9 @@ def least_error(values: Iterable[Sequence[Values]], ranges: Ranges) -> Ranges:
 
 
 def _least_error(counts: npt.NDArray[np.float64], low: float, high: float) -> tuple[float, float]:
-    """The best ends within [low, high], zero always included: the quantizer needs it, for paddings.
+    """Return the best ends within [low, high]. Zero is always included, because the quantizer needs it for padding.
 
-    The error of a pair of ends is what clipping does to the values outside, and a step squared over 12 for each inside.
+    The error of a pair of ends is the squared clipping error of the values outside plus step**2 / 12 for each value.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if high - low <= 0:
@@ -62,7 +62,7 @@ def _least_error(counts: npt.NDArray[np.float64], low: float, high: float) -> tu
     edges = np.linspace(low, high, len(counts) + 1)
     middles = (edges[:-1] + edges[1:]) / 2
     best, least = (low, high), np.inf
-    # The two ends cost independently but for the step, so each end's clipping error is summed once.
+    # The clipping errors of the two ends are independent, so each is summed only once.
     below = {a: float(counts[middles < a] @ np.square(middles[middles < a] - a)) for a in {low * s for s in SHARES}}
     above = {b: float(counts[middles > b] @ np.square(middles[middles > b] - b)) for b in {high * s for s in SHARES}}
     total = counts.sum()

@@ -1,4 +1,4 @@
-"""Which layers suffer most from int8: each is quantized alone, the rest left in float."""
+"""Layer sensitivity: measures how much each layer loses when it alone is quantized to int8."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .quantize import to_int8
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with weights and the element-wise operations behind it, such as its activation function.
+    """A layer with weights and the element-wise operations after it, such as its activation function.
 
     Attributes:
-        name: as the network calls it.
-        tensors: what its operations make.
+        name: name in the network.
+        tensors: names of the tensors that its operations compute.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Layer:
 
 
 def layers(model: bytes) -> list[Layer]:
-    """The layers of a float ``.tflite``, in order; what comes before the first one belongs to it."""
+    """Return the layers of a float ``.tflite`` in order; operations before the first layer belong to it."""
     found: list[list[str]] = [[]]
     names: list[str] = []
     for operation in Graph(model).operations:
@@ -37,7 +37,7 @@ def layers(model: bytes) -> list[Layer]:
 
 
 def layer_name(tensor: str) -> str:
-    """The layer's own name out of a tensor's: block2a_dwconv of "model_1/block2a_dwconv_1/depthwise;model_1/…"."""
+    """Extract the layer's name from a tensor's: block2a_dwconv from "model_1/block2a_dwconv_1/depthwise;model_1/…"."""
     parts = tensor.split(";", maxsplit=1)[0].split("/")
     name = parts[1] if len(parts) > 2 else parts[0]
     return name.removesuffix("_1")
@@ -51,14 +51,14 @@ def by_damage(
     among: list[Layer],
     advance: Callable[[], object] = lambda: None,
 ) -> list[tuple[Layer, float]]:
-    """The layers, worst first, with how far the scores move when that layer alone is int8.
+    """Return the layers, worst first, each with the divergence of the scores when that layer alone is int8.
 
     Args:
         model: the float32 ``.tflite``.
-        ranges: of its activations.
-        divergence: of a model's scores from those of the float model.
+        ranges: ranges of its activations.
+        divergence: returns the divergence of a model's scores from those of the float model.
         among: the model's `layers`.
-        advance: called after each.
+        advance: called after each layer.
     """
     damage = []
     for layer in among:

@@ -1,4 +1,4 @@
-"""A run as a SavedModel that TensorFlow Serving answers images with."""
+"""Exports a run as a SavedModel for TensorFlow Serving."""
 
 from .export import export_saved_model
 

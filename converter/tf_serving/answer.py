@@ -1,8 +1,8 @@
-"""What a SavedModel answers, in a process that knows nothing of how it was made.
+"""Runs an exported SavedModel on images, as a script of its own that imports nothing of edgeloop.
 
     python answer.py FOLDER IMAGE...
 
-prints a JSON object an image: `labels` and `scores`, best first.
+prints one JSON object per image: `labels` and `scores`, best first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def main(arguments: list[str]) -> None:
-    """Load the folder and answer each JPEG file."""
+    """Load the SavedModel and print its scores for each JPEG file."""
     import tensorflow as tf
 
     folder, *images = arguments

@@ -1,7 +1,7 @@
-"""Which way up a JPEG is, read from its bytes in TensorFlow operations: phones store images lying.
+"""Exif orientation of JPEG images in TensorFlow operations: phones often store images rotated.
 
-OpenCV turns such images as it decodes them, TensorFlow does not. Markers are those of JPEG (ITU T.81, annex B), the
-directory that of TIFF 6.0, section 2, the tag that of Exif 2.3, table 4. Imports TensorFlow.
+OpenCV rotates such images when it decodes them, TensorFlow does not. The markers are defined by JPEG (ITU T.81, annex
+B), the directory by TIFF 6.0, section 2, and the tag by Exif 2.3, table 4. Imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _MOST_ENTRIES = 1000
 
 
 def upright(image: Any, jpeg: Any) -> Any:
-    """Turn and mirror a decoded image as its file says.
+    """Rotate and mirror a decoded image according to its Exif orientation.
 
     Args:
         image: (H, W, 3) uint8.
-        jpeg: scalar string, the file it was decoded from.
+        jpeg: scalar string, content of the file that the image was decoded from.
     """
     turned = [
         lambda: image,
@@ -37,8 +37,8 @@ def upright(image: Any, jpeg: Any) -> Any:
 
 
 def orientation(jpeg: Any) -> Any:
-    """1 to 8, as in Exif; 1 (upright) where the file does not say or says nonsense. Scalar int32."""
-    # Past the end everything is zero, so nothing has to be checked before it is read.
+    """Return the Exif orientation, 1 to 8, as a scalar int32; 1 (upright) if it is missing or invalid."""
+    # The data is padded with zeros, so that reads past the end need no checks.
     data = tf.pad(tf.cast(tf.io.decode_raw(jpeg, tf.uint8), tf.int32), [[0, 65_536 + 32]])
     end = tf.strings.length(jpeg)
 
@@ -58,9 +58,9 @@ def _is_exif(data: Any, place: Any) -> Any:
 
 
 def _in_directory(data: Any, tiff: Any, end: Any) -> Any:
-    """Look the tag up in the first directory of the TIFF header that begins at ``tiff``."""
+    """Look up the tag in the first directory of the TIFF header that begins at ``tiff``."""
     big = data[tiff] == ord("M")
-    # An offset beyond the segment's 64 KiB is nonsense; its lower half is still within the padding.
+    # An offset beyond the segment's 64 KiB is invalid; its lower half is still within the padding.
     first = tf.minimum(tiff + _pair(data, tiff + tf.where(big, 6, 4), big=big), end)
     count = tf.minimum(_pair(data, first, big=big), _MOST_ENTRIES)
 

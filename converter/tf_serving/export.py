@@ -1,4 +1,4 @@
-"""A run to a SavedModel for TensorFlow Serving, read top to bottom: network, signatures, warm-up, proof."""
+"""Export of a run to a SavedModel for TensorFlow Serving: network, signatures, warm-up requests, verification."""
 
 from __future__ import annotations
 
@@ -30,21 +30,27 @@ from ..tflite import float_model
 if TYPE_CHECKING:
     import keras
 
-PROVED_ON = 16
-"""Test images on which the SavedModel must answer as the run does."""
+VERIFICATION_IMAGES = 16
+"""Number of test images on which the SavedModel must give the scores of the run."""
 TOLERANCE = 1e-3
-"""Of a score. The pixels are equal; the network is computed by other kernels, in another order."""
+"""Maximum difference of a score. The pixels are equal, but other kernels compute the network in another order."""
 WARM_UP = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder of the version, and how far its scores are from the run's on test images."""
+    """The exported SavedModel.
+
+    Attributes:
+        path: folder of the version.
+        images: number of test images it was verified on.
+        max_difference: largest difference of a score from the run's on these images.
+    """
 
     path: Path
     images: int
-    furthest: float
+    max_difference: float
 
 
 def export_saved_model(
@@ -52,20 +58,20 @@ def export_saved_model(
 ) -> Exported:
     """Write a run as ``OUT/NAME/VERSION/``, the layout TensorFlow Serving watches; VERSION is the first free number.
 
-    Signatures: ``serving_default`` takes ``image_bytes`` (n,) string, JPEG files of any size, and gives ``labels`` (n,
-    classes) string and ``scores`` (n, classes) float32, best first. ``tensors`` takes ``pixels`` (n, height, width, 3)
-    float32, RGB levels 0 to 255, prepared already, and gives ``scores`` (n, classes) in the order of `labels.txt`.
+    Signatures: ``serving_default`` takes ``image_bytes`` (n,) string, JPEG files of any size, and returns ``labels``
+    (n, classes) string and ``scores`` (n, classes) float32, best first. ``tensors`` takes preprocessed ``pixels`` (n,
+    height, width, 3) float32, RGB levels 0 to 255, and returns ``scores`` (n, classes) in the order of `labels.txt`.
 
     Args:
         run_path: a run directory.
-        out: the server's model directory; made if missing.
-        console: where progress goes.
-        name: of the model; the run directory's when left out.
-        data: where the run's images lie now, if they moved.
+        out: the server's model directory; created if missing.
+        console: console for progress.
+        name: name of the model; by default the name of the run directory.
+        data: folder of the run's images, if they were moved after training.
 
     Raises:
-        DataError: the run or its images are not what they were.
-        GateError: the SavedModel, in a fresh process, answers otherwise than the run. Nothing is written then.
+        DataError: the run or its images have changed or are damaged.
+        GateError: the SavedModel, loaded in a fresh process, gives other scores than the run. Nothing is written then.
         MissingExtraError: TensorFlow Serving's API is not installed.
     """
     try:
@@ -78,16 +84,16 @@ def export_saved_model(
     run = open_run(run_path, data=data)
     name = name or run.path.resolve().name
     if not _NAME.match(name):
-        raise ConfigError(f"{name}: a model's name is of letters, digits, `.`, `_` and `-`; give one with --name")
+        raise ConfigError(f"{name}: a model's name consists of letters, digits, `.`, `_` and `-`; give one with --name")
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as scratch,
         steps(console, "Exporting", 4) as advance,
     ):
-        made = Path(scratch) / "model"
+        model = Path(scratch) / "model"
         with native_noise_hidden():
-            _write(run, made)
+            _write(run, model)
         advance()
         images = _jpegs(run, Path(scratch))
         files = [image.read_bytes() for image in images]
@@ -97,15 +103,15 @@ def export_saved_model(
             predict_request(name, BYTES, {"image_bytes": first}),
             predict_request(name, TENSORS, {"pixels": blank}),
         ]
-        write_warmup(made, requests)
+        write_warmup(model, requests)
         advance()
-        furthest = _prove(run, made, images, Path(scratch))
+        max_difference = _verify(run, model, images, Path(scratch))
         advance()
         version = _first_free(folder)
-        _sync(made)
-        made.rename(folder / str(version))
+        _sync(model)
+        model.rename(folder / str(version))
         advance()
-    return Exported(folder / str(version), len(images), furthest)
+    return Exported(folder / str(version), len(images), max_difference)
 
 
 def _write(run: Run, folder: Path) -> None:
@@ -120,7 +126,7 @@ def _write(run: Run, folder: Path) -> None:
     labels = tf.constant(run.labels)
 
     def prepared(jpeg: Any) -> Any:
-        # Decoded as OpenCV does: with the accurate transform and smoothed colours.
+        # Decode as OpenCV does: accurate transform, smoothed colours.
         image = tf.io.decode_jpeg(jpeg, channels=3, fancy_upscaling=True, dct_method="INTEGER_ACCURATE")
         return preprocess(upright(image, jpeg), run.spec)
 
@@ -142,7 +148,7 @@ def _write(run: Run, folder: Path) -> None:
 
 
 def _network(run: Run) -> tuple[Any, Any]:
-    """What holds the weights, and the function from (n, height, width, 3) float32 to (n, classes) float32."""
+    """Return the object that holds the weights and the function from (n, height, width, 3) to (n, classes) float32."""
     import tensorflow as tf
 
     if (run.path / SAVED_MODEL).is_dir():
@@ -161,9 +167,9 @@ def _network(run: Run) -> tuple[Any, Any]:
 
 
 def _jpegs(run: Run, scratch: Path) -> list[Path]:
-    """Test images of all classes as JPEG files: those of the run where they are JPEG, else encoded."""
+    """Return test images of all classes as JPEG files; images of the run in other formats are encoded as JPEG."""
     paths = []
-    chosen = choose(run.split("test"), PROVED_ON, seed=0)
+    chosen = choose(run.split("test"), VERIFICATION_IMAGES, seed=0)
     for number, (frame, photo) in enumerate(run.read(chosen)):
         original = run.data / photo.path
         if original.suffix.lower() in {".jpg", ".jpeg"}:
@@ -174,33 +180,33 @@ def _jpegs(run: Run, scratch: Path) -> list[Path]:
     return paths
 
 
-def _prove(run: Run, folder: Path, images: Sequence[Path], scratch: Path) -> float:
-    """The largest difference of a score between the SavedModel in a fresh process and the run in the device's code.
+def _verify(run: Run, folder: Path, images: Sequence[Path], scratch: Path) -> float:
+    """Compare the SavedModel in a fresh process with the run in the device's code; return the largest difference.
 
     Raises:
-        GateError: it is too large.
+        GateError: the difference is too large.
     """
-    # As a script on its own: what it needs besides TensorFlow, a server would lack.
+    # A separate script, so that a SavedModel that needs more than TensorFlow fails here and not on the server.
     command = [sys.executable, "-P", str(Path(__file__).with_name("answer.py")), str(folder), *map(str, images)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        reason = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
-        raise GateError(f"refused: the SavedModel does not answer in a fresh process: {reason[0]}; nothing was written")
-    furthest = 0.0
+        reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise GateError(f"refused: the SavedModel fails in a fresh process: {reason[0]}; nothing was written")
+    max_difference = 0.0
     model = float_model.of_run(run, scratch / "float")
     with Classifier(model, labels=run.labels, spec=run.spec) as classifier:
         for image, line in zip(images, done.stdout.splitlines(), strict=True):
             answer = json.loads(line)
             found = dict(zip(answer["labels"], answer["scores"], strict=True))
             result = classifier.classify(decode_image(image.read_bytes(), image))
-            wanted = dict(zip(result.labels, result.scores.tolist(), strict=True))
-            furthest = max(furthest, *(abs(found[label] - wanted[label]) for label in run.labels))
-    if not furthest <= TOLERANCE:
+            expected = dict(zip(result.labels, result.scores.tolist(), strict=True))
+            max_difference = max(max_difference, *(abs(found[label] - expected[label]) for label in run.labels))
+    if not max_difference <= TOLERANCE:
         raise GateError(
-            f"refused: the SavedModel's scores are up to {furthest:.3g} from the run's, {TOLERANCE:g} allowed; "
-            "nothing was written"
+            f"refused: the SavedModel's scores differ by up to {max_difference:.3g} from the run's, at most "
+            f"{TOLERANCE:g} allowed; nothing was written"
         )
-    return furthest
+    return max_difference
 
 
 def _first_free(folder: Path) -> int:
@@ -209,7 +215,7 @@ def _first_free(folder: Path) -> int:
 
 
 def _sync(folder: Path) -> None:
-    """Bring everything to the disk, so that the version's name never stands for half of it."""
+    """Flush all files to disk, so that a power cut cannot leave an incomplete version."""
     for path in [*(entry for entry in folder.rglob("*") if entry.is_file()), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:

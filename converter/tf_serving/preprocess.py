@@ -1,7 +1,7 @@
-"""`edge_agent.preprocess` once more, in TensorFlow operations: the same bytes for every image. Imports TensorFlow.
+"""`edge_agent.preprocess` in TensorFlow operations, with bit-identical results. Imports TensorFlow.
 
-A server has no OpenCV. Everything is whole numbers here: OpenCV's bit-exact bilinear resize works with weights of 8
-bits after the point, and its area mean rounds half up. The tests hold both against each other.
+A server has no OpenCV. All arithmetic is in integers: OpenCV's bit-exact bilinear resize uses weights with 8 fractional
+bits, and its area mean rounds half up. The tests compare both implementations.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from edge_agent.preprocess import PAD_LEVEL, PreprocessSpec
 
 
 def preprocess(image: Any, spec: PreprocessSpec) -> Any:
-    """Fit an image into the model's input.
+    """Resize an image to the model's input.
 
     Args:
-        image: (H, W, 3) uint8, **RGB**, as TensorFlow decodes.
+        image: (H, W, 3) uint8, **RGB**, as TensorFlow decodes it.
         spec: size, fit and channel order of the input.
 
     Returns:
@@ -46,7 +46,7 @@ def _sides(levels: Any) -> tuple[Any, Any]:
 
 
 def _rounded(numerator: Any, denominator: Any) -> Any:
-    """Python's round() of a quotient, 1 at least."""
+    """Round a quotient as Python's round() does, to at least 1."""
     quotient = tf.cast(numerator, tf.float64) / tf.cast(denominator, tf.float64)
     return tf.maximum(1, tf.cast(tf.round(quotient), tf.int32))
 
@@ -77,7 +77,7 @@ def _halve(levels: Any, height: Any, width: Any) -> Any:
         return _sides(some)[1] >= 2 * width
 
     def step(some: Any) -> tuple[Any]:
-        # Of both axes at once the four are summed before they are rounded.
+        # When both axes are halved, four pixels are summed before rounding.
         is_tall, is_wide = tall(some), wide(some)
         summed = tf.cond(is_tall, lambda: _summed_rows(some), lambda: some)
         summed = tf.cond(is_wide, lambda: _summed_columns(summed), lambda: summed)
@@ -101,7 +101,7 @@ def _summed_columns(levels: Any) -> Any:
 
 
 def _resize(levels: Any, height: Any, width: Any) -> Any:
-    """OpenCV's INTER_LINEAR_EXACT: along the rows, then along the columns, rounded once at the end."""
+    """Resize as OpenCV's INTER_LINEAR_EXACT: along the rows, then along the columns, rounded once at the end."""
     rows, columns = _sides(levels)
     near, far, weight = _taps(columns, width)
     across = (
@@ -113,11 +113,11 @@ def _resize(levels: Any, height: Any, width: Any) -> Any:
     return (down + 2**15) // 2**16
 
 
-def _taps(length: Any, wanted: Any) -> tuple[Any, Any, Any]:
-    """The two pixels each new one lies between, and the weight of the second in 256ths."""
-    # One over a quotient, as OpenCV computes it: the last bit of the scale can decide a rounding.
-    scale = 1 / (tf.cast(wanted, tf.float64) / tf.cast(length, tf.float64))
-    place = scale * (tf.range(tf.cast(wanted, tf.float64), dtype=tf.float64) + 0.5) - 0.5
+def _taps(length: Any, size: Any) -> tuple[Any, Any, Any]:
+    """Return for each output pixel its two neighbouring input pixels and the weight of the second in 256ths."""
+    # The reciprocal of a quotient, as in OpenCV: the last bit of the scale can decide a rounding.
+    scale = 1 / (tf.cast(size, tf.float64) / tf.cast(length, tf.float64))
+    place = scale * (tf.range(tf.cast(size, tf.float64), dtype=tf.float64) + 0.5) - 0.5
     below = tf.floor(place)
     weight = tf.cast(tf.round((place - below) * 256), tf.int32)
     near = tf.cast(below, tf.int32)

@@ -1,7 +1,7 @@
-"""Requests that TensorFlow Serving answers before it says it is ready, so that the first client does not wait.
+"""Warm-up requests, which TensorFlow Serving runs before it reports ready, so that the first client does not wait.
 
-The file is read by the server from `assets.extra/`: a TFRecord of `PredictionLog` messages, as the server's guide on
-warm-up describes it. Imports TensorFlow Serving's API.
+The server reads them from `assets.extra/`, a TFRecord file of `PredictionLog` messages, as its guide on warm-up
+describes. Imports TensorFlow Serving's API.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ BYTES, TENSORS = "serving_default", "tensors"
 
 
 def predict_request(name: str, signature: str, inputs: dict[str, Any]) -> Any:
-    """A `PredictRequest`, as a gRPC client builds it.
+    """Build a `PredictRequest` as a gRPC client does.
 
     Args:
-        name: of the model on the server.
-        signature: which of its signatures.
-        inputs: arrays, by the signature's names.
+        name: name of the model on the server.
+        signature: name of the signature.
+        inputs: arrays by input name.
     """
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2

@@ -1,4 +1,4 @@
-"""A run's network as TFLite in float32, by way of a SavedModel. Imports TensorFlow and Keras inside functions."""
+"""Converts a run's network to float32 TFLite through a SavedModel. Imports TensorFlow and Keras inside functions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def of_run(run: Run, scratch: Path) -> bytes:
-    """The float32 ``.tflite`` of a run: pixels (1, height, width, 3) float32, 0 to 255, to scores (1, classes).
+    """Convert a run to a float32 ``.tflite``: pixels (1, height, width, 3) float32, 0 to 255, to scores (1, classes).
 
     Args:
         run: the run.
-        scratch: a folder to write the SavedModel of a Keras model into.
+        scratch: temporary folder for the SavedModel of a Keras model.
 
     Raises:
-        DataError: its model is not what the run says.
-        ModelError: the network cannot be expressed in TFLite; names the operations.
+        DataError: the model's input or output does not match the run.
+        ModelError: the network cannot be expressed in TFLite; the message names the operations.
         MissingExtraError: Keras or TensorFlow is not installed.
     """
     folder = run.path / SAVED_MODEL
@@ -38,10 +38,10 @@ def of_run(run: Run, scratch: Path) -> bytes:
 
 
 def load_model(path: Path, spec: PreprocessSpec, classes: int) -> keras.Model:
-    """Load a run's model and check that it takes the run's pixels and names its classes.
+    """Load a run's model and check that its input and output match the run's pixels and classes.
 
     Raises:
-        DataError: not a Keras file, holds code, or has another input or output than the run says.
+        DataError: not a Keras file, contains code, or its input or output does not match the run.
         MissingExtraError: Keras or TensorFlow is not installed.
     """
     _start_tensorflow()
@@ -51,7 +51,7 @@ def load_model(path: Path, spec: PreprocessSpec, classes: int) -> keras.Model:
         with native_noise_hidden():
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, OSError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: not a Keras model edgeloop can load: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path}: not a Keras model that edgeloop can load: {str(error).splitlines()[0]}") from error
     takes, gives = model.input_shape, model.output_shape
     if takes != (None, *spec.shape) or gives != (None, classes):
         raise DataError(
@@ -64,8 +64,8 @@ def load_model(path: Path, spec: PreprocessSpec, classes: int) -> keras.Model:
 def export(model: keras.Model, folder: Path, spec: PreprocessSpec) -> None:
     """Write the model as a SavedModel of batch 1 with a static shape.
 
-    By way of a SavedModel because `TFLiteConverter.from_keras_model` fails with Keras 3 depending on
-    import order; static because a dynamic shape converts to a model whose output is constant.
+    A SavedModel, because `TFLiteConverter.from_keras_model` fails with Keras 3 depending on import order; a static
+    shape, because a dynamic one converts to a model whose output is constant.
     """
     import keras
 
@@ -75,22 +75,23 @@ def export(model: keras.Model, folder: Path, spec: PreprocessSpec) -> None:
 
 
 def to_float(folder: Path) -> bytes:
-    """A SavedModel as TFLite in float32: what is quantized, and what int8 is compared with.
+    """Convert a SavedModel to float32 TFLite.
 
     Raises:
-        ModelError: it uses operations TFLite has not, named in the message.
+        ModelError: the network uses operations that TFLite does not support; the message names them.
     """
     import tensorflow as tf
 
     try:
         with native_noise_hidden(even_on_errors=True):
             return bytes(tf.lite.TFLiteConverter.from_saved_model(str(folder)).convert())
-    except Exception as error:  # the converter has no error type of its own that is public
+    except Exception as error:  # the converter has no public error type
         missing = sorted(_missing_operations(str(error)))
-        what = f"it uses {', '.join(missing)}, which TFLite has not" if missing else str(error).splitlines()[0][:200]
+        unsupported = f"TFLite does not support {', '.join(missing)}"
+        what = unsupported if missing else str(error).splitlines()[0][:200]
         raise ModelError(
             f"this network cannot be converted to TFLite: {what}; "
-            "train on one of the backbones that `edgeloop train --help` lists"
+            "train one of the backbones that `edgeloop train --help` lists"
         ) from error
 
 
@@ -102,10 +103,10 @@ def _missing_operations(message: str) -> set[str]:
 
 
 def check_signature(folder: Path, spec: PreprocessSpec, classes: int) -> None:
-    """Refuse a SavedModel that takes or gives something else than the run says.
+    """Check that a SavedModel's input and output match the run.
 
     Raises:
-        DataError: with what it takes and gives.
+        DataError: they do not; the message names their shapes.
     """
     _start_tensorflow()
     import tensorflow as tf
@@ -120,8 +121,8 @@ def check_signature(folder: Path, spec: PreprocessSpec, classes: int) -> None:
     takes, gives = ([tuple(tensor.shape.as_list()) for tensor in tensors] for tensors in (given, made))
     if takes != [(1, *spec.shape)] or gives != [(1, classes)]:
         raise DataError(
-            f"{folder}: maps {_shapes(takes)} to {_shapes(gives)}; this run needs one input {(1, *spec.shape)}, "
-            f"every side fixed, and one output {(1, classes)}"
+            f"{folder}: maps {_shapes(takes)} to {_shapes(gives)}; this run needs one input of the fixed shape "
+            f"{(1, *spec.shape)} and one output {(1, classes)}"
         )
 
 
@@ -133,6 +134,6 @@ def _start_tensorflow() -> None:
     try:
         with native_noise_hidden():
             import keras  # noqa: F401
-            import tensorflow as tf  # noqa: F401  converting needs it whatever backend trained the model
+            import tensorflow as tf  # noqa: F401  conversion needs it whatever backend trained the model
     except ImportError as error:
         raise MissingExtraError("converting", "train", error.name) from error

@@ -1,4 +1,4 @@
-"""A TFLite model as operations and tensors, to look at and to change."""
+"""Reads and edits the operations and tensors of a TFLite model."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Operation:
     """One operation of the model.
 
     Attributes:
-        kind: as TFLite calls it, such as CONV_2D.
-        activation: fused into it: NONE, RELU, RELU6 and others.
-        inputs: names of the tensors it reads, constants included; "" where an optional one is left out.
-        output: name of the tensor it makes. None of the operations of an image classifier makes several that matter.
-        raw: of the schema.
+        kind: TFLite's name of the operation, such as CONV_2D.
+        activation: fused activation: NONE, RELU, RELU6 and others.
+        inputs: names of the tensors it reads, constants included; "" for a missing optional input.
+        output: name of the tensor it computes. Operations of image classifiers have only one relevant output.
+        raw: operator object of the schema.
     """
 
     kind: str
@@ -41,10 +41,10 @@ class Operation:
 
 
 class Graph:
-    """The one subgraph of a ``.tflite`` file. Tensors are known by their names, which the file keeps distinct.
+    """The first subgraph of a ``.tflite`` file. Tensors are identified by their names, which are unique in the file.
 
     Args:
-        content: the file. It is not changed; `content` gives the changed model.
+        content: content of the file. It is not changed; the method `content` returns the changed model.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -66,16 +66,16 @@ class Graph:
 
     @property
     def activations(self) -> list[str]:
-        """Names of the float tensors that depend on the input: the input itself, then what operations make of it."""
+        """Names of the float tensors that depend on the input: the input, then the outputs of the operations."""
         made = [*self.inputs, *(operation.output for operation in self.operations)]
         return [name for name in made if self._tensor(name).type == schema.TensorType.FLOAT32]
 
     def makers(self) -> dict[str, Operation]:
-        """The operation that makes each tensor."""
+        """Return the operation that computes each tensor."""
         return {operation.output: operation for operation in self.operations}
 
     def readers(self) -> dict[str, list[Operation]]:
-        """The operations that read each tensor."""
+        """Return the operations that read each tensor."""
         readers: dict[str, list[Operation]] = {}
         for operation in self.operations:
             for name in operation.inputs:
@@ -83,24 +83,24 @@ class Graph:
         return readers
 
     def place(self, name: str) -> int:
-        """The index of a tensor, as the interpreter counts."""
+        """Return the interpreter's index of a tensor."""
         return self._places[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor."""
+        """Return the shape of a tensor."""
         return tuple(int(side) for side in self._tensor(name).shape)
 
     def is_constant(self, name: str) -> bool:
-        """True where the file holds the tensor's values."""
+        """Return True if the file contains the tensor's values."""
         return bool(name) and self._data(name) is not None
 
     def bias(self, operation: Operation) -> npt.NDArray[np.float32] | None:
-        """The bias of a layer, (channels,); None where it has none."""
+        """Return the bias of a layer, (channels,), or None if it has no bias."""
         name = operation.inputs[2] if len(operation.inputs) > 2 else ""
         return self.constant(name).reshape(-1) if name else None
 
     def constant(self, name: str) -> npt.NDArray[np.float32]:
-        """The real values of a constant, float32, dequantized where they are stored as integers."""
+        """Return the real values of a constant as float32, dequantized if they are stored as integers."""
         tensor, data = self._tensor(name), self._data(name)
         if data is None:
             raise ValueError(f"{name} is not a constant")
@@ -123,10 +123,10 @@ class Graph:
         return (values - np.asarray(quantization.zeroPoint, np.float32).reshape(along)) * scale
 
     def set_constant(self, output: str, place: int, values: Array) -> None:
-        """Change the weights (1) or the bias (2) of the layer that makes ``output``; a missing bias is added.
+        """Set the weights (1) or the bias (2) of the layer that computes ``output``; a missing bias is added.
 
-        TFLite merges equal constants, such as the zero biases of all layers. Where others read this one, too, the layer
-        gets its own.
+        TFLite merges equal constants, such as the zero biases of all layers. If other layers share the constant, this
+        layer gets its own copy.
         """
         operation = self.makers()[output]
         name = operation.inputs[place] if place < len(operation.inputs) else ""
@@ -139,13 +139,13 @@ class Graph:
         self.operations[self.operations.index(operation)] = self._operation(raw)
 
     def add_tensor(self, name: str, *, like: str) -> str:
-        """A further tensor of the shape and type of another."""
+        """Add a tensor with the shape and type of another and return its name."""
         tensor = copy(self._tensor(like))
         tensor.name, tensor.buffer = name.encode(), 0
         return self._append(tensor)
 
     def add_constant(self, name: str, values: Array | float) -> str:
-        """A further float32 constant."""
+        """Add a float32 constant and return its name."""
         tensor = schema.TensorT()
         tensor.name, tensor.type = name.encode(), schema.TensorType.FLOAT32
         tensor.shape = list(np.shape(values))
@@ -153,7 +153,7 @@ class Graph:
         return self._append(tensor)
 
     def replace(self, operation: Operation, by: Iterable[tuple[str, tuple[str, str], str, str]]) -> None:
-        """Put element-wise operations in the place of one: (ADD or MUL, inputs, output, fused activation) each."""
+        """Replace an operation by element-wise ones, each given as (ADD or MUL, inputs, output, fused activation)."""
         made = []
         for kind, inputs, output, activation in by:
             raw = schema.OperatorT()
@@ -169,7 +169,7 @@ class Graph:
         self._subgraph.operators = [one.raw for one in self.operations]
 
     def set_metadata(self, name: str, data: bytes) -> None:
-        """Store something about the model under a name that readers know."""
+        """Store a metadata entry under a name."""
         buffer, entry = schema.BufferT(), schema.MetadataT()
         buffer.data = np.frombuffer(data, np.uint8)
         self._model.buffers.append(buffer)
@@ -177,7 +177,7 @@ class Graph:
         self._model.metadata = [*(self._model.metadata or []), entry]
 
     def content(self) -> bytes:
-        """The model as it is now, as a ``.tflite`` file."""
+        """Return the current model as the content of a ``.tflite`` file."""
         self._drop_unused_buffers()
         return bytes(flatbuffer_utils.convert_object_to_bytearray(self._model))
 
@@ -214,7 +214,7 @@ class Graph:
         return len(self._model.buffers) - 1
 
     def _drop_unused_buffers(self) -> None:
-        """Forget the values of constants that were replaced; buffer 0 is the schema's empty one."""
+        """Remove the values of replaced constants; buffer 0 is the schema's empty buffer."""
         users = [*self._subgraph.tensors, *(self._model.metadata or [])]
         used = sorted({0, *(user.buffer for user in users)})
         places = {old: new for new, old in enumerate(used)}

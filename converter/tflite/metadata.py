@@ -1,7 +1,7 @@
-"""The standard TFLite metadata and labels inside `model.tflite`: MediaPipe, Android and others read it without us.
+"""Writes the standard TFLite metadata and labels into `model.tflite`, so that MediaPipe, Android and others can use it.
 
-Written against the published schema, `metadata_schema.fbs` of TensorFlow Lite Support, identifier M001; the numbers are
-its fields' places in their tables. The labels are a zip file behind the model, as its `associated_files` asks.
+Follows the published schema `metadata_schema.fbs` of TensorFlow Lite Support, identifier M001; the numbers are the
+positions of the fields in their tables. The labels are a zip file after the model, as `associated_files` requires.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .graph import Graph
 METADATA = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
 _PARSER = "1.0.0"
-"""Oldest reader that knows every field used here."""
+"""Oldest version of the metadata parser that supports every field used here."""
 _LABELS = "labels.txt"
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -33,14 +33,14 @@ _Field = tuple[int, Callable[[flatbuffers.Builder, int], None]]
 
 
 def with_metadata(model: bytes, run: Run, *, name: str, version: str, labels: bytes) -> bytes:
-    """The same model with a description of its input, its output and its labels.
+    """Return the model with metadata for its input, its output and its labels.
 
     Args:
-        model: the ``.tflite``, without metadata.
-        run: it was made of.
-        name: of the model.
-        version: of the model.
-        labels: the content of labels.txt.
+        model: the ``.tflite`` without metadata.
+        run: run the model was converted from.
+        name: name of the model.
+        version: version of the model.
+        labels: content of labels.txt.
     """
     graph = Graph(model)
     graph.set_metadata(METADATA, _described(run, name, version))
@@ -56,7 +56,7 @@ def _described(run: Run, name: str, version: str) -> bytes:
     builder = flatbuffers.Builder(1024)
     height, width = run.spec.size
     image = _table(builder, 2, _int8(0, _RGB))
-    # Levels go in as they are: normalisation is inside the graph.
+    # Pixel levels are passed unchanged: the graph contains the normalization.
     unchanged = _table(builder, 2, _offset(0, _floats(builder, [0.0])), _offset(1, _floats(builder, [1.0])))
     normalization = _table(builder, 2, _uint8(0, _NORMALIZATION_OPTIONS), _offset(1, unchanged))
     given = _table(
@@ -89,7 +89,7 @@ def _described(run: Run, name: str, version: str) -> bytes:
         builder,
         8,
         _text(builder, 0, name),
-        _text(builder, 1, f"Tells apart {classes}. {run.backbone}, trained by edgeloop, run {run.id}."),
+        _text(builder, 1, f"Classifies {classes}. {run.backbone}, trained by edgeloop, run {run.id}."),
         _text(builder, 2, version),
         _offset(3, _vector(builder, [subgraph])),
         _text(builder, 7, _PARSER),
@@ -98,7 +98,7 @@ def _described(run: Run, name: str, version: str) -> bytes:
     return bytes(builder.Output())
 
 
-# --- one table, field by field: what it points to must be built before it -------------------
+# --- one table, field by field: objects that a table refers to must be built before it ------
 
 
 def _table(builder: flatbuffers.Builder, size: int, *fields: _Field) -> int:

@@ -1,4 +1,4 @@
-"""XNNPACK, the runtime's fast path on CPUs: which operations it leaves out, and putting others in their place."""
+"""XNNPACK, the runtime's fast path on CPUs: finds operations it does not support and replaces some of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .graph import Graph
 
 
 def with_fast_operations(model: bytes) -> bytes:
-    """The same float model, its hard-swishes spelled out as additions and multiplications.
+    """Return the float model with each hard-swish replaced by additions and multiplications.
 
     x * relu6(x + 3) / 6, after Howard et al. 2019 (arXiv:1905.02244), equation 4. XNNPACK has no int8 hard-swish, so
-    each one would leave the fast path and come back: int8 MobileNetV3 was slower than float.
+    each one would leave the fast path: int8 MobileNetV3 was slower than float.
     """
     graph = Graph(model)
     found = [operation for operation in graph.operations if operation.kind == "HARD_SWISH"]
@@ -38,16 +38,16 @@ def with_fast_operations(model: bytes) -> bytes:
 
 
 def off_the_fast_path(model: bytes) -> Counter[str]:
-    """How many operations of each kind the runtime computes outside XNNPACK here.
+    """Count the operations of each kind that the runtime computes outside XNNPACK on this machine.
 
-    A softmax does not count, nor do QUANTIZE and DEQUANTIZE: they are small, and every model ends with one.
+    SOFTMAX, QUANTIZE and DEQUANTIZE are not counted: they are small, and every model ends with one.
     """
     from ai_edge_litert.interpreter import Interpreter
 
     with native_noise_hidden():
         interpreter = Interpreter(model_content=model)
         interpreter.allocate_tensors()
-    operations: list[dict[str, Any]] = interpreter._get_ops_details()  # noqa: SLF001  there is no public way to know
+    operations: list[dict[str, Any]] = interpreter._get_ops_details()  # noqa: SLF001  there is no public API
     delegates = [operation for operation in operations if operation["op_name"] == "DELEGATE"]
     makers = {
         int(output): operation
@@ -57,7 +57,7 @@ def off_the_fast_path(model: bytes) -> Counter[str]:
     }
     fast: set[int] = set()
     for delegate in delegates:
-        # A delegate stands for all that lies between its inputs and its outputs.
+        # A delegate replaces all operations between its inputs and its outputs.
         edge, waiting = {int(name) for name in delegate["inputs"]}, [int(name) for name in delegate["outputs"]]
         while waiting:
             maker = makers.get(tensor) if (tensor := waiting.pop()) not in edge else None

@@ -7,7 +7,16 @@ import cv2
 import numpy as np
 import pytest
 
-from converter.quantization.calibration import ALIKE, FIRST, MOST, SETTLED, calibrate, choose, of_folder, of_run
+from converter.quantization.calibration import (
+    FIRST_CHECK,
+    MAX_GROWTH,
+    MAX_IMAGES,
+    MIN_SPREAD,
+    calibrate,
+    choose,
+    of_folder,
+    of_run,
+)
 from converter.run_reader import Run, RunImage, open_run
 from edge_agent.errors import DataError
 from edge_agent.preprocess import Pixels
@@ -47,7 +56,7 @@ def test_ranges_come_from_the_training_split_and_black_and_white(run: Run, model
     assert seen.record.images == len(seen.pixels) - 2 == len(run.split("train"))
     assert (seen.record.source, sum(seen.record.per_class.values())) == ("train", 42)
     assert 0 <= seen.record.growth < 1
-    assert seen.spread > ALIKE
+    assert seen.spread > MIN_SPREAD
     pixels = next(name for name in seen.ranges if "pixels" in name)
     assert seen.ranges[pixels] == (0, 255)
     assert calibrate(model, run.spec, of_run(run)).record == seen.record
@@ -64,8 +73,8 @@ def test_it_stops_where_more_images_no_longer_widen_the_ranges(run: Run, model: 
             yield random.integers(0, 256, (120, 120, 3), np.uint8), "", f"{taken:064x}"
 
     seen = calibrate(model, run.spec, frames())  # type: ignore[arg-type]
-    assert seen.record.growth <= SETTLED
-    assert FIRST <= seen.record.images == taken <= MOST
+    assert seen.record.growth <= MAX_GROWTH
+    assert FIRST_CHECK <= seen.record.images == taken <= MAX_IMAGES
 
     def ever_stronger() -> object:
         for step in range(200):
@@ -93,10 +102,10 @@ def test_a_folder_of_ones_own_is_read_without_labels_and_past_what_is_broken(
 
 
 def test_a_folder_without_images_is_refused(run: Run, model: bytes, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no images in there"):
+    with pytest.raises(DataError, match="no images to calibrate on"):
         of_folder(tmp_path, print)
     (tmp_path / "broken.png").write_bytes(b"")
-    with pytest.raises(DataError, match="not one of the images"):
+    with pytest.raises(DataError, match="none of the calibration images"):
         calibrate(model, run.spec, of_folder(tmp_path, lambda _: None))
 
 
@@ -106,4 +115,4 @@ def test_images_that_are_all_alike_are_noticed(run: Run, model: bytes, tmp_path:
     for number in range(5):
         noise = random.normal(0, 2, scene.shape)
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.clip(scene + noise, 0, 255).astype(np.uint8))
-    assert calibrate(model, run.spec, of_folder(tmp_path, print)).spread < ALIKE
+    assert calibrate(model, run.spec, of_folder(tmp_path, print)).spread < MIN_SPREAD

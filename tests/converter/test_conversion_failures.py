@@ -71,7 +71,7 @@ def run_copy(run_folder: Path, tmp_path: Path) -> Path:
     [
         (
             lambda run: with_saved_model(run, network(sides=(None, None)), [(1, None, None, 3)]),
-            r"maps \(1, None, None, 3\) to \(1, 3\); this run needs one input \(1, 96, 96, 3\), every side fixed",
+            r"maps \(1, None, None, 3\) to \(1, 3\); this run needs one input of the fixed shape \(1, 96, 96, 3\)",
         ),
         (
             lambda run: with_saved_model(run, network(), [(None, 96, 96, 3)]),
@@ -98,7 +98,7 @@ def test_operations_that_tflite_lacks_are_named_in_one_line(
     run_copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with_saved_model(run_copy, network(odd=True), [(1, 96, 96, 3)])
-    with pytest.raises(ModelError, match="it uses Erfinv, which TFLite has not; train on one of the backbones"):
+    with pytest.raises(ModelError, match="TFLite does not support Erfinv; train one of the backbones"):
         float_model.of_run(open_run(run_copy), tmp_path / "scratch")
     assert "loc(" not in capfd.readouterr().err
 
@@ -107,7 +107,7 @@ def test_an_empty_calibration_folder_is_refused(edgeloop: Run, run_folder: Path,
     (tmp_path / "empty").mkdir()
     ran = edgeloop("convert", run_folder, "--out", tmp_path / "x-1.edgeloop", "--calibration", tmp_path / "empty")
     assert ran.code == 1
-    assert "no images in there to calibrate on" in ran.err.splitlines()[-1]
+    assert "no images to calibrate on" in ran.err.splitlines()[-1]
     assert os.listdir(tmp_path) == ["empty"]
 
 

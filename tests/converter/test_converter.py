@@ -93,7 +93,7 @@ def test_a_ruined_model_is_rescued_by_a_later_rung_and_the_bundle_says_how(
     assert rungs["equalise"] is True
     assert bundle.manifest.metrics.model.accuracy >= bundle.manifest.metrics.float32.accuracy - 0.01
     assert bundle.manifest.provenance.overridden == ()
-    assert "| equalise | channels brought to like ranges |" in bundle.read("card.md").decode()
+    assert "| equalise | cross-layer equalization of channel ranges |" in bundle.read("card.md").decode()
     assert "equalise" in ran.out
 
 
@@ -164,10 +164,10 @@ def test_moved_images_are_found_again_and_changed_ones_refused(
     [
         (lambda run: (run / "model.keras").unlink(), "model.keras missing"),
         (lambda run: (run / "model.keras").write_bytes(b"not keras"), "not a Keras model"),
-        (lambda run: (run / "run.json").write_text("{"), "a damaged run"),
-        (lambda run: (run / "preprocess.json").write_text("{"), "a damaged run"),
+        (lambda run: (run / "run.json").write_text("{"), "the run is damaged"),
+        (lambda run: (run / "preprocess.json").write_text("{"), "the run is damaged"),
         (lambda run: (run / "labels.txt").write_text("a\na\n"), "stands there twice"),
-        (lambda run: (run / "labels.txt").write_text("brick\ngrass\nother\n"), "classes that labels.txt lacks: stars"),
+        (lambda run: (run / "labels.txt").write_text("brick\ngrass\nother\n"), "missing from labels.txt: stars"),
         (lambda run: (run / "labels.txt").write_text("brick\ngrass\nstars\nmore\n"), "maps"),
         (lambda run: (run / "split.csv").write_text("path,label\n"), "are needed"),
         (lambda run: (run / "split.csv").write_text("sha256,path,label,group,split\n"), "no test images"),

@@ -28,7 +28,7 @@ def test_what_is_within_the_limit_passes_and_what_is_not_is_refused() -> None:
     assert checks(verdict, GateLimits(25, 100)) == []
     (refusal,) = verdict.refusals(GateLimits(24, 100))
     assert refusal.check == "drop"
-    assert "25.0 points lost, 24 allowed (--max-drop)" in refusal.reason
+    assert "25.0 points lost, at most 24 allowed (--max-drop)" in refusal.reason
     assert checks(Verdict(scored(0, 0, 1, 0), scored(0, 0, 1, 1)), GateLimits(0, 0)) == []  # better is fine
     metrics = verdict.metrics()
     assert (metrics.float32.accuracy, metrics.model.accuracy, metrics.agreement) == (1, 0.75, 0.75)
@@ -53,7 +53,7 @@ def test_as_right_but_on_other_images_is_refused_where_agreement_is_asked_for() 
     assert checks(verdict, GateLimits(0, 100, min_agreement=50)) == []
     (refusal,) = verdict.refusals(GateLimits(0, 100, min_agreement=97))
     assert refusal.check == "agreement"
-    assert "the same class as float on 50.0 % of the test images, 97 wanted" in refusal.reason
+    assert "the same class as float on 50.0 % of the test images, at least 97 required" in refusal.reason
 
 
 def test_a_broken_model_is_refused_whatever_its_accuracy() -> None:
@@ -73,7 +73,7 @@ def test_a_model_slower_than_float_is_refused_with_the_reason_and_a_way_out() ->
     (refusal,) = Verdict(same, same, 4.0, 9.0, Counter({"HARD_SWISH": 20, "ADD": 1})).refusals(LENIENT)
     assert refusal.check == "slow"
     assert "9.0 ms here, float 4.0 ms" in refusal.reason
-    assert "20 HARD_SWISH, 1 ADD are off the runtime's fast path" in refusal.reason
+    assert "20 HARD_SWISH, 1 ADD run outside the runtime's fast path" in refusal.reason
     assert "efficientnet-lite0" in refusal.reason
     assert checks(Verdict(same, same, 4.0, 4.1, Counter()), LENIENT) == []  # as fast, within the noise
     assert checks(Verdict(same, same, 4.0, 9.0), LENIENT) == []  # float16 need not be faster
@@ -85,7 +85,7 @@ def test_an_override_lets_through_what_it_names_and_nothing_else() -> None:
     assert [refusal.check for refusal in refusals] == ["constant", "drop", "class-drop", "slow"]
     left = refused(refusals, GateLimits(allowed=frozenset({"constant", "slow"})))
     assert [refusal.check for refusal in left] == ["drop", "class-drop"]
-    assert str(gate_error(left, "int8")).endswith("to pack it all the same: --allow drop --allow class-drop")
+    assert str(gate_error(left, "int8")).endswith("to pack it anyway: --allow drop --allow class-drop")
 
 
 def test_slowness_counts_where_one_thread_confirms_it(monkeypatch: pytest.MonkeyPatch) -> None:

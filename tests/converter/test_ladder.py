@@ -11,7 +11,7 @@ import pytest
 
 from converter.quantization import qat
 from converter.quantization.bias_correction import _mean_output, corrected
-from converter.quantization.cross_layer_equalization import _streams, equalised
+from converter.quantization.cross_layer_equalization import _streams, equalized
 from converter.quantization.observers import Ranges, activations, observed_ranges
 from converter.quantization.quantize import to_float16, to_int8
 from converter.quantization.range_clipping import _least_error, clipped
@@ -198,7 +198,7 @@ def test_clipped_ranges_lie_within_the_measured_ones(ready: bytes, ranges: Range
 
 def test_equalising_computes_the_same_with_more_even_channels(network: Any, tmp_path: Path, pixels: Pixels) -> None:
     before = with_fast_operations(lowered(uneven(network, 100), tmp_path / "saved"))
-    after = equalised(before, pixels)
+    after = equalized(before, pixels)
     assert after is not None
     np.testing.assert_allclose(scores(after, pixels), scores(before, pixels), atol=1e-5)
     distance = divergence_from(before, pixels)
@@ -265,7 +265,7 @@ def test_equalising_scales_biases_and_depthwise_layers_and_not_without_bound(tmp
     network.get_layer("third").set_weights([kernel, bias])
 
     before = lowered(network, tmp_path / "saved")
-    after = equalised(before, pixels)
+    after = equalized(before, pixels)
     assert after is not None
     np.testing.assert_allclose(scores(after, pixels), scores(before, pixels), atol=1e-4)
     old, new = Graph(before), Graph(after)

@@ -41,14 +41,14 @@ def invoked(monkeypatch: pytest.MonkeyPatch) -> list[Pixels]:
 def test_all_four_see_the_same_pixels(
     run_folder: Path, bundle_file: Path, float32_model: bytes, invoked: list[Pixels]
 ) -> None:
-    from converter.quantization.calibration import MOST, SEED, calibrate, choose, of_run
+    from converter.quantization.calibration import MAX_IMAGES, SEED, calibrate, choose, of_run
     from converter.run_reader import open_run
     from trainer.data import load_dataset
 
     run = open_run(run_folder)
     # The first two are black and white.
     calibrated = calibrate(float32_model, run.spec, of_run(run)).pixels[2:]
-    chosen = choose(run.split("train"), MOST, SEED)[:6]
+    chosen = choose(run.split("train"), MAX_IMAGES, SEED)[:6]
     dataset = load_dataset(run.data, run.spec)
     trained: dict[str, Any] = {photo.sha256: dataset.pixels[i] for i, photo in enumerate(dataset.photos)}
     files = [run.data / photo.path for photo in chosen]
