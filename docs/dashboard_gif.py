@@ -8,6 +8,7 @@ Needs the development environment (make env-dev) and Chromium. Run it from the r
 
 from __future__ import annotations
 
+import base64
 import io
 import socket
 import subprocess
@@ -65,7 +66,7 @@ def main() -> None:
 def screenshot(browser: Browser) -> Image.Image:
     """Take one frame of the recording, at the pace of ``PER_SECOND``."""
     started = time.monotonic()
-    png = browser.screenshot()
+    png = base64.b64decode(browser.send("Page.captureScreenshot", format="png")["data"])
     time.sleep(max(0.0, 1 / PER_SECOND - (time.monotonic() - started)))
     with Image.open(io.BytesIO(png)) as page:
         return page.convert("RGB").resize((SHOWN_WIDTH, round(HEIGHT * SHOWN_WIDTH / WIDTH)), Image.Resampling.LANCZOS)
