@@ -1,24 +1,24 @@
-"""Every error edgeloop raises on purpose.
+"""Exceptions that edgeloop raises deliberately.
 
     EdgeloopError
-     ├─ ConfigError     agent.yaml, or an argument that contradicts it
-     ├─ ImageError    a file that is not an image we can use
-     ├─ BundleError     a bundle that is damaged, hostile or too new
-     ├─ SignatureError  a bundle that is not signed by whom it must be
-     ├─ ModelError      a model the runtime refuses, or that breaks the contract
-     ├─ CameraError     a camera that cannot be opened or has failed
-     ├─ BrokerError     an MQTT broker that refuses us
-     ├─ StoreError      a model that does not prove itself here, or one that is not there
-     ├─ DeviceError     a device that cannot be reached, or where something does not work
-     ├─ CommandError    a command over MQTT that cannot be done
-     ├─ MessageError    an MQTT message that no agent of this version publishes
-     ├─ DataError       photographs, or a run, that cannot be worked with
-     ├─ ResourceError   too little memory for the work
-     ├─ GateError       a quantized model that lost too much to be packed
-     └─ MissingExtraError  a command whose optional packages are not installed
+     ├─ ConfigError        invalid settings or arguments
+     ├─ ImageError         not a readable image of a supported size
+     ├─ BundleError        a damaged, malicious or too new bundle
+     ├─ SignatureError     a missing or invalid bundle signature
+     ├─ ModelError         a model that the runtime cannot load, or whose tensors break the contract
+     ├─ CameraError        a camera that cannot be opened or has failed
+     ├─ BrokerError        an MQTT broker that refuses the connection
+     ├─ StoreError         a failed canary test, a model that is not installed, or an unusable model store
+     ├─ DeviceError        a device that cannot be reached over SSH, or a step that failed on it
+     ├─ CommandError       an invalid or failed MQTT command
+     ├─ MessageError       an MQTT message that no agent of this version publishes
+     ├─ DataError          unusable images or an unusable run directory
+     ├─ ResourceError      not enough memory
+     ├─ GateError          a quantized model that lost too much accuracy
+     └─ MissingExtraError  optional packages that are not installed
 
-Libraries raise these; only the command line and the agent's outermost loop catch them, and
-print the message as it is. A message says what was expected, what was found and what to do.
+Library code raises these errors. The command line and the agent's main loop catch them and print the message unchanged.
+A message says what was expected, what was found and what to do.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from collections.abc import Sequence
 
 
 class EdgeloopError(Exception):
-    """Base of all of them. ``exit_code`` is what the command line ends with."""
+    """Base class of all errors. ``exit_code`` is the exit status of the command line."""
 
     exit_code = 1
 
 
 def one_line(error: BaseException) -> str:
-    """The message as one line that cannot steer a terminal, whatever file name or bundle it quotes."""
+    """The message on one line, with control characters escaped: a quoted file name must not control the terminal."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(error))
 
 
 class ConfigError(EdgeloopError):
-    """Settings that cannot be used; nothing was started."""
+    """The settings or arguments are invalid. Nothing was started."""
 
     exit_code = 2
 
 
 class ImageError(EdgeloopError):
-    """A file that is not a whole image of a usable size."""
+    """The file is not a complete image, or its size is not supported."""
 
 
 class BundleError(EdgeloopError):
-    """A bundle that must not be used. ``problems`` holds every reason found, not only the first."""
+    """The bundle must not be used. ``problems`` lists all reasons."""
 
     def __init__(self, where: object, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -56,51 +56,51 @@ class BundleError(EdgeloopError):
 
 
 class SignatureError(EdgeloopError):
-    """A bundle without the signature it must have, or with one that does not fit or cannot be checked."""
+    """The required signature is missing, does not match the bundle, or cannot be checked."""
 
 
 class ModelError(EdgeloopError):
-    """A model the runtime cannot load, or whose tensors break the contract."""
+    """The runtime cannot load the model, or the model's tensors break the contract."""
 
 
 class CameraError(EdgeloopError):
-    """A camera that cannot be opened, or stopped delivering."""
+    """The camera cannot be opened, or it stopped delivering frames."""
 
 
 class BrokerError(EdgeloopError):
-    """An MQTT broker that refuses the connection for good."""
+    """The MQTT broker refuses the connection, and retrying would not help."""
 
 
 class StoreError(EdgeloopError):
-    """A model that does not prove itself on this device, one that is not installed, or a store that cannot be used."""
+    """The model failed its canary test on this device or is not installed, or the model store cannot be used."""
 
 
 class DeviceError(EdgeloopError):
-    """A device that cannot be reached over SSH, or that does not do as it is told."""
+    """The device cannot be reached over SSH, or a step failed on it."""
 
 
 class CommandError(EdgeloopError):
-    """A command over MQTT that is malformed or cannot be done; nothing was changed."""
+    """The MQTT command is malformed or cannot be carried out. Nothing was changed."""
 
 
 class MessageError(EdgeloopError):
-    """An MQTT message that no agent of this format version publishes."""
+    """No agent of this format version publishes such an MQTT message."""
 
 
 class DataError(EdgeloopError):
-    """Photographs or a run directory that cannot be worked with."""
+    """The images or the run directory cannot be used."""
 
 
 class ResourceError(EdgeloopError):
-    """The machine has too little memory for the work."""
+    """The machine does not have enough memory."""
 
 
 class GateError(EdgeloopError):
-    """The quantized model lost more than it may; nothing was written."""
+    """The quantized model lost more accuracy than allowed. Nothing was written."""
 
 
 class MissingExtraError(EdgeloopError):
-    """A command needs packages the plain install leaves out."""
+    """The command needs optional packages that are not installed."""
 
     exit_code = 2
 

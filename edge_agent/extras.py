@@ -1,4 +1,4 @@
-"""Commands that need more packages than the plain install has, loaded when they are called."""
+"""Lazy loading of commands, some of which need optional packages."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .errors import MissingExtraError
 
 
 def load_command(name: str, module: str, attribute: str, extra: str) -> click.Command:
-    """A command from its module.
+    """Import the module of a command and return the command.
 
     Args:
-        name: as it is called.
-        module: where it is.
-        attribute: what it is called there.
-        extra: of edgeloop that it needs; empty for the plain install.
+        name: Name of the command, for the error message.
+        module: Module that defines the command.
+        attribute: Name of the command object in the module.
+        extra: Extra of edgeloop that the command needs; empty if it needs none.
 
     Raises:
-        MissingExtraError: a package of the extra is not installed.
+        MissingExtraError: A package of the extra is not installed.
     """
     try:
         return getattr(import_module(module), attribute)  # type: ignore[no-any-return]

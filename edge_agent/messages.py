@@ -1,4 +1,4 @@
-"""Every message the agent publishes, as typed values; docs/reference/mqtt.md describes the fields."""
+"""Messages that the agent publishes, as typed values; docs/reference/mqtt.md describes the fields."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 VERSION = 1
 UNKNOWN = "unknown"
-"""The label that is published while no class is decided."""
+"""Label that is published while no class is decided."""
 
 
 class TopScore(msgspec.Struct, frozen=True):
@@ -20,7 +20,7 @@ class TopScore(msgspec.Struct, frozen=True):
 
 
 class ModelId(msgspec.Struct, frozen=True):
-    """Which model said it. ``digest`` is the bundle's."""
+    """The model that produced the message. ``digest`` is the digest of its bundle."""
 
     name: str
     version: str
@@ -28,7 +28,7 @@ class ModelId(msgspec.Struct, frozen=True):
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Milliseconds. ``capture_to_publish`` is the frame's age when the message was handed to the network."""
+    """Durations in milliseconds. ``capture_to_publish`` is the age of the frame when the message was published."""
 
     preprocess: float
     inference: float
@@ -36,10 +36,10 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """A label, event or result message: what the agent says of one frame.
+    """A label, event or result message about one frame.
 
-    In ``label`` and ``event``, ``label`` is the decided one and ``score`` its smoothed score; in
-    ``result`` both are this single frame's. ``top`` is always this frame's.
+    In ``label`` and ``event`` messages, ``label`` is the decided label and ``score`` its smoothed score. In ``result``
+    messages, both come from this frame alone. ``top`` always comes from this frame alone.
     """
 
     v: int
@@ -55,12 +55,12 @@ class Observation(msgspec.Struct, frozen=True):
 
 
 CameraState = Literal["online", "lost", "frozen", "ended"]
-"""``online`` delivers frames; ``lost`` delivers none, ``frozen`` always the same: both are opened again and again;
-``ended`` is a file that is through."""
+"""``online``: the camera delivers frames. ``lost``: it delivers none. ``frozen``: it always delivers the same image.
+``ended``: a file has been played to its end. The agent keeps reopening lost and frozen cameras."""
 
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """Milliseconds, since the last health message; ``count`` measurements."""
+    """Percentiles, in milliseconds, of ``count`` measurements since the last health message."""
 
     count: int
     p50: float
@@ -70,7 +70,7 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """How long each part took, and how old frames were when their message was handed to the network."""
+    """Duration of each stage, and the age of frames when their message was published."""
 
     preprocess: Percentiles
     inference: Percentiles
@@ -78,12 +78,12 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class CameraHealth(msgspec.Struct, frozen=True):
-    """A camera's state, and its frames since the last health message.
+    """State of a camera, and counts of its frames since the last health message.
 
-    ``captured_fps`` and ``classified_fps``: a second. ``replaced`` frames were outrun by a newer one, ``unchanged``
-    ones passed over by the motion gate, ``damaged`` ones could not be decoded. ``reopened``: since the start.
-    ``scores``: frames by the highest score the model gave them, in 20 bins from 0 to 1. ``labels``: frames by the label
-    that got it.
+    ``captured_fps`` and ``classified_fps``: frames per second. ``replaced``: frames that a newer frame replaced before
+    they were classified. ``unchanged``: frames that the motion gate skipped. ``damaged``: frames that could not be
+    decoded. ``reopened``: how often the camera was reopened since the agent started. ``scores``: histogram of each
+    frame's highest score, in 20 bins from 0 to 1. ``labels``: number of frames by the label with the highest score.
     """
 
     state: CameraState
@@ -98,7 +98,11 @@ class CameraHealth(msgspec.Struct, frozen=True):
 
 
 class SpoolHealth(msgspec.Struct, frozen=True):
-    """Events that wait for the broker, events lost since the spool was made, and whether it is on disk."""
+    """State of the event spool.
+
+    ``depth``: events waiting for the broker. ``dropped``: events lost since the spool was created. ``on_disk``: whether
+    the spool is on disk.
+    """
 
     depth: int
     dropped: int
@@ -106,9 +110,11 @@ class SpoolHealth(msgspec.Struct, frozen=True):
 
 
 class RecorderHealth(msgspec.Struct, frozen=True):
-    """Frames kept and megabytes they take; ``skipped`` ones were near-duplicates or over the budget, since the start.
+    """State of the recorder.
 
-    ``paused``: why nothing is kept at present; None when all is well.
+    ``kept``: frames kept since the start. ``skipped``: frames not kept since the start, because they were near
+    duplicates or over the budget. ``megabytes``: size of all captures. ``paused``: why no frames are kept at present;
+    None while the recorder works.
     """
 
     kept: int
@@ -118,10 +124,11 @@ class RecorderHealth(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """How the device is. What it cannot tell is None.
+    """State of the device. Values that cannot be read are None.
 
-    ``throttled``: names of the Raspberry Pi's flags that are set: under_voltage, frequency_capped, throttled,
-    soft_temperature_limit, and the same with ``_occurred`` since boot. ``memory_mb``: resident, of the agent.
+    ``throttled``: names of the Raspberry Pi's flags that are set: under_voltage, frequency_capped, throttled and
+    soft_temperature_limit, and the same names with ``_occurred`` for flags that were set since boot. ``memory_mb``:
+    resident memory of the agent.
     """
 
     v: int
@@ -142,7 +149,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Tunables(msgspec.Struct, frozen=True):
-    """What `set` can change while the agent runs, and its present value."""
+    """Current values of the settings that the command `set` can change while the agent runs."""
 
     v: int
     device: str
@@ -154,7 +161,10 @@ class Tunables(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """The answer to a command: whether it was done, and why not or what came of it. ``id``: the command's own."""
+    """Reply to a command. ``id``: the ``id`` of the command. ``ok``: whether it succeeded.
+
+    ``error``: why it failed. ``result``: what it returned.
+    """
 
     v: int
     device: str
@@ -166,13 +176,13 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class CameraInfo(msgspec.Struct, frozen=True):
-    """A camera, its source without passwords."""
+    """A camera; ``source`` is given without passwords."""
 
     source: str
 
 
 class Info(msgspec.Struct, frozen=True):
-    """What runs on the device."""
+    """The model, cameras and software that run on the device."""
 
     v: int
     device: str
@@ -188,6 +198,6 @@ class Info(msgspec.Struct, frozen=True):
 
 
 def timestamp(nanoseconds: int) -> str:
-    """Wall-clock nanoseconds since 1970 as RFC 3339 in UTC with milliseconds: ``2026-01-31T12:00:00.123Z``."""
+    """Format a wall-clock time, in nanoseconds since 1970, as RFC 3339 in UTC: ``2026-01-31T12:00:00.123Z``."""
     moment = datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds // 1_000_000 % 1000:03d}Z"

@@ -1,4 +1,4 @@
-"""Where the agent's messages go: the protocol, a list for tests, and several publishers at once."""
+"""The publisher protocol, a publisher for tests, and one that forwards to several publishers."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ log = logging.getLogger(__name__)
 
 
 class Publisher(Protocol):
-    """Where the agent's messages go."""
+    """Receives all messages of the agent."""
 
     @property
     def wants_results(self) -> bool:
-        """Whether every single inference is to be told, too."""
+        """Whether to publish the result of every inference as well."""
 
     def info(self, info: Info) -> None:
-        """What runs here now."""
+        """Publish the model, cameras and software that run now."""
 
     def label(self, observation: Observation) -> None:
-        """The decided label of a camera; the latest one stands for the present."""
+        """Publish the decided label of a camera. It is valid until the next one."""
 
     def event(self, observation: Observation) -> None:
-        """A label changed."""
+        """Publish a change of label."""
 
     def result(self, observation: Observation) -> None:
-        """One inference."""
+        """Publish the result of one inference."""
 
     def camera(self, name: str, state: CameraState) -> None:
-        """A camera came, went, froze or ended."""
+        """Publish the new state of a camera."""
 
     def health(self, health: Health) -> None:
-        """How the device is."""
+        """Publish the state of the device."""
 
     def tunables(self, tunables: Tunables) -> None:
-        """What can be set while the agent runs has these values now."""
+        """Publish the current values of the settings that can be changed while the agent runs."""
 
     def snapshot(self, camera: str, jpeg: bytes) -> None:
-        """An image somebody asked for."""
+        """Publish a requested image of a camera."""
 
 
 class RecordingPublisher:
-    """Keeps every message in a list, for tests: ``messages`` holds (kind, message) pairs."""
+    """A publisher for tests that keeps all messages; ``messages`` is a list of (kind, message) pairs."""
 
     def __init__(self, *, wants_results: bool = True) -> None:
         self.wants_results = wants_results
@@ -84,10 +84,10 @@ class RecordingPublisher:
 
 
 class FanOut:
-    """Hands each message to every publisher; what one of them raises is logged and keeps nothing from the others.
+    """Forwards each message to several publishers. If one of them raises, the error is logged and the others still run.
 
     Args:
-        publishers: in the order they are told.
+        publishers: Publishers, called in this order.
     """
 
     def __init__(self, publishers: Sequence[Publisher]) -> None:
@@ -95,7 +95,7 @@ class FanOut:
 
     @property
     def wants_results(self) -> bool:
-        """Whether any of them does."""
+        """Whether any of the publishers wants results."""
         return any(publisher.wants_results for publisher in self._publishers)
 
     def info(self, info: Info) -> None:
@@ -111,7 +111,7 @@ class FanOut:
         self._each(lambda publisher: publisher.event(observation))
 
     def result(self, observation: Observation) -> None:
-        """See `Publisher`; for those who want results."""
+        """See `Publisher`; only publishers that want results get it."""
         self._each(lambda publisher: publisher.result(observation) if publisher.wants_results else None)
 
     def camera(self, name: str, state: CameraState) -> None:
@@ -130,9 +130,9 @@ class FanOut:
         """See `Publisher`."""
         self._each(lambda publisher: publisher.snapshot(camera, jpeg))
 
-    def _each(self, tell: Callable[[Publisher], None]) -> None:
+    def _each(self, publish: Callable[[Publisher], None]) -> None:
         for publisher in self._publishers:
             try:
-                tell(publisher)
+                publish(publisher)
             except Exception:
-                log.exception("a message was not published")
+                log.exception("%s: cannot publish a message", type(publisher).__name__)

@@ -1,4 +1,4 @@
-"""YAML files that people write, read with care: bounded, without aliases, every problem told at once."""
+"""Safe reading of YAML files: limited size, no aliases, all problems reported at once."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 
 def read_yaml(path: Path, *, hint: str = "", max_bytes: int = MAX_BYTES) -> Any:
-    """What a file holds: mappings, lists and scalars.
+    """Read a YAML file as mappings, lists and scalars.
 
     Args:
-        path: the file.
-        hint: what to do when it cannot be read.
-        max_bytes: more are refused.
+        path: The file.
+        hint: What the user can do if the file cannot be read; appended to the error message.
+        max_bytes: Largest accepted size of the file.
 
     Raises:
-        ConfigError: it cannot be read, or is no YAML.
+        ConfigError: The file cannot be read, or is not valid YAML.
     """
     try:
         if path.stat().st_size > max_bytes:
-            raise ConfigError(f"{path}: over {max_bytes // 1024} KiB; no {path.name} is that large")
+            raise ConfigError(f"{path}: over {max_bytes // 1024} KiB, the limit for such files; is it the right file?")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}{f'; {hint}' if hint else ''}") from error
@@ -44,22 +44,22 @@ def read_yaml(path: Path, *, hint: str = "", max_bytes: int = MAX_BYTES) -> Any:
         where = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}: not YAML{where}: {getattr(error, 'problem', None) or error}") from error
     except (ValueError, KeyError, AttributeError) as error:
-        # What PyYAML's constructors let through on values that do not fit their type: 2026-99-99, !!bool maybe
-        raise ConfigError(f"{path}: holds a value that is not what it looks like: {error}") from error
+        # Raised by PyYAML's constructors for values that do not fit their type: 2026-99-99, !!bool maybe
+        raise ConfigError(f"{path}: contains a value that does not fit its type: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply") from error
 
 
 def checked(document: Any, kind: type[Struct], source: object) -> Struct:
-    """A document as a struct; unknown keys are errors, with a suggestion.
+    """Convert a parsed document to a struct. Unknown keys are errors, with a suggestion.
 
     Args:
-        document: mappings, lists and scalars.
-        kind: what it must be.
-        source: where it came from, for the message.
+        document: Mappings, lists and scalars.
+        kind: Type to convert to.
+        source: Name of the file, for error messages.
 
     Raises:
-        ConfigError: with every problem found.
+        ConfigError: The document does not fit the type; the message lists every problem found.
     """
     problems = list(_problems(document, kind, ""))
     if problems:
@@ -68,7 +68,7 @@ def checked(document: Any, kind: type[Struct], source: object) -> Struct:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, which can expand without bound, and without keys that stand twice."""
+    """A loader that rejects aliases, which can expand without limit, and duplicate keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -80,13 +80,13 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
 def _problems(value: Any, expected: Any, where: str) -> Iterator[str]:
-    """Every difference between a parsed document and a type; msgspec alone stops at the first."""
+    """All differences between a parsed document and a type; msgspec itself stops at the first."""
     optional = NoneType in get_args(expected)
     kinds = [kind for kind in (expected, *get_args(expected)) if isinstance(kind, type)]
     struct = next((kind for kind in kinds if issubclass(kind, msgspec.Struct)), None)
@@ -97,7 +97,7 @@ def _problems(value: Any, expected: Any, where: str) -> Iterator[str]:
         fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
         for key in [key for key in value if key not in fields]:
             close = difflib.get_close_matches(str(key), fields, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(fields)}"
+            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(fields)}"
             yield f"unknown key {_path(where, key)!r}, {hint}"
         for name, field in fields.items():
             if name in value:
@@ -111,7 +111,7 @@ def _problems(value: Any, expected: Any, where: str) -> Iterator[str]:
         for key, item in value.items():
             yield from _problems(key, key_type, f"{where}: name {key!r}")
             yield from _problems(item, value_type, _path(where, key))
-        value = dict.fromkeys(value)  # what is left to check is the number of entries
+        value = dict.fromkeys(value)  # Only the number of entries remains to be checked.
         expected = (
             Annotated[dict[Any, None], *expected.__metadata__] if get_origin(expected) is Annotated else dict[Any, None]
         )
