@@ -1,4 +1,4 @@
-"""Bundles: one file with a model, its labels and what it was measured to do."""
+"""Bundles: one file with a model, its labels and its measured accuracy."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""The model bundle: one file that is everything a device needs to run one model.
+"""Model bundle: one file with everything a device needs to run one model.
 
-`NAME-VERSION.edgeloop` is a stored (uncompressed) zip; unpacked, a directory with the same files.
-docs/reference/bundle.md describes the format. A bundle comes from outside, so reading one trusts nothing:
-names come from a closed set, sizes are bounded before a byte is read, and every byte handed out
-was hashed at that moment.
+`NAME-VERSION.edgeloop` is a stored (uncompressed) zip file; unpacked, a bundle is a directory with the same files.
+docs/reference/bundle.md describes the format. Bundles come from outside, so the reader trusts nothing: it accepts a
+fixed set of file names, limits sizes before it reads any data, and hashes each file whenever it is read.
 """
 
 from __future__ import annotations
@@ -47,15 +46,15 @@ _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose every file was found to be what its manifest says.
+    """A bundle whose files all match its manifest.
 
     Attributes:
-        path: the file or directory it was read from.
-        manifest: its description.
-        labels: the class names; place i names output i of the model.
-        digest: sha256 of `manifest.json`, and through the hashes in there, of everything.
-        raw: the bytes of `manifest.json`, which a signature is over.
-        signature: the bytes of `manifest.json.sig`, not checked yet; see `.signature`. None without one.
+        path: file or directory that the bundle was read from.
+        manifest: description of the bundle.
+        labels: class names; item i names output i of the model.
+        digest: SHA-256 of `manifest.json`. The manifest contains the hashes of all other files, so it covers them too.
+        raw: bytes of `manifest.json`, the content that is signed.
+        signature: bytes of `manifest.json.sig`, not verified yet (see `.signature`); None if there is no signature.
     """
 
     path: Path
@@ -66,10 +65,10 @@ class Bundle:
     signature: bytes | None = field(repr=False)
 
     def read(self, name: str) -> bytes:
-        """One file's bytes, hashed again as they are read: what is used is what was verified.
+        """Return the bytes of one file, hashed again, so that the bytes in use are those that were verified.
 
         Raises:
-            BundleError: the bundle has no such file, or it changed since it was opened.
+            BundleError: the bundle has no such file, or the file changed since the bundle was opened.
         """
         entry = self.manifest.files.get(name)
         if entry is None:
@@ -80,7 +79,7 @@ class Bundle:
         return data
 
     def canary(self) -> list[CanaryImage]:
-        """The images to prove the model with on the device; read each with ``read(image.file)``."""
+        """Return the images for the canary test on the device; read each one with ``read(image.file)``."""
         try:
             images = msgspec.json.decode(self.read(EXPECTED), type=list[CanaryImage])
         except msgspec.DecodeError as error:
@@ -98,10 +97,10 @@ class Bundle:
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Read and verify a bundle file, or a directory one was unpacked into.
+    """Read and verify a bundle file, or the directory it was unpacked into.
 
     Raises:
-        BundleError: with every problem found, not only the first.
+        BundleError: the bundle is not usable; the error lists all problems.
     """
     path = Path(path)
     sizes = _sizes(path)
@@ -122,7 +121,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             problems.append(f"{MANIFEST}: labels_sha256 is not the hash of {LABELS}")
         if manifest.tensors.output.shape[-1:] != (len(labels),):
             problems.append(
-                f"{LABELS} names {len(labels)} classes, the model's output is {manifest.tensors.output.shape}"
+                f"{LABELS} names {len(labels)} classes, but the model's output is {manifest.tensors.output.shape}"
             )
     if problems:
         raise BundleError(path, problems)
@@ -137,18 +136,18 @@ def write_bundle(
     *,
     sign: Callable[[bytes], bytes] | None = None,
 ) -> str:
-    """Write a bundle in one step: the final name holds a whole, verified bundle or does not exist.
+    """Write a bundle atomically: ``path`` becomes a complete, verified bundle or stays unchanged.
 
     The same manifest and files give the same bytes.
 
     Args:
-        path: the file to write; replaced if it exists.
-        manifest: its ``files`` and ``labels_sha256`` are filled in here.
-        files: contents by name, without the manifest.
-        sign: gives the signature over the manifest's bytes; none is written without it.
+        path: file to write; an existing file is replaced.
+        manifest: manifest, whose ``files`` and ``labels_sha256`` are filled in here.
+        files: contents of the files by name, without the manifest.
+        sign: function that returns the signature over the manifest's bytes; without it the bundle is not signed.
 
     Returns:
-        The bundle's digest.
+        Digest of the bundle.
     """
     entries = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
     manifest = msgspec.structs.replace(manifest, files=entries, labels_sha256=entries[LABELS].sha256)
@@ -162,25 +161,25 @@ def write_bundle(
                 info.create_system, info.external_attr = 3, 0o644 << 16
                 archive.writestr(info, data)
         file.flush()
-        # What this version would refuse to read must never get the final name.
+        # A bundle that this version could not read must never get the final name.
         open_bundle(file.name)
     return hashlib.sha256(raw).hexdigest()
 
 
 def _decode_manifest(path: Path, raw: bytes) -> Manifest:
     try:
-        # The format number first: a newer format may have changed everything else.
+        # Decode the format number first: a newer format may have changed everything else.
         version = msgspec.json.decode(raw, type=_FormatOnly).format
         if version != FORMAT:
             raise BundleError(
-                path, [f"it has format {version}, this edgeloop {__version__} reads {FORMAT}; update edgeloop"]
+                path, [f"it has format {version}, but edgeloop {__version__} reads format {FORMAT}; update edgeloop"]
             )
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(path, [f"{MANIFEST}: {error}"]) from error
     if version_key(manifest.min_agent) > version_key(__version__):
         raise BundleError(
-            path, [f"it needs edgeloop {manifest.min_agent} or newer, this is {__version__}; update edgeloop"]
+            path, [f"it needs edgeloop {manifest.min_agent} or newer, but this is {__version__}; update edgeloop"]
         )
     return manifest
 
@@ -198,15 +197,15 @@ def _decode_labels(data: bytes) -> tuple[tuple[str, ...], list[str]]:
 
 
 def problems_of_labels(labels: tuple[str, ...]) -> list[str]:
-    """Why these class names cannot stand in a bundle; empty when they can.
+    """Return the reasons why these class names cannot be used in a bundle; empty if they can.
 
-    Control characters would let a bundle steer the terminal or break the line format.
+    Control characters are refused: they could control the terminal or break the line format.
     """
     problems = []
     if not 2 <= len(labels) <= MAX_LABELS:
         problems.append(f"{len(labels)} classes; 2 to {MAX_LABELS} are possible")
     if len(set(labels)) != len(labels):
-        problems.append("a class name stands there twice")
+        problems.append("a class name occurs twice")
     for label in labels:
         if not label.strip() or not label.isprintable() or len(label) > MAX_LABEL_LENGTH:
             problems.append(f"{label[:40]!r} is empty, longer than {MAX_LABEL_LENGTH} characters or not printable")
@@ -215,26 +214,26 @@ def problems_of_labels(labels: tuple[str, ...]) -> list[str]:
 
 
 def _problems_of_names(sizes: Mapping[str, int]) -> list[str]:
-    problems = [f"{name[:80]!r} has no place in a bundle" for name in sizes if _limit(name) is None]
+    problems = [f"{name[:80]!r} does not belong in a bundle" for name in sizes if _limit(name) is None]
     problems += [
-        f"{name} has {size} bytes, over the {_limit(name)} allowed"
+        f"{name} has {size} bytes, at most {_limit(name)} are allowed"
         for name, size in sizes.items()
         if size > (_limit(name) or size)
     ]
     if sum(sizes.values()) > MAX_BYTES:
-        problems.append(f"it holds {sum(sizes.values())} bytes, over the {MAX_BYTES} allowed")
+        problems.append(f"it contains {sum(sizes.values())} bytes, at most {MAX_BYTES} are allowed")
     return problems
 
 
 def _problems_of_files(path: Path, manifest: Manifest, found: Mapping[str, int]) -> list[str]:
-    """Compare what the manifest lists with what is there; hash what has the right size."""
+    """Compare the files with the manifest, and check the hashes of those that have the right size."""
     listed = manifest.files
     problems = [f"{name} is missing from {MANIFEST}" for name in _REQUIRED if name not in listed]
     problems += [f"{name} is listed but missing" for name in sorted(listed.keys() - found.keys())]
-    problems += [f"{name} is there but not listed" for name in sorted(found.keys() - listed.keys())]
+    problems += [f"{name} is present but not listed" for name in sorted(found.keys() - listed.keys())]
     for name in sorted(listed.keys() & found.keys()):
         if listed[name].size != found[name]:
-            problems.append(f"{name} has {found[name]} bytes, not the {listed[name].size} listed")
+            problems.append(f"{name} has {found[name]} bytes, but {listed[name].size} are listed")
         else:
             try:
                 data = _read(path, name, found[name])
@@ -242,12 +241,12 @@ def _problems_of_files(path: Path, manifest: Manifest, found: Mapping[str, int])
                 problems.extend(error.problems)
             else:
                 if hashlib.sha256(data).hexdigest() != listed[name].sha256:
-                    problems.append(f"{name} is damaged: its hash is not the one listed")
+                    problems.append(f"{name} is damaged: its hash differs from the listed one")
     return problems
 
 
 def _limit(name: str) -> int | None:
-    """Bytes a file of this name may have; None when a bundle has no such file."""
+    """Return the largest allowed size of a file in bytes; None if a bundle cannot contain a file of this name."""
     if _CANARY_IMAGE.match(name):
         return _CANARY_IMAGE_LIMIT
     return _LIMITS.get(name)
@@ -259,17 +258,17 @@ _ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, 
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """Name and size of every file inside, without reading any of them."""
+    """Return the size of every file by name, without reading the files."""
     try:
         return _directory_sizes(path) if path.is_dir() else _zip_sizes(path)
     except OSError as error:
         raise BundleError(path, [f"cannot be read: {error.strerror or error}"]) from error
     except _ZIP_ERRORS as error:
-        raise BundleError(path, [f"not a zip file edgeloop wrote: {error}"]) from error
+        raise BundleError(path, [f"not a zip file written by edgeloop: {error}"]) from error
 
 
 def _read(path: Path, name: str, size: int) -> bytes:
-    """Exactly ``size`` bytes of one file; ``size`` was checked against the limits before."""
+    """Read exactly ``size`` bytes of one file; the caller has checked ``size`` against the limits."""
     try:
         if path.is_dir():
             data = _directory_read(path, name, size)
@@ -281,7 +280,7 @@ def _read(path: Path, name: str, size: int) -> bytes:
     except (*_ZIP_ERRORS, KeyError) as error:
         raise BundleError(path, [f"{name} is damaged: {error}"]) from error
     if len(data) != size:
-        raise BundleError(path, [f"{name} is not of the size it claims ({size} bytes)"])
+        raise BundleError(path, [f"{name} does not have the size it declares ({size} bytes)"])
     return data
 
 
@@ -295,13 +294,13 @@ def _zip_sizes(path: Path) -> dict[str, int]:
     problems = []
     sizes: dict[str, int] = {}
     for entry in entries:
-        # 0 where the writer left the mode out, S_IFREG where it did not; symlinks and devices are neither.
+        # Regular files have S_IFREG, or 0 if the writer left the mode out. Links and devices have other values.
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
             problems.append(f"{entry.filename[:80]!r} is a link or a special file")
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 0x1:
-            problems.append(f"{entry.filename[:80]!r} is compressed or encrypted; bundles are stored")
+            problems.append(f"{entry.filename[:80]!r} is compressed or encrypted; bundles are stored uncompressed")
         if entry.filename in sizes:
-            problems.append(f"{entry.filename[:80]!r} is there twice")
+            problems.append(f"{entry.filename[:80]!r} occurs twice")
         sizes[entry.filename] = entry.file_size
     if problems:
         raise BundleError(path, problems)
@@ -309,12 +308,12 @@ def _zip_sizes(path: Path) -> dict[str, int]:
 
 
 def _check_zip_end(path: Path, file: BinaryIO) -> None:
-    """Bound the table of contents before `zipfile` builds it in memory. No comment, one disk, no zip64."""
+    """Check the size of the table of contents before `zipfile` loads it. No comment, one disk, no zip64."""
     size = file.seek(0, os.SEEK_END)
     if size > MAX_BYTES + _MIB:
-        raise BundleError(path, [f"it has {size} bytes, over the {MAX_BYTES} allowed"])
+        raise BundleError(path, [f"it has {size} bytes, at most {MAX_BYTES} are allowed"])
     if size < _END_OF_ZIP.size:
-        raise BundleError(path, ["not a zip file edgeloop wrote: too short"])
+        raise BundleError(path, ["not a zip file written by edgeloop: too short"])
     file.seek(size - _END_OF_ZIP.size)
     magic, disk, toc_disk, here, entries, toc_size, toc_start, comment = _END_OF_ZIP.unpack(file.read(_END_OF_ZIP.size))
     if (
@@ -325,9 +324,9 @@ def _check_zip_end(path: Path, file: BinaryIO) -> None:
         or here != entries
         or toc_start + toc_size + _END_OF_ZIP.size != size
     ):
-        raise BundleError(path, ["not a zip file edgeloop wrote, or cut short; copy it again"])
+        raise BundleError(path, ["not a zip file written by edgeloop, or truncated; copy it again"])
     if entries > MAX_FILES or toc_size > _MIB:
-        raise BundleError(path, [f"it holds {entries} files; {MAX_FILES} are allowed"])
+        raise BundleError(path, [f"it contains {entries} files, at most {MAX_FILES} are allowed"])
 
 
 def _directory_sizes(path: Path) -> dict[str, int]:
@@ -341,7 +340,7 @@ def _directory_sizes(path: Path) -> dict[str, int]:
             relative = entry.relative_to(path).as_posix()
             if stat.S_ISDIR(status.st_mode):
                 if relative != "canary":
-                    problems.append(f"{relative[:80]!r} has no place in a bundle")
+                    problems.append(f"{relative[:80]!r} does not belong in a bundle")
             elif not stat.S_ISREG(status.st_mode):
                 problems.append(f"{relative[:80]!r} is a link or a special file")
             else:
@@ -349,14 +348,14 @@ def _directory_sizes(path: Path) -> dict[str, int]:
         if problems or len(sizes) > MAX_FILES:
             break
     if len(sizes) > MAX_FILES:
-        problems.append(f"it holds over {MAX_FILES} files")
+        problems.append(f"it contains more than {MAX_FILES} files")
     if problems:
         raise BundleError(path, problems)
     return sizes
 
 
 def _directory_read(path: Path, name: str, size: int) -> bytes:
-    # O_NOFOLLOW: the file checked by `_directory_sizes` may have been swapped for a link since.
+    # O_NOFOLLOW: the file that `_directory_sizes` checked may have been replaced by a link.
     handle = os.open(path / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     with os.fdopen(handle, "rb") as file:
         return file.read(size + 1)

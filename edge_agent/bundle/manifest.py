@@ -1,7 +1,7 @@
-"""What a bundle says of itself: `manifest.json` and `canary/expected.json` as typed values.
+"""Typed values for `manifest.json` and `canary/expected.json`.
 
-docs/reference/bundle.md describes every field. Unknown fields are ignored, so that a later agent may add
-some without locking out this one; a change that an older agent must not ignore raises `FORMAT`.
+docs/reference/bundle.md describes every field. Unknown fields are ignored, so that later versions may add
+fields and older agents can still read the bundle. A change that older agents must not ignore increases `FORMAT`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 # Shown on terminals, so without control characters.
 Text = Annotated[str, msgspec.Meta(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
-
-
 Precision = Literal["int8", "float16", "float32"]
 
 
 class FileEntry(msgspec.Struct, frozen=True):
-    """One other file of the bundle."""
+    """Hash and size of one file of the bundle."""
 
     sha256: Digest
     size: Size
@@ -51,40 +49,49 @@ class Tensors(msgspec.Struct, frozen=True):
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """Score a label must reach to be decided (``enter``), and stay above to be kept (``leave``)."""
+    """Scores for a decision: a label is decided at ``enter`` or above and kept while it is at ``leave`` or above."""
 
     enter: Fraction = 0.6
     leave: Fraction = 0.4
 
 
 class Scored(msgspec.Struct, frozen=True):
-    """How one model did on the test split, through `edge_agent.Classifier`. ``per_class`` is recall by label."""
+    """Metrics of one model on the test split, measured with `edge_agent.Classifier`. ``per_class`` is the recall."""
 
     accuracy: Fraction
     per_class: dict[str, Fraction]
     calibration_error: Fraction
 
 
-class Metrics(msgspec.Struct, frozen=True, rename={"float32": "float", "images": "pictures"}):
-    """The float model and the one in the bundle on the same frozen test split.
+class Metrics(msgspec.Struct, frozen=True, rename={"float32": "float", "images": "pictures", "score_counts": "seen"}):
+    """Metrics of the float model and of the bundle's model on the same frozen test split.
 
-    ``agreement`` is the share of images on which both name the same class first. ``seen``: how sure the one in the
-    bundle was of them; None in bundles of before.
+    Attributes:
+        images: number of test images.
+        float32: metrics of the float model.
+        model: metrics of the model in the bundle.
+        agreement: share of images to which both models give the same top class, 0 to 1.
+        score_counts: counts of the bundle model's scores on these images; None in older bundles.
     """
 
     images: Size
     float32: Scored
     model: Scored
     agreement: Fraction
-    seen: ScoreCounts | None = None
+    score_counts: ScoreCounts | None = None
 
 
 class Calibration(msgspec.Struct, frozen=True, rename={"images": "pictures"}):
-    """The representative dataset the integer ranges were measured on.
+    """Representative dataset from which the integer ranges were measured.
 
-    ``growth``: how much wider the ranges are than those of the first half of the images, as a share of their width,
-    mean of the tensors. ``fingerprint``: of the images, in their order. ``per_class`` is empty where they have no
-    classes.
+    Attributes:
+        images: number of images.
+        per_class: number of images by class; empty if the images have no classes.
+        seed: random seed of the selection.
+        source: split or folder of the images.
+        growth: how much wider the ranges are than those of the first half of the images, as a share of their width;
+            mean over the tensors.
+        fingerprint: SHA-256 of the images, in their order.
     """
 
     images: Size
@@ -96,7 +103,7 @@ class Calibration(msgspec.Struct, frozen=True, rename={"images": "pictures"}):
 
 
 class Rung(msgspec.Struct, frozen=True):
-    """One way of quantizing that was tried, and how it did on the test split; the last one is in the bundle."""
+    """A quantization method that was tried, with its result on the test split; the bundle contains the last one."""
 
     name: Text
     did: Text
@@ -107,7 +114,7 @@ class Rung(msgspec.Struct, frozen=True):
 
 
 class Provenance(msgspec.Struct, frozen=True):
-    """Where the model comes from. ``calibration`` is None for a float model; ``overridden`` names refused checks."""
+    """Origin of the model. ``calibration`` is None for a float model; ``overridden`` names failed, ignored checks."""
 
     run: Text
     backbone: Text
@@ -120,7 +127,7 @@ class Provenance(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """`manifest.json`. ``files`` lists every other file but the signature, so its digest covers them all."""
+    """Contents of `manifest.json`. ``files`` lists all other files except the signature, so its digest covers them."""
 
     format: int
     name: Name
@@ -139,7 +146,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class CanaryImage(msgspec.Struct, frozen=True):
-    """A test image that travels with the model: the device must score it as the desktop did, within a tolerance."""
+    """Test image in the bundle: the device must compute the same scores as the desktop, within a tolerance."""
 
     file: str
     label: str
@@ -147,7 +154,7 @@ class CanaryImage(msgspec.Struct, frozen=True):
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """A dotted version as numbers to compare: 1.10 is newer than 1.9, and 1.0 equals 1."""
+    """Return a dotted version as numbers for comparison: 1.10 is newer than 1.9, and 1.0 equals 1."""
     numbers = [int(part) for part in version.split(".")]
     while len(numbers) > 1 and numbers[-1] == 0:
         numbers.pop()

@@ -1,8 +1,8 @@
-"""Who made a bundle: OpenSSH signatures over `manifest.json`, made and checked by `ssh-keygen -Y`.
+"""OpenSSH signatures over `manifest.json`, created and verified by `ssh-keygen -Y`.
 
-The manifest holds the hash of every other file, so a signature over it covers the bundle. Keys and
-`allowed_signers` are those of OpenSSH (ssh-keygen(1), "ALLOWED SIGNERS"): no key format, no
-cryptography and no key store of our own.
+The manifest contains the hash of every other file, so a signature over it covers the whole bundle. Keys and the file
+`allowed_signers` are those of OpenSSH (ssh-keygen(1), "ALLOWED SIGNERS"); edgeloop has no key format, cryptography or
+key store of its own.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from ..errors import ConfigError, SignatureError
 from . import Bundle
 
 NAMESPACE = "edgeloop-bundle"
-"""What the signature is for: one over a git commit or a mail with the same key does not pass for one of ours."""
+"""Purpose of the signature: a signature over a git commit or a mail with the same key is not valid for a bundle."""
 _TIMEOUT_S = 30
 _GOOD = re.compile(r'Good "[^"]*" signature(?: for .*?)? with (?P<kind>\S+) key (?P<key>SHA256:\S+)')
 
 
 @dataclass(frozen=True)
 class Signed:
-    """A signature that fits its manifest.
+    """A valid signature of a manifest.
 
     Attributes:
-        kind: of the key, such as ED25519.
-        key: its fingerprint, SHA256:…
-        signer: the name `allowed_signers` has for it; None where nobody was asked for.
+        kind: kind of the key, such as ED25519.
+        key: fingerprint of the key, SHA256:…
+        signer: name of the key in `allowed_signers`; None if no such file was given.
     """
 
     kind: str
@@ -38,51 +38,52 @@ class Signed:
 
 
 def sign(manifest: bytes, key: Path) -> bytes:
-    """Sign a manifest with a private key, or with a public one whose private half ssh-agent holds.
+    """Sign a manifest with a private key, or with a public key whose private key ssh-agent holds.
 
-    A passphrase is asked for on the terminal.
+    ssh-keygen asks for a passphrase on the terminal.
 
     Raises:
-        ConfigError: no such key, or ssh-keygen does not sign with it.
+        ConfigError: there is no such key, or ssh-keygen cannot sign with it.
     """
     if not key.is_file():
-        raise ConfigError(f"{key}: no such key; make one with: ssh-keygen -t ed25519 -f {key}")
-    # No time limit: somebody may be typing a passphrase.
+        raise ConfigError(f"{key}: no such key; create one with: ssh-keygen -t ed25519 -f {key}")
+    # No time limit: the user may be typing a passphrase.
     done = _ssh_keygen(["-Y", "sign", "-f", str(key), "-n", NAMESPACE], manifest, timeout_s=None)
     if done.returncode != 0:
-        raise ConfigError(f"{key}: ssh-keygen does not sign with it: {_reason(done)}")
+        raise ConfigError(f"{key}: ssh-keygen cannot sign with this key: {_reason(done)}")
     return done.stdout
 
 
 def verify(manifest: bytes, signature: bytes, allowed_signers: Path | None) -> Signed:
-    """Check that a signature fits the manifest and, where ``allowed_signers`` is given, that one of them made it.
+    """Verify the signature of a manifest and, if ``allowed_signers`` is given, that it is from one of them.
 
     Raises:
-        SignatureError: it does not, or cannot be checked here.
-        ConfigError: there is no such file of allowed signers.
+        SignatureError: the signature is not valid, is from another signer, or cannot be verified on this machine.
+        ConfigError: the file of allowed signers does not exist.
     """
     with tempfile.NamedTemporaryFile(prefix="edgeloop-", suffix=".sig") as file:
         file.write(signature)
         file.flush()
-        given = ["-n", NAMESPACE, "-s", file.name]
-        done = _ssh_keygen(["-Y", "check-novalidate", *given], manifest)
+        options = ["-n", NAMESPACE, "-s", file.name]
+        done = _ssh_keygen(["-Y", "check-novalidate", *options], manifest)
         if done.returncode != 0:
-            raise SignatureError(f"its signature does not fit its manifest: {_reason(done)}")
-        signer = None if allowed_signers is None else _signer(manifest, given, allowed_signers)
+            raise SignatureError(f"its signature does not match its manifest: {_reason(done)}")
+        signer = None if allowed_signers is None else _signer(manifest, options, allowed_signers)
     good = _GOOD.search(done.stdout.decode(errors="replace"))
     kind, key = (good["kind"], good["key"]) if good else ("unknown", "unknown")
     return Signed(kind, key, signer)
 
 
 def verify_bundle(bundle: Bundle, allowed_signers: Path | None) -> Signed | None:
-    """Who signed a bundle; None where nobody did and nobody must have.
+    """Verify the signature of a bundle, and return it; None if the bundle is not signed and need not be.
 
     Args:
-        bundle: an opened one.
-        allowed_signers: one of these must have signed it; None when any signature that fits will do, and none, too.
+        bundle: an opened bundle.
+        allowed_signers: file of allowed signers, one of whom must have signed the bundle; None accepts any valid
+            signature and unsigned bundles.
 
     Raises:
-        SignatureError: not signed by one of them, or the signature does not fit.
+        SignatureError: the bundle is not signed by an allowed signer, or the signature is not valid.
     """
     try:
         if bundle.signature is not None:
@@ -91,37 +92,39 @@ def verify_bundle(bundle: Bundle, allowed_signers: Path | None) -> Signed | None
         raise SignatureError(f"{bundle.path}: {error}") from error
     if allowed_signers is not None:
         raise SignatureError(
-            f"{bundle.path}: it is not signed, and {allowed_signers} says who must have; sign it with: "
-            "edgeloop convert --sign KEY"
+            f"{bundle.path}: it is not signed, but a signature by a key in {allowed_signers} is required; sign it "
+            "with: edgeloop convert --sign KEY"
         )
     return None
 
 
-def _signer(manifest: bytes, given: list[str], allowed_signers: Path) -> str:
+def _signer(manifest: bytes, options: list[str], allowed_signers: Path) -> str:
     if not allowed_signers.is_file():
-        raise ConfigError(f"{allowed_signers}: no such file; it lists who may sign, a line `NAME ssh-ed25519 KEY` each")
-    found = _ssh_keygen(["-Y", "find-principals", *given, "-f", str(allowed_signers)], b"")
+        raise ConfigError(
+            f"{allowed_signers}: no such file; create it with one line `NAME ssh-ed25519 KEY` per allowed signer"
+        )
+    found = _ssh_keygen(["-Y", "find-principals", *options, "-f", str(allowed_signers)], b"")
     for name in found.stdout.decode(errors="replace").splitlines():
-        done = _ssh_keygen(["-Y", "verify", *given, "-f", str(allowed_signers), "-I", name], manifest)
+        done = _ssh_keygen(["-Y", "verify", *options, "-f", str(allowed_signers), "-I", name], manifest)
         if done.returncode == 0:
             return name
-    raise SignatureError(f"it is signed by a key that {allowed_signers} does not allow")
+    raise SignatureError(f"it is signed by a key that is not in {allowed_signers}")
 
 
 def _ssh_keygen(
-    arguments: list[str], given: bytes, *, timeout_s: float | None = _TIMEOUT_S
+    arguments: list[str], data: bytes, *, timeout_s: float | None = _TIMEOUT_S
 ) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(
             ["ssh-keygen", *arguments],  # noqa: S607  from PATH, as ssh itself is
-            input=given,
+            input=data,
             capture_output=True,
             check=False,
             timeout=timeout_s,
         )
     except FileNotFoundError as error:
         raise SignatureError(
-            "ssh-keygen is not installed, and signatures need it: apt install openssh-client"
+            "ssh-keygen, which is needed for signatures, is not installed; install it with: apt install openssh-client"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise SignatureError(f"ssh-keygen did not answer within {timeout_s:g} s") from error
@@ -129,4 +132,4 @@ def _ssh_keygen(
 
 def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
     lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
-    return lines[0] if lines else f"it ended with {done.returncode}"
+    return lines[0] if lines else f"exit code {done.returncode}"

@@ -1,1 +1,1 @@
-"""One module a command of the plain install; `edge_agent.cli` loads each only when it is called."""
+"""Commands of the plain install, one module each; `edge_agent.cli` imports a module only when its command is called."""

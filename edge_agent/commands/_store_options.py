@@ -1,4 +1,4 @@
-"""Where a device's store is, and the options that say so."""
+"""Location of a device's model store, and the command-line options that select it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..config import DEFAULT_PATH, Settings, load_settings
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a device's store is, and what holds for it.
+class StoreLocation:
+    """Location of a device's store, with the settings that apply to it.
 
     Attributes:
-        state: its directory.
-        signers: who may have signed a bundle; None where nobody need have.
-        threads, delegate: the agent's, which a model is to prove itself with.
+        state: directory of the store.
+        signers: file of allowed signers; None accepts unsigned bundles.
+        threads, delegate: settings of the agent, which the canary test uses as well.
     """
 
     state: Path
@@ -28,22 +28,22 @@ class Place:
     delegate: str | None = None
 
 
-def find_store(config: Path | None, root: Path) -> Place:
-    """The store that agent.yaml names; the usual one where there is no agent.yaml.
+def find_store(config: Path | None, root: Path) -> StoreLocation:
+    """Return the store that agent.yaml names, or the default store if there is no agent.yaml.
 
     Args:
-        config: agent.yaml; the usual one under ``root`` when left out, which need not be there.
-        root: directory that stands for ``/`` in the usual paths and in those that agent.yaml names.
+        config: path of agent.yaml; by default the standard path under ``root``, where the file may be missing.
+        root: directory that replaces ``/`` in the default paths and in the paths that agent.yaml names.
 
     Raises:
         ConfigError: agent.yaml cannot be used.
     """
-    usual = _under(root, DEFAULT_PATH)
-    if config is None and not usual.exists():
-        signers = usual.with_name("allowed_signers")
-        return Place(_under(root, Path(_default("state"))), signers if signers.exists() else None)
-    settings = load_settings(usual if config is None else config)
-    return Place(
+    default = _under(root, DEFAULT_PATH)
+    if config is None and not default.exists():
+        signers = default.with_name("allowed_signers")
+        return StoreLocation(_under(root, Path(_default("state"))), signers if signers.exists() else None)
+    settings = load_settings(default if config is None else config)
+    return StoreLocation(
         _under(root, Path(settings.state)),
         None if settings.allowed_signers is None else _under(root, Path(settings.allowed_signers)),
         settings.threads,
@@ -52,17 +52,17 @@ def find_store(config: Path | None, root: Path) -> Place:
 
 
 def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--config`` and ``--root``, the same for every command of the store."""
+    """Add ``--config`` and ``--root``, which all commands of the store share."""
     config = click.option(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False),
-        help=f"The agent's settings, which say where the store is.  [default: {DEFAULT_PATH}, if it is there]",
+        help=f"Settings of the agent, which name the store.  [default: {DEFAULT_PATH}, if it exists]",
     )
     root = click.option(
         "--root",
         type=click.Path(path_type=Path, file_okay=False, exists=True),
         default=Path("/"),
-        help="Directory that stands for / in all paths of the device.",
+        help="Directory that replaces / in all paths of the device.",
     )
     return config(root(command))
 

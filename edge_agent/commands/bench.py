@@ -1,4 +1,4 @@
-"""`edgeloop bench`: how fast a model is on this machine, and how two reports compare."""
+"""`edgeloop bench`: measure the latency of models on this machine and compare reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 class _Bench(click.Group):
-    """What is no command of the group is a bundle to be measured."""
+    """Group that treats arguments other than its own commands as bundles to measure."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.list_commands(ctx), "-h", "--help"):
@@ -38,9 +38,9 @@ class _Bench(click.Group):
 
 @click.group("bench", cls=_Bench)
 def bench_command() -> None:
-    """Measure latency here: edgeloop bench BUNDLE... (the same as bench measure).
+    """Measure latency on this machine: edgeloop bench BUNDLE... (short for bench measure).
 
-    `compare` puts reports of several machines or models side by side.
+    `compare` shows reports of several machines or models side by side.
     """
 
 
@@ -50,24 +50,39 @@ def _counts(_context: click.Context, _option: click.Parameter, value: str | None
     except ValueError:
         counts = (0,)
     if any(not 1 <= count <= 64 for count in counts):
-        raise click.BadParameter("expected numbers of 1 to 64 such as 1,2,4")
+        raise click.BadParameter("expected numbers from 1 to 64, such as 1,2,4")
     return counts
 
 
 @bench_command.command("measure")
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--threads", callback=_counts, help="Such as 1,2,4; those the agent would take by default.")
 @click.option(
-    "--delegate", "delegates", multiple=True, help="External delegate, measured beside the CPU. Several may be."
+    "--threads", callback=_counts, help="Thread counts to measure, such as 1,2,4. The agent's default if left out."
 )
-@click.option("--seconds", type=click.FloatRange(0.1, 600), default=3, show_default=True, help="Of each round.")
-@click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True, help="Each in new processes.")
 @click.option(
-    "--sustained", "sustained_s", type=click.FloatRange(1, 86400), help="Seconds of work without a pause, too."
+    "--delegate", "delegates", multiple=True, help="External delegate to measure as well as the CPU. May be repeated."
 )
-@click.option("--camera", "source", default="", help="Also the agent itself on this camera, video or folder.")
-@click.option("--profile", is_flag=True, help="Also where the time goes, operation by operation.")
-@click.option("--json", "json_file", type=_FILE, help="Write the report to this file as it grows; - prints it.")
+@click.option("--seconds", type=click.FloatRange(0.1, 600), default=3, show_default=True, help="Length of each round.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 20),
+    default=3,
+    show_default=True,
+    help="Number of rounds; each round starts new processes.",
+)
+@click.option(
+    "--sustained",
+    "sustained_s",
+    type=click.FloatRange(1, 86400),
+    help="Also measure under sustained load, for this many seconds.",
+)
+@click.option(
+    "--camera", "source", default="", help="Also measure the whole agent on this camera, video file or folder."
+)
+@click.option("--profile", is_flag=True, help="Also measure the time of each operation of the model.")
+@click.option(
+    "--json", "json_file", type=_FILE, help="Write the report to this file, and update it after each step; - prints it."
+)
 def measure_command(
     bundles: tuple[Path, ...],
     threads: tuple[int, ...],
@@ -80,10 +95,10 @@ def measure_command(
     *,
     profile: bool,
 ) -> None:
-    """Measure BUNDLES on this machine, all in turn: cold start, steady state, a frame's way part by part.
+    """Measure BUNDLES on this machine in turn: cold start, steady state and each pipeline stage.
 
-    Warm-up is detected. What disturbs the measurement is said, and rounds that do not repeat within 5 % are called
-    noisy. Several bundles, such as int8 and float32, stand side by side.
+    The benchmark detects warm-up, reports anything that disturbed the measurement, and marks rounds that differ by
+    more than 5 % as noisy. Several bundles, such as int8 and float32, are shown side by side.
     """
     import msgspec
 
@@ -94,16 +109,16 @@ def measure_command(
 
     def keep(report: Report) -> None:
         if printed:
-            # A line each time, for who listens over a connection that may break.
+            # One line per update, so that a reader whose connection breaks keeps what was measured.
             click.echo(msgspec.json.encode(report))
         elif json_file is not None:
             report.save(json_file)
 
     if json_file is not None and not printed and not json_file.absolute().parent.is_dir():
-        raise ConfigError(f"{json_file}: there is no such folder to write to")
+        raise ConfigError(f"{json_file}: no such folder; create it first")
     for count in threads:
         if count > cores():
-            click.echo(f"edgeloop: {count} threads on {cores()} cores: they will wait for one another", err=True)
+            click.echo(f"edgeloop: {count} threads on {cores()} cores: the threads will compete for cores", err=True)
     plan = Plan(
         bundles,
         threads,
@@ -117,7 +132,7 @@ def measure_command(
     with _progress() as progress:
         report = measure(plan, progress, keep)
     if not printed:
-        click.echo(_shown([report]))
+        click.echo(_table([report]))
     for failure in report.failed:
         click.echo(f"edgeloop: {one_line(EdgeloopError(f'{failure.what}: {failure.reason}'))}", err=True)
     if not report.complete:
@@ -126,31 +141,31 @@ def measure_command(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A line that is written over, where somebody looks."""
-    looked_at = sys.stderr.isatty()
+    """Show a progress line on standard error if it is a terminal."""
+    is_terminal = sys.stderr.isatty()
 
     def progress(what: str, share: float) -> None:
-        if looked_at:
+        if is_terminal:
             bar = "━" * round(30 * share)
             click.echo(f"\r\x1b[K{bar:<30} {100 * share:3.0f} %  {what}", nl=False, err=True)
 
     try:
         yield progress
     finally:
-        if looked_at:
+        if is_terminal:
             click.echo("\r\x1b[K", nl=False, err=True)
 
 
 @bench_command.command("compare")
 @click.argument("reports", nargs=-1, required=True, type=_FILE)
 def compare_command(reports: tuple[Path, ...]) -> None:
-    """Put REPORTS, as --json writes them, side by side; ratios are to the first row."""
+    """Show REPORTS, as written by --json, side by side; ratios are relative to the first row."""
     from ..bench.report import load
 
-    click.echo(_shown([load(path) for path in reports]))
+    click.echo(_table([load(path) for path in reports]))
 
 
-def _shown(reports: Sequence[Report]) -> str:
+def _table(reports: Sequence[Report]) -> str:
     several = len({report.machine for report in reports}) > 1
     lines = [line for report in reports for line in _machine_lines(report)]
     rows = [(report, steady) for report in reports for steady in report.steady]
@@ -182,7 +197,7 @@ def _machine_lines(report: Report) -> list[str]:
     machine = report.machine
     named = machine.model or machine.cpu or machine.architecture
     memory = f", {machine.memory_mb / 1000:.1f} GB" if machine.memory_mb else ""
-    part = "" if report.complete else " (not complete)"
+    part = "" if report.complete else " (incomplete)"
     return [f"{machine.hostname}: {named}, {machine.cores} cores{memory}, {machine.os}, {report.at[:10]}{part}"]
 
 
@@ -222,7 +237,7 @@ def _details(report: Report, steady: Steady) -> list[str]:
             f"invoke {stages.invoke.p50:.2f}, decide {stages.decide.p50:.3f}, publish {stages.publish.p50:.3f} ms (p50)"
         )
     if steady.energy_mj is not None:
-        lines.append(f"{name}: {steady.energy_mj:.1f} mJ of the whole machine per inference")
+        lines.append(f"{name}: {steady.energy_mj:.1f} mJ per inference, for the whole machine")
     return [*lines, *(f"{name}: note: {note}" for note in steady.notes)]
 
 
@@ -233,8 +248,8 @@ def _sustained_line(report: Report, one: Sustained) -> str:
     throttled = f", {', '.join(flags)}" if flags else ""
     name = f"{report.name_of(one.bundle)}, {_threads(one.threads)}"
     return (
-        f"{name}: sustained {len(one.seconds)} s: p50 {one.burst_p50_ms:.2f} ms at first, "
-        f"{one.sustained_p50_ms:.2f} at the end ({one.slowdown:.2f}){hottest}{throttled}"
+        f"{name}: sustained load for {len(one.seconds)} s: p50 {one.burst_p50_ms:.2f} ms at the start, "
+        f"{one.sustained_p50_ms:.2f} ms at the end (ratio {one.slowdown:.2f}){hottest}{throttled}"
     )
 
 
@@ -247,7 +262,7 @@ def _camera_line(report: Report, one: EndToEnd) -> str:
 
 
 def _profile_lines(report: Report, one: Profile) -> list[str]:
-    """By kind, most first, and the ten operations that take most."""
+    """Format the time by kind of operation, largest share first, and the ten slowest operations."""
     whole: dict[str, float] = {}
     for operation in one.operations:
         whole[operation.kind] = whole.get(operation.kind, 0.0) + operation.share

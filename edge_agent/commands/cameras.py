@@ -1,4 +1,4 @@
-"""`edgeloop cameras`: what the agent could look through here."""
+"""`edgeloop cameras`: list the cameras that the agent can use on this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 @click.command("cameras")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def cameras_command(*, as_json: bool) -> None:
-    """List the cameras of this machine and what to write in agent.yaml."""
+    """List the cameras of this machine, with the `source` to write in agent.yaml."""
     from ..cameras.listing import available
 
     found = available()
@@ -19,8 +19,8 @@ def cameras_command(*, as_json: bool) -> None:
         return
     if not found:
         click.echo(
-            "no camera found: no /dev/video* that captures, and none that Picamera2 knows. Network cameras and video "
-            "files need no listing: write their address or path as source."
+            "no camera found: no capture device at /dev/video*, and no Picamera2 camera. Network cameras and video "
+            "files are not listed: set `source` to their address or path."
         )
         return
     for camera in found:

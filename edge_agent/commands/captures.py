@@ -1,4 +1,4 @@
-"""`edgeloop captures`: the device's end of `edgeloop deploy pull`."""
+"""`edgeloop captures`: the device side of `edgeloop deploy pull`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ._store_options import find_store, store_options
 
 @click.group("captures")
 def captures_command() -> None:
-    """Frames kept for retraining: list them, send them, remove those that are safe elsewhere.
+    """List, send and remove the frames that were saved for retraining.
 
-    `edgeloop deploy pull` speaks to these.
+    `edgeloop deploy pull` calls these commands over SSH.
     """
 
 
 @captures_command.command("list")
 @store_options
 def list_command(config: Path | None, root: Path) -> None:
-    """A line of JSON for each: name, sha256 and size of the image."""
+    """Print one line of JSON per capture: name, sha256 and size of the image."""
     import msgspec
 
     from ..captures.transfer import held
@@ -35,7 +35,7 @@ def list_command(config: Path | None, root: Path) -> None:
 @captures_command.command("send")
 @store_options
 def send_command(config: Path | None, root: Path) -> None:
-    """Write the captures named on standard input, a line each, to standard output as tar."""
+    """Read names from standard input, one per line, and write these captures to standard output as a tar archive."""
     from ..captures.transfer import send
 
     send(_folder(config, root), (line.rstrip("\n") for line in sys.stdin), sys.stdout.buffer)
@@ -44,7 +44,7 @@ def send_command(config: Path | None, root: Path) -> None:
 @captures_command.command("remove")
 @store_options
 def remove_command(config: Path | None, root: Path) -> None:
-    """Remove the captures that standard input gives, lines as `list` prints; those that changed since stay."""
+    """Remove the captures listed on standard input, in the format of `list`; a capture that has changed is kept."""
     import msgspec
 
     from ..captures.transfer import StoredCapture, remove
@@ -52,7 +52,7 @@ def remove_command(config: Path | None, root: Path) -> None:
     try:
         given = [msgspec.json.decode(line, type=StoredCapture) for line in sys.stdin.buffer]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CommandError(f"expected lines as `edgeloop captures list` prints them: {error}") from error
+        raise CommandError(f"standard input: expected lines from `edgeloop captures list`: {error}") from error
     click.echo(remove(_folder(config, root), given))
 
 

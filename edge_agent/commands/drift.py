@@ -1,4 +1,4 @@
-"""`edgeloop drift`: does the model on this device still fit what it sees?"""
+"""`edgeloop drift`: check whether the model still fits the scenes of this device's cameras."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @click.command("drift")
 @store_options
-@click.option("--json", "as_json", is_flag=True, help="All of it, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def drift_command(config: Path | None, root: Path, *, as_json: bool) -> None:
-    """Say of each camera whether the model still fits its scene.
+    """Check for each camera whether the model still fits its scene.
 
-    How sure it was of its frames in the last three days is compared with how sure it was of its test images, and in
-    its first days here. Exits 1 where a camera is drifting: label some of its frames and retrain.
+    Compares the model's scores of the last three days with its scores on the test images and with those of its first
+    days on this device. Exits with 1 if a camera is drifting: label some of its frames and retrain.
     """
     import msgspec
 
@@ -30,21 +30,23 @@ def drift_command(config: Path | None, root: Path, *, as_json: bool) -> None:
     from ..monitoring.score_counts import DailyScoreCounts
     from ..store.model_store import ModelStore
 
-    place = find_store(config, root)
-    store = ModelStore(place.state)
+    location = find_store(config, root)
+    store = ModelStore(location.state)
     current = store.current()
     if current is None:
-        raise StoreError(f"no model is installed in {place.state}; install one with: edgeloop install BUNDLE")
+        raise StoreError(f"no model is installed in {location.state}; install one with: edgeloop install BUNDLE")
     manifest = open_bundle(Path(current.path)).manifest
     cameras = [
-        judge(camera, days, manifest.metrics.seen, threshold=manifest.thresholds.enter)
-        for camera, days in sorted(DailyScoreCounts(place.state).of(current.digest).items())
+        judge(camera, days, manifest.metrics.score_counts, threshold=manifest.thresholds.enter)
+        for camera, days in sorted(DailyScoreCounts(location.state).of(current.digest).items())
     ]
     if as_json:
-        told = DeviceDrift(f"{current.name} {current.version}", current.digest, tuple(cameras))
-        click.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+        report = DeviceDrift(f"{current.name} {current.version}", current.digest, tuple(cameras))
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     elif not cameras:
-        click.echo(f"{current.name} {current.version} has seen no frames yet; the agent notes them every quarter hour")
+        click.echo(
+            f"no frames counted yet for {current.name} {current.version}; the agent saves its counts every 15 minutes"
+        )
     for camera in () if as_json else cameras:
         click.echo("\n".join(lines(camera)))
     if any(camera.verdict == "drifting" for camera in cameras):
@@ -52,11 +54,11 @@ def drift_command(config: Path | None, root: Path, *, as_json: bool) -> None:
 
 
 def lines(camera: CameraDrift) -> list[str]:
-    """A camera in words."""
+    """Describe the result of one camera as lines of text."""
     labels = ", ".join(f"{label} {100 * share:.0f} %" for label, share in list(camera.labels.items())[:4])
     return [
         f"{camera.camera}: {camera.verdict} ({camera.frames} frames in the last days)",
-        f"  under the threshold {100 * camera.unsure:.0f} %; taken for {labels}",
+        f"  below the threshold {100 * camera.unsure:.0f} %; classified as {labels}",
         *(_compared("its test images", camera.test)),
         *(_compared("its first days here", camera.first)),
     ]

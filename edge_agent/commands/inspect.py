@@ -1,4 +1,4 @@
-"""`edgeloop inspect`: what is in a bundle, for people and for programs."""
+"""`edgeloop inspect`: show the contents of a bundle, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ from ..bundle.signature import Signed, verify_bundle
 @click.option(
     "--allowed-signers",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="OpenSSH file of who may have signed it; refused where none of them has.",
+    help="OpenSSH file of allowed signers; a bundle that none of them signed is refused.",
 )
-@click.option(
-    "--json", "as_json", is_flag=True, help="All of it, the canary images' expected scores included, as JSON."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the expected scores of the canary images.")
 def inspect_command(bundle: Path, allowed_signers: Path | None, *, as_json: bool) -> None:
-    """Verify BUNDLE, its signature if it has one, and show what it holds."""
+    """Verify BUNDLE, and its signature if it has one, and show its contents."""
     opened = open_bundle(bundle)
     signed = verify_bundle(opened, allowed_signers)
     if as_json:
@@ -65,7 +63,7 @@ def _lines(bundle: Bundle, signed: Signed | None) -> list[str]:
         ("converter", provenance.converter),
         *([("calibrated", _calibration(calibration))] if calibration else []),
         *(
-            [("overridden", f"packed although refused for {', '.join(provenance.overridden)}")]
+            [("overridden", f"packed although these checks failed: {', '.join(provenance.overridden)}")]
             if provenance.overridden
             else []
         ),
@@ -73,13 +71,13 @@ def _lines(bundle: Bundle, signed: Signed | None) -> list[str]:
         ("needs", f"edgeloop {manifest.min_agent} or newer"),
         (
             "agreement",
-            f"{100 * metrics.agreement:.1f} % of {metrics.images} test images: the same answer as float",
+            f"{100 * metrics.agreement:.1f} % of {metrics.images} test images get the same label as in float",
         ),
     ]
     return [
         f"{manifest.name} {manifest.version}",
         *(f"  {name:<11} {value}" for name, value in facts),
-        f"  {'recognised':<11} {'':<{labels_width}}   float    here",
+        f"  {'recall':<11} {'':<{labels_width}}   float  bundle",
         *(
             f"  {'':<11} {label:<{labels_width}} {_percent(float_share)} {_percent(int8_share)}"
             for label, float_share, int8_share in rows
@@ -101,15 +99,15 @@ def _lines(bundle: Bundle, signed: Signed | None) -> list[str]:
 
 def _signed(signed: Signed | None) -> str:
     if signed is None:
-        return "by nobody"
-    who = f"by {signed.signer}, " if signed.signer else "by an unknown signer (--allowed-signers tells), "
-    return f"{who}{signed.kind} key {signed.key}"
+        return "no"
+    signer = f"by {signed.signer}, " if signed.signer else "signer not checked (use --allowed-signers), "
+    return f"{signer}{signed.kind} key {signed.key}"
 
 
 def _calibration(calibration: Calibration) -> str:
-    where = f"of the {calibration.source} split, balanced" if calibration.per_class else "of a folder of one's own"
+    source = f"of the {calibration.source} split, balanced" if calibration.per_class else "of your own folder"
     return (
-        f"on {calibration.images} images {where}, seed {calibration.seed}; half of them gave ranges "
+        f"on {calibration.images} images {source}, seed {calibration.seed}; the first half of them gave ranges "
         f"{100 * calibration.growth:.1f} % narrower"
     )
 

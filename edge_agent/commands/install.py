@@ -1,4 +1,4 @@
-"""`edgeloop install`: a bundle into this device's store; and where that store is."""
+"""`edgeloop install`: add a bundle to this device's store and activate it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _QUIET_S = 2.0
 @click.command("install")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @store_options
-@click.option("--no-activate", is_flag=True, help="Only store it; the current model stays.")
-@click.option("--force", is_flag=True, help="Also a bundle that was rolled back on this device.")
-@click.option("--allow-downgrade", is_flag=True, help="Also one older than the model that runs.")
-@click.option("--json", "as_json", is_flag=True, help="What was installed, as JSON.")
+@click.option("--no-activate", is_flag=True, help="Store the bundle, but keep the current model.")
+@click.option("--force", is_flag=True, help="Accept a bundle that was rolled back on this device.")
+@click.option("--allow-downgrade", is_flag=True, help="Accept a bundle older than the current model.")
+@click.option("--json", "as_json", is_flag=True, help="Print the installed bundle as JSON.")
 def install_command(
     bundle: Path,
     config: Path | None,
@@ -36,49 +36,49 @@ def install_command(
     allow_downgrade: bool,
     as_json: bool,
 ) -> None:
-    """Verify BUNDLE, prove it on this device, and make it the current model.
+    """Verify BUNDLE, run its canary test on this device, and make it the current model.
 
-    A running agent goes over to it by itself, and back to the previous one should it fail. A bundle that is refused
-    leaves the store as it was.
+    A running agent switches to it automatically, and back to the previous model if it fails. A refused bundle leaves
+    the store unchanged.
     """
     import msgspec
 
     from ..store.canary import CanaryLimits
     from ..store.model_store import ModelStore
 
-    place = find_store(config, root)
+    location = find_store(config, root)
     with _progress() as progress:
-        installed = ModelStore(place.state).install(
+        installed = ModelStore(location.state).install(
             bundle,
-            signers=place.signers,
+            signers=location.signers,
             activate=not no_activate,
             force=force,
             allow_downgrade=allow_downgrade,
-            limits=CanaryLimits(threads=place.threads, delegate=place.delegate),
+            limits=CanaryLimits(threads=location.threads, delegate=location.delegate),
             progress=progress,
         )
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(installed), indent=2).decode())
     else:
-        click.echo(f"{installed}: {proved(installed)}; {'stored' if no_activate else 'now current'}")
+        click.echo(f"{installed}: {canary_summary(installed)}; {'stored' if no_activate else 'now current'}")
 
 
-def proved(installed: Installed) -> str:
-    """How a bundle did on its canary images, in a line."""
-    proof = installed.proof
-    if proof is None:
-        return "its proof is lost; install it again to have one"
-    where = f" on {Path(proof.delegate).name}" if proof.delegate else ""
+def canary_summary(installed: Installed) -> str:
+    """Summarize the canary test of an installed bundle in one line."""
+    result = installed.canary
+    if result is None:
+        return "the result of its canary test was lost; install it again to repeat the test"
+    delegate = f" on {Path(result.delegate).name}" if result.delegate else ""
     return (
-        f"{100 * proof.accuracy:.0f} % of {proof.images} canary images recognised, "
-        f"{100 * proof.expected_accuracy:.0f} % where it was made; {proof.p50_ms:.1f} ms each{where}, "
-        f"{proof.memory_mb:.0f} MB"
+        f"{100 * result.accuracy:.0f} % of {result.images} canary images correct, "
+        f"{100 * result.expected_accuracy:.0f} % on the desktop; {result.p50_ms:.1f} ms each{delegate}, "
+        f"{result.memory_mb:.0f} MB"
     )
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal for a proof that takes longer than one cares to wait; nothing elsewhere."""
+    """Show a progress bar on the terminal once the canary test has taken two seconds."""
     start = time.monotonic()
     bars: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""`edgeloop predict`: classify image files, through exactly what the agent runs."""
+"""`edgeloop predict`: classify image files with the same code that the agent runs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..errors import ImageError, one_line
 @click.command("predict")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="How many labels to show of each.")
-@click.option("--threads", type=click.IntRange(1, 64), help="Inference threads; one per core up to four by default.")
+@click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Labels to show per image.")
+@click.option("--threads", type=click.IntRange(1, 64), help="Inference threads; by default one per core, up to four.")
 @click.option("--delegate", help="Shared library of an external delegate, such as Coral's libedgetpu.so.1.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def predict_command(
     bundle: Path, images: tuple[Path, ...], top: int, threads: int | None, delegate: str | None, *, as_json: bool
 ) -> None:
     """Classify IMAGES with the model in BUNDLE.
 
-    An image that cannot be read is named on standard error, and the exit code is 1.
+    Images that cannot be read are reported on standard error, and the exit code is 1.
     """
     from ..images import read_image
 

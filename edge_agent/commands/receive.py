@@ -1,4 +1,4 @@
-"""`edgeloop receive`: the device's end of `edgeloop deploy push`."""
+"""`edgeloop receive`: the device side of `edgeloop deploy push`."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def _hash(_context: click.Context, _option: click.Parameter, value: str) -> str:
 
 @click.command("receive")
 @store_options
-@click.option("--digest", required=True, callback=_hash, help="Of the bundle's manifest.")
-@click.option("--sha256", required=True, callback=_hash, help="Of the bundle's file.")
-@click.option("--size", required=True, type=click.IntRange(1), help="Of the bundle's file, bytes.")
-@click.option("--no-activate", is_flag=True, help="Only store it; the current model stays.")
-@click.option("--force", is_flag=True, help="Also a bundle that was rolled back on this device.")
-@click.option("--allow-downgrade", is_flag=True, help="Also one older than the model that runs.")
+@click.option("--digest", required=True, callback=_hash, help="SHA-256 of the bundle's manifest.")
+@click.option("--sha256", required=True, callback=_hash, help="SHA-256 of the bundle file.")
+@click.option("--size", required=True, type=click.IntRange(1), help="Size of the bundle file in bytes.")
+@click.option("--no-activate", is_flag=True, help="Store the bundle, but keep the current model.")
+@click.option("--force", is_flag=True, help="Accept a bundle that was rolled back on this device.")
+@click.option("--allow-downgrade", is_flag=True, help="Accept a bundle older than the current model.")
 @click.option(
-    "--watch-s", type=click.FloatRange(0, 86400), default=0, help="Seconds to follow it through its probation."
+    "--watch-s", type=click.FloatRange(0, 86400), default=0, help="Seconds to wait for the end of its probation."
 )
 def receive_command(
     config: Path | None,
@@ -49,9 +49,10 @@ def receive_command(
     force: bool,
     allow_downgrade: bool,
 ) -> None:
-    """Take a bundle from standard input, prove it and make it current; tell of it in lines of JSON.
+    """Read a bundle from standard input, run its canary test and make it current; report progress as lines of JSON.
 
-    `edgeloop deploy push` speaks to it. Bytes that came before the connection broke are not asked for again.
+    `edgeloop deploy push` calls this command over SSH. After a broken connection, the transfer resumes where it
+    stopped.
     """
     import msgspec
 
@@ -59,50 +60,50 @@ def receive_command(
     from ..store.model_store import ModelStore
     from ..store.receive import AnnouncedBundle, PushEvent, received, watch
 
-    gone = False
+    disconnected = False
 
     def emit(event: PushEvent) -> None:
-        # A sender who goes away does not stop an installation that has all it needs.
-        nonlocal gone
+        # If the sender disconnects, an installation whose bundle has arrived continues.
+        nonlocal disconnected
         try:
-            if not gone:
+            if not disconnected:
                 os.write(1, msgspec.json.encode(event) + b"\n")
         except BrokenPipeError:
-            gone = True
+            disconnected = True
 
-    def watched(event: PushEvent) -> None:
+    def emit_or_exit(event: PushEvent) -> None:
         emit(event)
-        if gone:
+        if disconnected:
             sys.exit(1)
 
-    place = find_store(config, root)
-    store = ModelStore(place.state)
+    location = find_store(config, root)
+    store = ModelStore(location.state)
 
-    def installed(bundle: Path) -> str:
-        one = store.install(
+    def install(bundle: Path) -> str:
+        installed = store.install(
             bundle,
-            signers=place.signers,
+            signers=location.signers,
             activate=not no_activate,
             force=force,
             allow_downgrade=allow_downgrade,
-            limits=CanaryLimits(threads=place.threads, delegate=place.delegate),
+            limits=CanaryLimits(threads=location.threads, delegate=location.delegate),
             progress=lambda done, of: emit(PushEvent("proving", done, of)),
         )
-        return str(one)
+        return str(installed)
 
     try:
-        here = None if force else store.here(digest)
-        if here is not None:
+        stored = None if force else store.find_whole(digest)
+        if stored is not None:
             current = store.current()
             emit(PushEvent("have", size, size, before="" if current is None else current.digest))
-            model = installed(Path(here.path))
+            model = install(Path(stored.path))
         else:
             with received(store, AnnouncedBundle(digest, sha256, size), sys.stdin.buffer, emit) as bundle:
-                model = installed(bundle)
+                model = install(bundle)
     except (EdgeloopError, OSError) as error:
-        # Its name in here tells nobody anything.
+        # The name of the partial file would mean nothing to the sender.
         emit(PushEvent("refused", text=re.sub(r"\S*/incoming/[0-9a-f]{64}\.part", "the bundle", one_line(error))))
         sys.exit(1)
     emit(PushEvent("installed", model=model))
-    if watch_s and not no_activate and not watch(store, digest, watched, timeout_s=watch_s):
+    if watch_s and not no_activate and not watch(store, digest, emit_or_exit, timeout_s=watch_s):
         sys.exit(1)

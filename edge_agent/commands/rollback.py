@@ -1,4 +1,4 @@
-"""`edgeloop rollback`: back to the previous model."""
+"""`edgeloop rollback`: return to the previous model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ._store_options import find_store, store_options
 
 @click.command("rollback")
 @store_options
-@click.option("--reason", default="rolled back by hand", show_default=True, help="Noted beside the model left behind.")
-@click.option("--json", "as_json", is_flag=True, help="What is current now, as JSON.")
+@click.option("--reason", default="rolled back by hand", show_default=True, help="Reason to record.")
+@click.option("--json", "as_json", is_flag=True, help="Print the new current model as JSON.")
 def rollback_command(config: Path | None, root: Path, *, reason: str, as_json: bool) -> None:
     """Make the previous model current again.
 
-    A running agent goes over to it by itself. The model left behind is remembered as failed: it is not installed or
-    activated again without --force.
+    A running agent switches to it automatically. The model that was rolled back is recorded as failed and is not
+    installed or activated again without --force.
     """
     import msgspec
 

@@ -1,4 +1,4 @@
-"""`edgeloop run`: the agent as a process, from agent.yaml to a clean end."""
+"""`edgeloop run`: run the agent until it is stopped."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..config import DEFAULT_PATH
 
 @click.command("run")
 @click.option(
-    "--config", type=click.Path(path_type=Path), default=DEFAULT_PATH, show_default=True, help="The agent's settings."
+    "--config", type=click.Path(path_type=Path), default=DEFAULT_PATH, show_default=True, help="Settings of the agent."
 )
-@click.option("--threads", type=click.IntRange(1, 64), help="Inference threads, instead of agent.yaml's.")
-@click.option("--delegate", help="Shared library of an external delegate, instead of agent.yaml's.")
+@click.option("--threads", type=click.IntRange(1, 64), help="Inference threads; overrides agent.yaml.")
+@click.option("--delegate", help="Shared library of an external delegate; overrides agent.yaml.")
 def run_command(config: Path, threads: int | None, delegate: str | None) -> None:
-    """Classify what the cameras see and publish labels over MQTT, until stopped."""
+    """Classify camera frames and publish labels over MQTT until stopped."""
     run(config, threads=threads, delegate=delegate)

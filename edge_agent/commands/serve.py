@@ -1,4 +1,4 @@
-"""`edgeloop serve`: a bundle behind HTTP."""
+"""`edgeloop serve`: classify images over HTTP."""
 
 from __future__ import annotations
 
@@ -19,23 +19,30 @@ PORT = 8100
 
 @click.command("serve")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; others need a token.")
-@click.option("--port", default=PORT, show_default=True, type=click.IntRange(0, 65535), help="0 for any that is free.")
-@click.option("--workers", type=click.IntRange(1, 64), help="Interpreters at work; one a core by default.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; all but loopback require a token.",
+)
+@click.option(
+    "--port", default=PORT, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks any free port."
+)
+@click.option("--workers", type=click.IntRange(1, 64), help="Number of interpreters; one per core by default.")
 @click.option("--delegate", help="Shared library of an external delegate, such as Coral's libedgetpu.so.1.")
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
-    help="File with the token that clients send as `Authorization: Bearer`; one is made up for addresses other than "
-    "this machine's.",
+    help="File with the token that clients send as `Authorization: Bearer`. Without it, a random token is generated "
+    "for addresses other than loopback.",
 )
 def serve_command(
     bundle: Path, host: str, port: int, workers: int | None, delegate: str | None, token_file: Path | None
 ) -> None:
     """Classify images sent over HTTP with the model in BUNDLE.
 
-    POST an image file to /v1/classify; /openapi.json describes the rest. Images of all clients are shared out to
-    one interpreter a core.
+    POST an image file to /v1/classify; /openapi.json describes the API. The images of all clients are distributed
+    over one interpreter per core.
     """
     for module in ("starlette", "uvicorn"):
         try:
@@ -51,18 +58,18 @@ def serve_command(
     loopback = is_loopback(host)
     token = _token(token_file, loopback=loopback)
     opened = open_bundle(bundle)
-    listening = listen(host, port, what="edgeloop serve", remedy="name another --port or --host")
+    listening = listen(host, port, what="edgeloop serve", remedy="set another --port or --host")
     try:
-        with Workers(opened, count=workers, delegate=delegate) as at_work, suppress(KeyboardInterrupt):
-            shown = f"[{host}]" if ":" in host else host
-            address = f"http://{shown}:{listening[0].getsockname()[1]}"
+        with Workers(opened, count=workers, delegate=delegate) as pool, suppress(KeyboardInterrupt):
+            url_host = f"[{host}]" if ":" in host else host
+            address = f"http://{url_host}:{listening[0].getsockname()[1]}"
             manifest = opened.manifest
             click.echo(
                 f"{manifest.name} {manifest.version} at {address}/v1/classify, described by {address}/openapi.json"
             )
             if token is not None and token_file is None:
                 click.echo(f"clients send: Authorization: Bearer {token}")
-            app = make_app(opened, at_work, loopback=loopback, token=token)
+            app = make_app(opened, pool, loopback=loopback, token=token)
             asyncio.run(make_server(app).serve(sockets=listening))
     finally:
         for one in listening:
@@ -77,5 +84,5 @@ def _token(file: Path | None, *, loopback: bool) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--token-file: {file}: {error}") from error
     if len(token) < 16 or not token.isprintable() or " " in token:
-        raise ConfigError(f"--token-file: {file}: expected one word of at least 16 characters")
+        raise ConfigError(f"--token-file: {file}: expected a token of at least 16 printable characters without spaces")
     return token

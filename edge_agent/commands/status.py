@@ -1,4 +1,4 @@
-"""`edgeloop status`: which models are installed on this device, and how they are doing."""
+"""`edgeloop status`: show the models installed on this device and their state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ._store_options import find_store, store_options
-from .install import proved
+from .install import canary_summary
 
 if TYPE_CHECKING:
     from ..store.model_store import Installed, StoreStatus
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 @click.command("status")
 @store_options
-@click.option("--json", "as_json", is_flag=True, help="All of it, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status_command(config: Path | None, root: Path, *, as_json: bool) -> None:
-    """Show this device's models: the current one, what a rollback leads to, and what failed here and why."""
+    """Show this device's models: the current one, the one to roll back to, and those that failed, with the reason."""
     import msgspec
 
     from ..store.model_store import ModelStore
 
-    place = find_store(config, root)
-    status = ModelStore(place.state).status()
+    location = find_store(config, root)
+    status = ModelStore(location.state).status()
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
     elif not status.installed:
-        click.echo(f"no model is installed in {place.state}; install one with: edgeloop install BUNDLE")
+        click.echo(f"no model is installed in {location.state}; install one with: edgeloop install BUNDLE")
     else:
         click.echo("\n".join(_lines(status)))
 
@@ -41,20 +41,21 @@ def _lines(status: StoreStatus) -> list[str]:
             f"{one}{': ' if links else ''}{', '.join(links)}",
             *(f"  {name:<11} {value}" for name, value in _facts(one)),
         ]
-    gone = {one.digest for one in status.installed}
+    installed = {one.digest for one in status.installed}
     lines += [
-        f"{failure.name} {failure.version} ({failure.digest[:12]}): gone, failed on {failure.at}: {failure.reason}"
+        f"{failure.name} {failure.version} ({failure.digest[:12]}): removed, failed on {failure.at}: {failure.reason}"
         for failure in status.failures
-        if failure.digest not in gone
+        if failure.digest not in installed
     ]
     return lines
 
 
 def _facts(one: Installed) -> list[tuple[str, str]]:
     starts = f", {one.starts} unfinished starts" if one.status == "probation" and one.starts else ""
+    signed = f"signed by {one.signer}" if one.signer else "no verified signer"
     return [
         ("state", f"{one.status}{starts}"),
         *([("reason", one.reason)] if one.reason else []),
-        ("installed", f"{one.installed_at or 'unknown'}, signed by {one.signer or 'nobody known'}"),
-        ("proof", proved(one)),
+        ("installed", f"{one.installed_at or 'unknown'}, {signed}"),
+        ("canary", canary_summary(one)),
     ]

@@ -1,4 +1,4 @@
-"""The process in which a model is tried; see `edge_agent.store.canary`."""
+"""Child process that runs the canary test; see `edge_agent.store.canary`."""
 
 from __future__ import annotations
 
@@ -21,64 +21,57 @@ if TYPE_CHECKING:
 from .canary import CanaryReport, CanaryResult
 
 CLEAR_MARGIN = 0.3
-"""Between the two highest expected scores. Scores of one int8 file were up to 0.08 apart between x86-64 and aarch64, so
-an image this clear keeps its first class on any sound device."""
+"""Difference between the two highest expected scores from which an image counts as clear.
 
-
-LEAST_AGREEMENT = 0.9
-"""Share of the clear images that must keep their first class: 2 of 24 may not, for one model's 0.08 may be another's
-0.15."""
-
-
-MOST_OFF = 0.1
-"""Mean over the images of how far the worst score is from the expected one; 0.08 was the worst of all of them."""
-
-
-MOST_LOST = 0.15
-"""Accuracy that may be lost. A bundle has 6 close calls among some 30 images, and all that are right may turn."""
-
-
+Scores of one int8 file differed by up to 0.08 between x86-64 and aarch64, so a clear image keeps its top class on any
+device that works correctly."""
+MIN_AGREEMENT = 0.9
+"""Share of the clear images that must keep their top class: 2 of 24 may change, because the 0.08 measured with one
+model may be 0.15 with another."""
+MAX_SCORE_DIFFERENCE = 0.1
+"""Limit for `CanaryResult.score_difference`; the worst single difference measured was 0.08."""
+MAX_ACCURACY_LOSS = 0.15
+"""Accuracy that may be lost. A bundle has 6 close calls among about 30 images, and every correct one of them may change
+its top class."""
 _MIB = 2**20
-
-
-# Address space that is never touched: LiteRT and OpenCV reserve a stack for each thread. Measured with RLIMIT_DATA on
-# EfficientNet-Lite0 int8: 80 MB resident, 262 MB of data; refused under 250 MB.
+# Address space that is reserved but never used: LiteRT and OpenCV reserve a stack for each thread. Measured with
+# RLIMIT_DATA on EfficientNet-Lite0 int8: 80 MB resident, 262 MB of data; the model fails with less than 250 MB.
 _RESERVED_MB = 512
 
 
 def _child(argument: str) -> None:
-    given = json.loads(argument)
-    sender: int = given["sender"]
-    _bound(given["timeout_s"], given["memory_mb"])
+    request = json.loads(argument)
+    sender: int = request["sender"]
+    _limit_resources(request["timeout_s"], request["memory_mb"])
     try:
-        report = CanaryReport(proof=_tried(given, lambda: os.write(sender, b".")))
+        report = CanaryReport(result=_run(request, lambda: os.write(sender, b".")))
     except EdgeloopError as error:
         report = CanaryReport(error=one_line(error))
     except MemoryError:
-        report = CanaryReport(error=f"it took more than {given['memory_mb']} MB of memory")
-    except Exception as error:  # noqa: BLE001  whatever it is, the parent has to be told
+        report = CanaryReport(error=f"the canary test used more than {request['memory_mb']} MB of memory")
+    except Exception as error:  # noqa: BLE001  the parent must get a report for every error
         report = CanaryReport(error=f"{type(error).__name__}: {one_line(error)}")
     data = msgspec.json.encode(report)
     while data:
         data = data[os.write(sender, data) :]
 
 
-def _bound(timeout_s: float, memory_mb: int) -> None:
-    """Limits that hold although the parent be killed, and no file of the memory on the card after a crash."""
+def _limit_resources(timeout_s: float, memory_mb: int) -> None:
+    """Set resource limits that survive the parent's death, and disable core dumps, which would fill the SD card."""
     import resource
 
     signal.setitimer(signal.ITIMER_REAL, timeout_s + 1)  # its default action ends the process
     data = (memory_mb + _RESERVED_MB) * _MIB
-    for kind, wanted in ((resource.RLIMIT_DATA, data), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 16 * _MIB)):
+    for kind, limit in ((resource.RLIMIT_DATA, data), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 16 * _MIB)):
         hard = resource.getrlimit(kind)[1]
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(kind, (most, most))
+        allowed = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (allowed, allowed))
     with suppress(OSError):
-        # Should the device run out of memory, this goes first, not the agent.
+        # If the device runs out of memory, the kernel kills this process first, not the agent.
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _tried(given: dict[str, Any], done: Callable[[], object]) -> CanaryResult:
+def _run(request: dict[str, Any], on_image: Callable[[], object]) -> CanaryResult:
     import numpy as np
 
     from ..bundle import open_bundle
@@ -86,16 +79,16 @@ def _tried(given: dict[str, Any], done: Callable[[], object]) -> CanaryResult:
     from ..inference.classifier import Classifier
     from ..inference.evaluation import Evaluation
 
-    bundle = open_bundle(given["bundle"])
+    bundle = open_bundle(request["bundle"])
     expected = bundle.canary()
     if not expected:
-        raise StoreError("it has no canary images to prove itself with; convert the run again")
-    _become_owner(Path(given["bundle"]))
+        raise StoreError("the bundle has no canary images; convert the run again")
+    _become_owner(Path(request["bundle"]))
     classifier = Classifier.from_bundle(
         bundle,
-        threads=given["threads"],
-        delegate=given["delegate"],
-        # As the agent loads it: an accelerator that serves one process at a time is busy while the agent runs.
+        threads=request["threads"],
+        delegate=request["delegate"],
+        # As the agent does. An accelerator that serves one process at a time is busy while the agent runs.
         on_cpu_instead=lambda _error: None,
     )
     scores, times = [], []
@@ -104,61 +97,62 @@ def _tried(given: dict[str, Any], done: Callable[[], object]) -> CanaryResult:
             result = classifier.classify(decode_image(bundle.read(image.file), image.file))
             scores.append(result.scores)
             times.append(result.inference_ms)
-            done()
+            on_image()
     truth = np.array([bundle.labels.index(image.label) for image in expected], np.intp)
-    there = Evaluation(bundle.labels, truth, np.array([image.scores for image in expected], np.float32))
-    here = Evaluation(bundle.labels, truth, np.stack(scores), np.array(times))
-    whole = bool(np.isfinite(here.scores).all())
+    desktop = Evaluation(bundle.labels, truth, np.array([image.scores for image in expected], np.float32))
+    device = Evaluation(bundle.labels, truth, np.stack(scores), np.array(times))
+    finite = bool(np.isfinite(device.scores).all())
     return CanaryResult(
         digest=bundle.digest,
         images=len(expected),
-        accuracy=here.accuracy,
-        expected_accuracy=there.accuracy,
-        agreement=here.agreement(there),
-        off=_off(here, there) if whole else 1.0,
-        p50_ms=float(np.median(here.inference_ms)),
+        accuracy=device.accuracy,
+        expected_accuracy=desktop.accuracy,
+        agreement=device.agreement(desktop),
+        score_difference=_score_difference(device, desktop) if finite else 1.0,
+        p50_ms=float(np.median(device.inference_ms)),
         memory_mb=round(peak_memory_mb("self"), 1),
         threads=classifier.threads,
         runtime=classifier.runtime,
         delegate=classifier.delegate,
-        reasons=tuple(problems_of(here, there)) if whole else ("some of its scores are not numbers",),
+        reasons=tuple(problems_of(device, desktop)) if finite else ("some of its scores are not finite numbers",),
     )
 
 
-def problems_of(here: Evaluation, there: Evaluation) -> list[str]:
-    """Why scores from this device are not those of a sound one; empty when they are.
+def problems_of(device: Evaluation, desktop: Evaluation) -> list[str]:
+    """Return the reasons why the scores from this device are not acceptable; empty if they are.
 
     Args:
-        here: the canary images on this device.
-        there: the same as the bundle expects them.
+        device: scores of the canary images on this device.
+        desktop: scores of the same images that the bundle expects.
     """
     import numpy as np
 
     problems = []
-    ordered = np.sort(there.scores, axis=1)
+    ordered = np.sort(desktop.scores, axis=1)
     clear = ordered[:, -1] - ordered[:, -2] >= CLEAR_MARGIN
-    kept = here.predicted[clear] == there.predicted[clear]
-    if kept.size and kept.mean() < LEAST_AGREEMENT:
+    same = device.predicted[clear] == desktop.predicted[clear]
+    if same.size and same.mean() < MIN_AGREEMENT:
+        problems.append(f"{same.size - same.sum()} of {same.size} clear images get another class than on the desktop")
+    difference = _score_difference(device, desktop)
+    if difference > MAX_SCORE_DIFFERENCE:
         problems.append(
-            f"{kept.size - kept.sum()} of {kept.size} clear images are taken for another class than where it was made"
+            f"its scores differ by {difference:.2f} on average from the expected ones; between processors, up to "
+            f"{MAX_SCORE_DIFFERENCE} is normal"
         )
-    off = _off(here, there)
-    if off > MOST_OFF:
-        problems.append(f"its scores are {off:.2f} off on average; {MOST_OFF} is what processors differ by")
-    if here.accuracy < there.accuracy - MOST_LOST:
+    if device.accuracy < desktop.accuracy - MAX_ACCURACY_LOSS:
         problems.append(
-            f"it recognises {100 * here.accuracy:.0f} % of its canary images, "
-            f"{100 * there.accuracy:.0f} % where it was made"
+            f"its accuracy on the canary images is {100 * device.accuracy:.0f} %, "
+            f"on the desktop it was {100 * desktop.accuracy:.0f} %"
         )
     return problems
 
 
-def _off(here: Evaluation, there: Evaluation) -> float:
-    return float(abs(here.scores - there.scores).max(axis=1).mean())
+def _score_difference(device: Evaluation, desktop: Evaluation) -> float:
+    return float(abs(device.scores - desktop.scores).max(axis=1).mean())
 
 
 def _become_owner(bundle: Path) -> None:
-    """What root installs for the agent's user is interpreted as that user."""
+    """Change from root to the user who owns the bundle, so that the model never runs as root for another user."""
     owner = bundle.stat()
     if os.geteuid() != 0 or owner.st_uid == 0:
         return
@@ -171,7 +165,7 @@ def _become_owner(bundle: Path) -> None:
     os.setegid(owner.st_gid)
     os.seteuid(owner.st_uid)
     if not os.access(os.__file__, os.R_OK, effective_ids=True):
-        # A Python in root's home, which that user cannot run: this is not the agent's, and there is no other to use.
+        # This Python is in root's home, where that user cannot read it. It is not the agent's, but there is no other.
         os.seteuid(0)
         return
     os.seteuid(0)

@@ -1,7 +1,7 @@
-"""The store's directory: its lock, its notes, its links, and what a power cut may leave of them.
+"""Files of the store: lock, state file, links and bundle directories, with recovery after a power cut.
 
-`state.json` is what counts: it is replaced in one step, and links and directories follow it. Whoever takes the lock
-finishes first what was left half done.
+`state.json` is authoritative: it is replaced atomically, and links and directories are updated to match it. Each
+process that takes the lock first completes any change that was interrupted.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _SPARE_BYTES = 2**20
 
 
 class UnwritableError(StoreError):
-    """The disk is full, read-only or somebody else's."""
+    """The disk is full or read-only, or the directory belongs to another user."""
 
 
 class StoreDirectory:
-    """The files of one store. Several processes and threads may each have one.
+    """Files of one store. Several processes and threads may each have an instance.
 
     Args:
-        state: the directory.
+        state: directory of the store.
     """
 
     def __init__(self, state: Path) -> None:
@@ -53,14 +53,14 @@ class StoreDirectory:
 
     @contextmanager
     def changing(self, *, make: bool = False) -> Iterator[State]:
-        """The state, for this process and thread alone until the block ends, with all before it finished.
+        """Hold the store's lock for the block and yield the state, after any interrupted change has been completed.
 
         Args:
-            make: the directory, if it is not there.
+            make: create the directory if it does not exist.
 
         Raises:
-            UnwritableError: the disk does not take it, in here or in the block.
-            StoreError: nothing is there, or somebody else is at it for long.
+            UnwritableError: the store cannot be written to, here or in the block.
+            StoreError: the store does not exist, or another process held the lock for more than 30 s.
         """
         try:
             if make:
@@ -69,17 +69,17 @@ class StoreDirectory:
                 raise StoreError(f"{self.state}: no model is installed; install one with: edgeloop install BUNDLE")
             handle = os.open(self.state / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             try:
-                self._hand_over(handle)
-                self._wait_for(handle)
+                self._give_to_owner(handle)
+                self._acquire(handle)
                 if self.bundles.is_symlink():
                     raise StoreError(f"{self.bundles}: expected a directory, found a link; remove it")
-                state = self.read(mend=True)
-                self._follow(state)
+                state = self.read(repair=True)
+                self._apply(state)
                 try:
                     yield state
                 except OSError:
                     with suppress(OSError, StoreError):
-                        self._follow(self.read())  # what was begun goes at once: the disk may be full
+                        self._apply(self.read())  # remove the unfinished change at once: the disk may be full
                     raise
             finally:
                 os.close(handle)
@@ -89,25 +89,25 @@ class StoreDirectory:
             ) from error
 
     def write(self, state: State) -> State:
-        """Make this the state, in one step; then links and directories follow. Under the lock only."""
-        # The links' own room on the disk comes first: nothing after the one step may want any.
+        """Replace the state file atomically, then update links and directories. Only with the lock held."""
+        # Create the links first: after the state file is replaced, nothing may need disk space any more.
         for name, folder in ((CURRENT, state.current), (PREVIOUS, state.previous)):
             if folder is not None and self.link(name) != folder:
                 self._link(f".{name}.part", folder)
         with replacing(self.state / STATE) as file:
             file.write(msgspec.json.format(msgspec.json.encode(state), indent=2))
-            self._hand_over(file.fileno())
-        self._follow(state)
+            self._give_to_owner(file.fileno())
+        self._apply(state)
         return state
 
-    def read(self, *, mend: bool = False) -> State:
-        """The state as it is written, or as links and directories tell it where that is lost.
+    def read(self, *, repair: bool = False) -> State:
+        """Read the state file. If it is missing or damaged, rebuild the state from links and directories.
 
         Args:
-            mend: set damaged notes aside.
+            repair: move a damaged state file aside.
 
         Raises:
-            StoreError: it cannot be read, or a newer edgeloop wrote it.
+            StoreError: the state file cannot be read, or a newer edgeloop wrote it.
         """
         path = self.state / STATE
         try:
@@ -115,36 +115,38 @@ class StoreDirectory:
             with os.fdopen(handle, "rb") as file:
                 data = file.read(_STATE_LIMIT + 1)
         except FileNotFoundError:
-            return self._found()
+            return self._rebuilt()
         except OSError as error:
             raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
         try:
             version = msgspec.json.decode(data, type=_VersionOnly).v
             if version > VERSION:
-                raise StoreError(f"{path}: a newer edgeloop wrote it (format {version}, not {VERSION}); update it here")
-            return _sound(msgspec.json.decode(data, type=State))
+                raise StoreError(
+                    f"{path}: a newer edgeloop wrote it (format {version}, expected {VERSION}); update edgeloop"
+                )
+            return _checked(msgspec.json.decode(data, type=State))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            if mend:
-                log.error("%s is damaged (%s); it is made again from what is there", path, error)  # noqa: TRY400
+            if repair:
+                log.error("%s is damaged (%s); rebuilding it from the links", path, error)  # noqa: TRY400
                 os.replace(path, self.state / "state.damaged")
-            return self._found()
+            return self._rebuilt()
 
     def link(self, name: str) -> str | None:
-        """Where `current` or `previous` leads, by one system call: the name of a directory; None without one."""
+        """Return the directory name that `current` or `previous` points to, by one system call; None if unset."""
         try:
-            return os.path.basename(os.readlink(self.state / name))  # noqa: PTH119, PTH115  polled: not a needless object
+            return os.path.basename(os.readlink(self.state / name))  # noqa: PTH119, PTH115  polled, so no Path object
         except OSError:
             return None
 
     def path(self, one: Installed) -> Path:
-        """Where a bundle is."""
+        """Return the directory of a bundle."""
         return self.bundles / one.folder
 
     def check(self, one: Installed) -> None:
-        """See whether a bundle is still, to the byte, what was installed.
+        """Check that a bundle is still identical to the one that was installed.
 
         Raises:
-            StoreError: it is not.
+            StoreError: the bundle is missing, damaged or another one.
         """
         path = self.path(one)
         if path.is_symlink():
@@ -154,10 +156,10 @@ class StoreDirectory:
         except BundleError as error:
             raise StoreError(f"{error}; install it again") from error
         if digest != one.digest:
-            raise StoreError(f"{path}: another bundle than the one installed there; install it again")
+            raise StoreError(f"{path}: not the bundle that was installed there; install it again")
 
     def is_whole(self, one: Installed) -> bool:
-        """Whether `check` finds nothing."""
+        """Return whether `check` finds no problem."""
         try:
             self.check(one)
         except StoreError:
@@ -165,7 +167,7 @@ class StoreDirectory:
         return True
 
     def unpack(self, bundle: Bundle, folder: Path) -> None:
-        """Write a bundle's files, checked once more, down to the disk."""
+        """Write a bundle's files, verified again, and flush them to the disk."""
         (folder / EXPECTED).parent.mkdir()
         signature = {} if bundle.signature is None else {SIGNATURE: bundle.signature}
         for name, data in ({MANIFEST: bundle.raw} | signature).items():
@@ -174,17 +176,20 @@ class StoreDirectory:
             _write_new(folder / name, bundle.read(name))
         sync_folder((folder / EXPECTED).parent)
         sync_folder(folder)
-        self._hand_over(folder, *folder.rglob("*"))
+        self._give_to_owner(folder, *folder.rglob("*"))
 
     def new_folder(self, bundle: Bundle) -> tuple[Path, int]:
-        """A directory to unpack into, and a handle that is locked while somebody does: others are leftovers."""
-        self._hand_over(self.bundles)
-        wanted = sum(entry.size for entry in bundle.manifest.files.values()) + _SPARE_BYTES
+        """Create a directory to unpack into, and return it with a locked handle.
+
+        The lock marks the directory as in use; directories of this kind without a lock are leftovers.
+        """
+        self._give_to_owner(self.bundles)
+        needed = sum(entry.size for entry in bundle.manifest.files.values()) + _SPARE_BYTES
         free = shutil.disk_usage(self.bundles).free
-        if free < wanted:
+        if free < needed:
             raise StoreError(
-                f"{self.state}: {bundle.path.name} needs {wanted / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
-                "make room for it"
+                f"{self.state}: {bundle.path.name} needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
+                "free some disk space"
             )
         folder = Path(tempfile.mkdtemp(prefix=_NEW, dir=self.bundles))
         folder.chmod(0o755)
@@ -192,8 +197,8 @@ class StoreDirectory:
         fcntl.flock(handle, fcntl.LOCK_EX)
         return folder, handle
 
-    def take_in(self, folder: Path, handle: int, one: Installed) -> None:
-        """Give an unpacked directory its final name. What has that name already is damaged, and goes."""
+    def adopt(self, folder: Path, handle: int, one: Installed) -> None:
+        """Give an unpacked directory its final name. A directory that already has this name is damaged: remove it."""
         final = self.path(one)
         if final.is_symlink() or not final.is_dir():
             final.unlink(missing_ok=True)
@@ -201,17 +206,19 @@ class StoreDirectory:
             shutil.rmtree(final)
         folder.rename(final)
         sync_folder(self.bundles)
-        fcntl.flock(handle, fcntl.LOCK_UN)  # from here on it goes if it is not noted
+        fcntl.flock(handle, fcntl.LOCK_UN)  # from now on it is removed unless the state contains it
 
-    def _wait_for(self, lock: int) -> None:
+    def _acquire(self, lock: int) -> None:
         deadline = time.monotonic() + _LOCK_S
         while not _flocked(lock):
             if time.monotonic() > deadline:
-                raise StoreError(f"{self.state}: another edgeloop has been changing it for {_LOCK_S:g} s")
+                raise StoreError(
+                    f"{self.state}: another edgeloop process has held the lock for {_LOCK_S:g} s; try again later"
+                )
             time.sleep(0.01)
 
-    def _follow(self, state: State) -> None:
-        """Make links and directories what the state says. A second time does nothing."""
+    def _apply(self, state: State) -> None:
+        """Update links and directories to match the state. Applying the same state again does nothing."""
         moved = False
         for name, folder in ((PREVIOUS, state.previous), (CURRENT, state.current)):
             part = self.state / f".{name}.part"
@@ -238,10 +245,10 @@ class StoreDirectory:
         path.unlink(missing_ok=True)
         path.symlink_to(f"{BUNDLES}/{folder}")
 
-    def _found(self) -> State:
-        """The state from the links alone: no proofs, and nothing on probation.
+    def _rebuilt(self) -> State:
+        """Rebuild the state from the links alone, without canary results and without a bundle on probation.
 
-        What no link leads to may have been on its way in, or out, and counts for nothing.
+        Directories without a link are ignored: they may be half installed or half removed.
         """
         state = State()
         for name in (PREVIOUS, CURRENT):
@@ -256,27 +263,27 @@ class StoreDirectory:
                     state = msgspec.structs.replace(added(state, one), **{name: folder})
         return state
 
-    def _hand_over(self, *places: int | Path) -> None:
-        """What root puts into the store of the agent's user becomes that user's, who must be able to remove it."""
+    def _give_to_owner(self, *files: int | Path) -> None:
+        """Give files that root created to the store's owner, the agent's user, who must be able to remove them."""
         owner = self.state.stat()
         if os.geteuid() != 0 or owner.st_uid == 0:
             return
-        for place in places:
-            if isinstance(place, int):
-                os.fchown(place, owner.st_uid, owner.st_gid)
+        for file in files:
+            if isinstance(file, int):
+                os.fchown(file, owner.st_uid, owner.st_gid)
             else:
-                os.chown(place, owner.st_uid, owner.st_gid, follow_symlinks=False)
+                os.chown(file, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 class _VersionOnly(msgspec.Struct):
     v: int
 
 
-def _sound(state: State) -> State:
-    """Refuse notes that contradict themselves, or name what lies elsewhere."""
+def _checked(state: State) -> State:
+    """Return the state, or raise ValidationError if it is inconsistent or names a directory outside the store."""
     for folder, one in state.bundles.items():
         if folder != one.folder or not _FOLDER.match(folder):
-            raise msgspec.ValidationError(f"{folder[:80]!r} is no directory of a bundle")
+            raise msgspec.ValidationError(f"{folder[:80]!r} is not the directory of a bundle")
     for linked in (state.current, state.previous):
         if linked is not None and linked not in state.bundles:
             raise msgspec.ValidationError(f"it has no bundle {linked[:80]!r}")
@@ -292,7 +299,10 @@ def _write_new(path: Path, data: bytes) -> None:
 
 
 def _clean(path: Path) -> None:
-    """Remove a leftover, or a bundle nobody noted; never what somebody is unpacking, and never what is not ours."""
+    """Remove a leftover directory or a bundle that is not in the state.
+
+    Keeps directories that another process is unpacking into, and files that are not part of the store.
+    """
     if not (_FOLDER.match(path.name) or path.name.startswith(_NEW)):
         return
     with suppress(OSError):

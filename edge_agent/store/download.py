@@ -1,4 +1,4 @@
-"""A bundle from a web server, bounded in size and time, and taken up again where the connection was dropped."""
+"""Download of a bundle from a web server, with limits on size and time; resumes after a dropped connection."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from ..bundle.archive import MAX_BYTES
 from ..errors import StoreError
 
 _BLOCK = 64 * 1024
-_MOST_REDIRECTS = 5
-_MOST_TRIES = 5
-"""Tries in a row that bring nothing before giving up; one that brings something starts the count again."""
+_MAX_REDIRECTS = 5
+_MAX_TRIES = 5
+"""Consecutive tries without any data before giving up; a try that receives data resets the count."""
 _PAUSE_S = 0.5
 _SILENCE_S = 15.0
-"""Seconds without a byte after which a connection counts as dropped."""
+"""Seconds without any data after which a connection counts as dropped."""
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _RANGE = re.compile(r"bytes (\d{1,15})-\d{1,15}/(?:\d{1,15}|\*)\Z")
 
 
 class _DroppedError(Exception):
-    """The connection broke, or the server is busy: worth another try."""
+    """The connection was dropped or the server is busy, so the download is tried again."""
 
 
 @dataclass
 class _Download:
-    """What has come so far."""
+    """State of a download."""
 
     file: BinaryIO
-    most: int
+    max_bytes: int
     deadline: float
     stop: threading.Event
     progress: Callable[[int, int | None], object]
@@ -70,27 +70,27 @@ def fetch(
     stop: threading.Event | None = None,
     progress: Callable[[int, int | None], object] = lambda _done, _of: None,
 ) -> Path:
-    """Download a file over HTTP or HTTPS. ``into`` then is whole and has the hash asked for, or was not touched.
+    """Download a file over HTTP or HTTPS. On success ``into`` has the given hash; on an error it is unchanged.
 
     Args:
-        url: ``http://`` or ``https://``; a name and password in it are sent, and never shown.
-        sha256: of the file, hexadecimal.
-        into: the file to write; its directory must exist.
-        max_bytes: more are not taken.
-        timeout_s: seconds for all of it, every try and redirect included.
-        stop: set by another thread to give up.
-        progress: called with the bytes that are there, and of how many where the server says so.
+        url: ``http://`` or ``https://`` URL; a user name and password in it are sent, but never shown.
+        sha256: SHA-256 of the file, hexadecimal.
+        into: file to write; its directory must exist.
+        max_bytes: largest accepted size of the file.
+        timeout_s: seconds for the whole download, including all tries and redirects.
+        stop: event that another thread sets to cancel the download.
+        progress: called with the number of bytes received and the total, which is None if the server does not send it.
 
     Returns:
         ``into``.
 
     Raises:
-        StoreError: it could not be had, is too large, or is another file than asked for.
+        StoreError: the download failed, or the file is too large or has another hash.
     """
     sha256 = sha256.lower()
     shown = _shown(url)
     if not _SHA256.match(sha256):
-        raise StoreError(f"{shown}: expected a sha256 of 64 hexadecimal digits to check it with")
+        raise StoreError(f"{shown}: sha256: expected 64 hexadecimal digits")
     stop = threading.Event() if stop is None else stop
     try:
         with replacing(into) as file:
@@ -98,7 +98,7 @@ def fetch(
             _fetch(url, download, timeout_s)
             found = download.hash.hexdigest()
             if found != sha256:
-                raise StoreError(f"{shown}: another file than asked for: its sha256 is {found}, not {sha256}")
+                raise StoreError(f"{shown}: checksum mismatch: expected sha256 {sha256}, received {found}")
     except OSError as error:
         raise StoreError(f"{into.parent}: cannot be written to: {error.strerror or error}") from error
     return into
@@ -114,20 +114,20 @@ def _fetch(url: str, download: _Download, timeout_s: float) -> None:
             tries = 1 if download.size > before else tries + 1
             if download.left_s <= 0:
                 raise StoreError(
-                    f"{_shown(url)}: not through after {timeout_s:g} s ({download.size} bytes came); {error}"
+                    f"{_shown(url)}: not finished after {timeout_s:g} s ({download.size} bytes received); {error}"
                 ) from None
-            if tries >= _MOST_TRIES:
+            if tries >= _MAX_TRIES:
                 raise StoreError(f"{_shown(url)}: {error}; tried {tries} times") from None
             download.stop.wait(min(_PAUSE_S * 2 ** (tries - 1), max(0.0, download.left_s)))
         else:
             return
         if download.stop.is_set():
-            raise StoreError(f"{_shown(url)}: given up, for the agent ends")
+            raise StoreError(f"{_shown(url)}: canceled, because the agent is stopping")
 
 
 def _try(url: str, download: _Download) -> None:
-    """One request, with its redirects, from where the last one ended."""
-    for _ in range(_MOST_REDIRECTS + 1):
+    """Send one request, follow its redirects, and continue where the last try ended."""
+    for _ in range(_MAX_REDIRECTS + 1):
         parts = _parts(url)
         with _connected(parts, download) as connection:
             _ask(connection, parts, download)
@@ -137,27 +137,27 @@ def _try(url: str, download: _Download) -> None:
                     return
                 target = urljoin(url, response.headers.get("Location", ""))
         if parts.scheme == "https" and not target.lower().startswith("https:"):
-            raise StoreError(f"{_shown(url)}: it points from https to {_shown(target)}; that is not followed")
+            raise StoreError(f"{_shown(url)}: refusing to follow a redirect from https to {_shown(target)}")
         url = target
-    raise StoreError(f"{_shown(url)}: more than {_MOST_REDIRECTS} redirects")
+    raise StoreError(f"{_shown(url)}: more than {_MAX_REDIRECTS} redirects")
 
 
 @contextmanager
 def _connected(parts: SplitResult, download: _Download) -> Iterator[http.client.HTTPConnection]:
-    """A connection that ends with the time, however slowly its bytes drip, and when asked to stop."""
+    """Open a connection that is closed at the deadline, even if data still trickles in, and on ``stop``."""
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=max(0.1, min(_SILENCE_S, download.left_s)))
     with _translated(parts):
         connection.connect()
-    # It is taken from the connection as soon as the answer begins.
-    line, done = connection.sock, threading.Event()
+    # `HTTPConnection` clears its attribute as soon as the response begins.
+    sock, done = connection.sock, threading.Event()
 
     def watch() -> None:
         while not done.wait(0.1):
             if download.stop.is_set() or download.left_s <= 0:
-                # Not SSLSocket's own, which is not for another thread: this one only ends the reading.
+                # Not SSLSocket.shutdown, which is not thread-safe: this call only ends the reading.
                 with suppress(OSError):
-                    socket.socket.shutdown(line, socket.SHUT_RDWR)
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     watcher = threading.Thread(target=watch, name="fetch", daemon=True)
     watcher.start()
@@ -172,19 +172,19 @@ def _connected(parts: SplitResult, download: _Download) -> Iterator[http.client.
 
 @contextmanager
 def _translated(parts: SplitResult) -> Iterator[None]:
-    """What the network does wrong, as what is to be done about it."""
+    """Translate network errors: those worth another try to `_DroppedError`, the others to StoreError or OSError."""
     try:
         yield
     except ssl.SSLCertVerificationError as error:
-        raise StoreError(f"{_shown(parts.geturl())}: its certificate is not good: {error.verify_message}") from None
+        raise StoreError(f"{_shown(parts.geturl())}: its certificate is not valid: {error.verify_message}") from None
     except _DiskError as error:
         raise error.cause from None
     except (OSError, http.client.HTTPException) as error:
-        raise _DroppedError(_said(error)) from None
+        raise _DroppedError(_describe(error)) from None
 
 
 class _DiskError(Exception):
-    """Carries an OSError of this machine's disk past those of the network."""
+    """Wraps an OSError of the local disk, so that it is not treated as a network error."""
 
     def __init__(self, cause: OSError) -> None:
         self.cause = cause
@@ -193,7 +193,7 @@ class _DiskError(Exception):
 
 def _ask(connection: http.client.HTTPConnection, parts: SplitResult, download: _Download) -> None:
     headers = {"User-Agent": f"edgeloop/{__version__}", "Accept-Encoding": "identity"}
-    if parts.username is not None:  # a redirect to another place does not carry it on
+    if parts.username is not None:  # not sent to the target of a redirect
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
     if download.size:
@@ -205,46 +205,46 @@ def _ask(connection: http.client.HTTPConnection, parts: SplitResult, download: _
 
 
 def _receive(url: str, response: http.client.HTTPResponse, download: _Download) -> None:
-    _place(url, response, download)
+    _check_response(url, response, download)
     tag = response.headers.get("ETag")
     if tag is not None or response.status == 200:
-        download.tag = tag if tag and tag.startswith('"') else None  # a weak one promises no equal bytes
-    whole = None if response.length is None else download.size + response.length
-    if whole is not None and whole > download.most:
-        raise StoreError(f"{_shown(url)}: it has {whole} bytes, over the {download.most} allowed")
+        download.tag = tag if tag and tag.startswith('"') else None  # a weak tag does not promise equal bytes
+    total = None if response.length is None else download.size + response.length
+    if total is not None and total > download.max_bytes:
+        raise StoreError(f"{_shown(url)}: {total} bytes, at most {download.max_bytes} are allowed")
     while block := response.read1(_BLOCK):
-        if download.size + len(block) > download.most:
-            raise StoreError(f"{_shown(url)}: over the {download.most} bytes allowed")
+        if download.size + len(block) > download.max_bytes:
+            raise StoreError(f"{_shown(url)}: more than the {download.max_bytes} bytes allowed")
         try:
             download.file.write(block)
         except OSError as error:
             raise _DiskError(error) from error
         download.hash.update(block)
         download.size += len(block)
-        download.progress(download.size, whole)
+        download.progress(download.size, total)
         if download.stop.is_set() or download.left_s <= 0:
-            raise _DroppedError("it came too slowly")
-    if whole is None and (download.stop.is_set() or download.left_s <= 0):
-        raise _DroppedError("it came too slowly")  # what looks like its end is ours
-    if whole is not None and download.size < whole:
-        raise _DroppedError(f"the connection was dropped after {download.size} of {whole} bytes")
+            raise _DroppedError("the transfer is too slow")
+    if total is None and (download.stop.is_set() or download.left_s <= 0):
+        raise _DroppedError("the transfer is too slow")  # we ended the connection, not the server
+    if total is not None and download.size < total:
+        raise _DroppedError(f"the connection was dropped after {download.size} of {total} bytes")
 
 
-def _place(url: str, response: http.client.HTTPResponse, download: _Download) -> None:
-    """See that what comes is the file, or the part of it that is missing; start again where it is the whole."""
+def _check_response(url: str, response: http.client.HTTPResponse, download: _Download) -> None:
+    """Check that the response is the whole file or its missing part; restart the download if it is the whole file."""
     status = response.status
     if status in (408, 425, 429, 500, 502, 503, 504):
-        raise _DroppedError(f"the server answers {status} {_plain(response.reason)}")
+        raise _DroppedError(f"the server answered {status} {_plain(response.reason)}")
     if status == 416 and download.size:
         download.restart()
-        raise _DroppedError("the server has less of it than came before")
+        raise _DroppedError("the file on the server is now smaller than the part already received")
     if status not in (200, 206):
-        raise StoreError(f"{_shown(url)}: the server answers {status} {_plain(response.reason)}")
+        raise StoreError(f"{_shown(url)}: the server answered {status} {_plain(response.reason)}")
     if status == 206:
         found = _RANGE.match(response.headers.get("Content-Range", ""))
         if not download.size or found is None or int(found[1]) != download.size:
             download.restart()
-            raise _DroppedError("the server sends another part than asked for")
+            raise _DroppedError("the server sent another part than requested")
     elif download.size:
         download.restart()
 
@@ -252,27 +252,27 @@ def _place(url: str, response: http.client.HTTPResponse, download: _Download) ->
 def _parts(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises where it is none
+        _ = parts.port  # raises ValueError if it is not a number
     except ValueError:
-        # It may be the password that makes it none.
-        raise StoreError("the address given is none; expected one that begins with http:// or https://") from None
+        # The URL itself is not shown: the invalid part may be the password.
+        raise StoreError("the URL is not valid; expected one that begins with http:// or https://") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise StoreError(f"{_shown(url)}: expected an address that begins with http:// or https://")
+        raise StoreError(f"{_shown(url)}: expected a URL that begins with http:// or https://")
     if re.search(r"[^\x21-\x7e]", url):
-        raise StoreError(f"{_shown(url)}: holds characters that an address writes as %XX")
+        raise StoreError(f"{_shown(url)}: contains characters that must be written as %XX in a URL")
     return parts
 
 
 def _shown(url: str) -> str:
-    """An address without what may be secret in it: name and password, and the query, which may hold a token."""
+    """Return a URL without its secrets: name and password, and the query, which may contain a token."""
     scheme, separator, rest = url.partition("://")
     if not separator:
-        return "the address"
-    place, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-    return _plain(f"{scheme[:10]}://{place.rpartition('@')[2]}{slash}{path}")
+        return "the URL"
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return _plain(f"{scheme[:10]}://{host.rpartition('@')[2]}{slash}{path}")
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {_SILENCE_S:g} s"
     if isinstance(error, http.client.IncompleteRead):

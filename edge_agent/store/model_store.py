@@ -1,13 +1,14 @@
-"""The device's own store of models: install, activate, roll back, and never be left without a good one.
+"""Model store of the device: install, activate and roll back models.
 
     state/
-      bundles/<name>-<version>-<digest12>/   unpacked bundles, each proved on this device
+      bundles/<name>-<version>-<digest12>/   unpacked bundles; each has passed its canary test on this device
       current, previous                      links to two of them
-      state.json                             what is installed, current, on probation, failed
-      store.lock                             held for each change, never while a model is tried
-      incoming/                              bundles that are being fetched
+      state.json                             the state file: bundles that are installed, current, on probation, failed
+      store.lock                             held during each change, but not during a canary test
+      incoming/                              bundles that are being received
 
-A power cut at any instant leaves a `current` that is a whole, proved bundle, or none if there never was one.
+After a power cut at any moment, `current` is a complete bundle that passed its canary test, or is missing if no model
+was installed before.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from .state import (
     changed,
     chosen,
     failing,
+    fallbacks,
     listed,
     now,
     plain,
     pruned,
-    refuge,
+    refuse_digest_collision,
     refuse_failed,
-    refuse_namesake,
     refuse_older,
     rolled_back,
 )
@@ -52,54 +53,54 @@ __all__ = ["Failure", "Installed", "ModelStore", "StoreStatus"]
 
 log = logging.getLogger(__name__)
 
-MOST_STARTS = 3
-"""Starts on probation: at the third without having become good, the model counts as what brings the agent down."""
+MAX_STARTS = 3
+"""Number of agent starts during the probation after which a model is rolled back: it may be what stops the agent."""
 _STALE_S = 3600.0
 
 
 class ModelStore:
-    """The store under one directory. Files alone: several processes and threads may use it at once.
+    """Store under one directory. It consists of files only, so several processes and threads may use it at once.
 
     Args:
-        state: the directory; made by the first install.
+        state: directory of the store; the first installation creates it.
     """
 
     def __init__(self, state: Path) -> None:
         self._disk = StoreDirectory(state)
 
-    # --- looking: without the lock, and changing nothing ---
+    # --- reading, without the lock ---
 
     def current_link(self) -> str | None:
-        """Name of the current bundle's directory, by one system call; None without one. Cheap enough to poll."""
+        """Return the name of the current bundle's directory; None if there is none. One system call, cheap to poll."""
         return self._disk.link(CURRENT)
 
     def current(self) -> Installed | None:
-        """What runs, or is to run; None when nothing was installed."""
+        """Return the current model, which the agent runs; None if no model is installed."""
         return self.status().current
 
     def previous(self) -> Installed | None:
-        """What a rollback leads to; None without one."""
+        """Return the model that a rollback activates; None if there is none."""
         return self.status().previous
 
     def status(self) -> StoreStatus:
-        """All there is.
+        """Return all bundles and failures.
 
         Raises:
-            StoreError: the store's notes cannot be read.
+            StoreError: the state file cannot be read.
         """
         state = self._disk.read()
-        shown = {one.folder: self._shown(state, one) for one in state.newest()}
-        current = shown.get(state.current or "")
+        bundles = {one.folder: self._with_path(state, one) for one in state.newest()}
+        current = bundles.get(state.current or "")
         return StoreStatus(
             current=current,
-            previous=shown.get(state.previous or ""),
+            previous=bundles.get(state.previous or ""),
             on_probation=current is not None and current.status == "probation",
-            installed=tuple(shown.values()),
+            installed=tuple(bundles.values()),
             failures=tuple(reversed(state.failures.values())),
         )
 
-    def here(self, digest: str) -> Installed | None:
-        """The bundle of this digest, where it is in the store and to the byte what was installed."""
+    def find_whole(self, digest: str) -> Installed | None:
+        """Return the bundle with this digest if it is in the store and undamaged, else None."""
         one = next((one for one in self.status().installed if one.digest == digest), None)
         return one if one is not None and self._disk.is_whole(one) else None
 
@@ -116,20 +117,22 @@ class ModelStore:
         limits: CanaryLimits = CanaryLimits(),  # noqa: B008  frozen
         progress: Callable[[int, int], object] = lambda _done, _of: None,
     ) -> Installed:
-        """Verify a bundle, unpack it, prove it on this device, and make it current. On an error nothing has changed.
+        """Verify a bundle, unpack it, run its canary test and make it current. If this fails, nothing is changed.
 
         Args:
-            bundle: file, or unpacked directory.
-            signers: OpenSSH file of who may have signed it; None takes what nobody signed.
-            activate: False leaves `current` as it is.
-            force: also one that failed here before; and prove again one that is installed already.
-            allow_downgrade: also one that is older than the current model of its name.
-            limits: of the proof.
-            progress: called with the number of canary images done, and of all.
+            bundle: bundle file, or the directory it was unpacked into.
+            signers: OpenSSH file of allowed signers; None accepts unsigned bundles.
+            activate: make the bundle current; False keeps the current model.
+            force: accept a bundle that failed on this device before, and repeat the canary test of one that is
+                already installed.
+            allow_downgrade: accept a bundle that is older than the current model of the same name.
+            limits: resources that the canary test may use.
+            progress: called with the number of canary images done and the total.
 
         Raises:
-            BundleError, SignatureError, ConfigError: it is not usable, or not signed by whom it must be.
-            StoreError: it does not prove itself, failed here before, is older than what runs, or there is no room.
+            BundleError, SignatureError, ConfigError: the bundle is not usable, or not signed by an allowed signer.
+            StoreError: the bundle fails its canary test, failed on this device before or is older than the current
+                model, or there is not enough disk space.
         """
         opened = open_bundle(bundle)
         signed = verify_bundle(opened, signers)
@@ -141,7 +144,7 @@ class ModelStore:
             installed_at=now(),
         )
         with self._disk.changing(make=True) as state:
-            refuse_namesake(state, new)
+            refuse_digest_collision(state, new)
             if not allow_downgrade:
                 refuse_older(state, new)
             if not force:
@@ -150,25 +153,26 @@ class ModelStore:
                     return self._commit(state, new, activate=activate)
             folder, handle = self._disk.new_folder(opened)
         try:
-            new = self._proved(opened, folder, new, limits, progress)
+            new = self._unpack_and_test(opened, folder, new, limits, progress)
             with self._disk.changing(make=True) as state:
                 if not force:
-                    refuse_failed(state, new)  # again: it may have failed meanwhile
+                    refuse_failed(state, new)  # again: it may have failed during the canary test
                 if not allow_downgrade:
                     refuse_older(state, new)
-                refuse_namesake(state, new)
-                if not self._has(state, new, proved=False):
-                    self._disk.take_in(folder, handle, new)
+                refuse_digest_collision(state, new)
+                if not self._has(state, new, tested=False):
+                    self._disk.adopt(folder, handle, new)
                 return self._commit(added(state, new), new, activate=activate)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(handle)
 
     def activate(self, which: str, *, force: bool = False) -> Installed:
-        """Make an installed bundle current: by name, name-version or the beginning of its digest.
+        """Make an installed bundle current, given its name, name-version or the first digits of its digest.
 
         Raises:
-            StoreError: none or several are called so, it is damaged, or it failed here before and ``force`` is not set.
+            StoreError: no bundle or more than one matches, the bundle is damaged, or it failed on this device before
+                and ``force`` is not set.
         """
         with self._disk.changing() as state:
             one = chosen(state, which)
@@ -178,10 +182,10 @@ class ModelStore:
             return self._commit(state, one, activate=True)
 
     def rollback(self, *, reason: str) -> Installed:
-        """Go back to the previous bundle. The one that was current counts as failed, for this reason.
+        """Make the previous bundle current again. The former current one is recorded as failed for this reason.
 
         Raises:
-            StoreError: there is no previous one, or it failed itself or is damaged.
+            StoreError: there is no previous bundle, or it failed or is damaged itself.
         """
         with self._disk.changing() as state:
             current, back = state.running, state.bundles.get(state.previous or "")
@@ -193,36 +197,36 @@ class ModelStore:
                     f"the previous model, {back}, failed itself: {failure.reason}; installed: {listed(state)}"
                 )
             self._disk.check(back)
-            return self._back(state, back, reason)
+            return self._roll_back_to(state, back, reason)
 
-    # --- the agent's part ---
+    # --- for the agent ---
 
     def starting(self) -> Installed:
-        """What to run. To be called before the model is loaded: at a start, and when `current` has changed.
+        """Return the model to run. Call it before loading the model, at the start and when `current` has changed.
 
-        Counts starts on probation. At the third, and when the bundle is damaged, it is rolled back first. A store that
-        cannot be written to is used as it is.
+        Counts the starts of a model on probation. A damaged model, and one on its third start, is rolled back first. A
+        store that cannot be written to is used as it is.
 
         Raises:
-            StoreError: nothing is installed, or nothing that is left can be used.
+            StoreError: no model is installed, or none of the installed models can be used.
         """
         self._clean_incoming()
         try:
             with self._disk.changing() as state:
                 return self._started(state)
         except UnwritableError as error:
-            log.warning("%s; starts are not counted meanwhile", error)
+            log.warning("%s; until that is fixed, starts are not counted", error)
             state = self._disk.read()
-            usable = [one for one in (state.running, *refuge(state)) if self._disk.is_whole(one)]
+            usable = [one for one in (state.running, *fallbacks(state)) if self._disk.is_whole(one)]
             if not usable:
                 self._disk.check(state.running)
-            return self._shown(state, usable[0])
+            return self._with_path(state, usable[0])
 
     def good(self, digest: str | None = None) -> None:
-        """End the probation of the current model: it has proved itself at work.
+        """End the probation of the current model and record it as good.
 
         Args:
-            digest: of the model that did; nothing happens when another one has become current meanwhile.
+            digest: digest of the model that is good; if another model has become current, nothing changes.
         """
         with self._disk.changing() as state:
             current = state.running
@@ -230,26 +234,26 @@ class ModelStore:
                 self._disk.write(changed(state, current, status="good", starts=0, reason=None))
 
     def failed(self, reason: str, digest: str | None = None) -> Installed:
-        """The current model does not work here: what ran before takes its place, where there is one.
+        """Record that the current model failed, and roll back to the model before it, if there is one.
 
         Args:
-            reason: for people.
-            digest: of the model that failed; where another one has become current meanwhile, that one stays.
+            reason: reason to show to people.
+            digest: digest of the model that failed; if another model has become current, that one stays.
 
         Returns:
-            What to run from now on: the same one where there is nothing to go back to.
+            The model to run now; the same one if there is no other model to roll back to.
         """
         with self._disk.changing() as state:
             current = state.running
             if digest in (None, current.digest):
-                return self._gone_back(state, reason)
-            for late in [one for one in state.newest() if one.digest == digest]:
-                self._disk.write(failing(state, late, reason))
-            return self._shown(state, current)
+                return self._roll_back(state, reason)
+            for failed in [one for one in state.newest() if one.digest == digest]:
+                self._disk.write(failing(state, failed, reason))
+            return self._with_path(state, current)
 
     def ended(self) -> None:
-        """The agent ends as it was asked to, or by no fault of the model: this start was no sign of a crash."""
-        # Where the store cannot be written to the start was not counted either.
+        """Record that the agent ended on request or for a reason other than the model: the start does not count."""
+        # If the store cannot be written to, the start was not counted either.
         with suppress(UnwritableError), self._disk.changing() as state:
             current = state.running
             if current.status == "probation" and current.starts > 0:
@@ -257,17 +261,17 @@ class ModelStore:
 
     @property
     def incoming(self) -> Path:
-        """Where bundles are fetched to before they are installed; made here. Old ones go at the agent's start."""
+        """Directory for bundles that are being received; created here. The agent removes old files when it starts."""
         path = self._disk.state / "incoming"
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UnwritableError(f"{path}: cannot be made: {error.strerror or error}") from error
+            raise UnwritableError(f"{path}: cannot be created: {error.strerror or error}") from error
         return path
 
-    # --- under the lock ---
+    # --- with the lock held, except for the canary test ---
 
-    def _proved(
+    def _unpack_and_test(
         self, opened: Bundle, folder: Path, new: Installed, limits: CanaryLimits, progress: Callable[[int, int], object]
     ) -> Installed:
         images = len(opened.canary())
@@ -277,60 +281,60 @@ class ModelStore:
             raise UnwritableError(
                 f"{self._disk.state}: cannot be written to: {error.strerror or error}; nothing was changed"
             ) from error
-        proof = run_canary(folder, limits, name=str(opened.path), progress=lambda done: progress(done, images))
-        if not proof.passed:
-            raise StoreError(f"{opened.path}: the model is refused: {'; '.join(proof.reasons)}")
-        if proof.digest != opened.digest:
-            raise StoreError(f"{folder}: changed while it was tried; install it again")
-        return msgspec.structs.replace(new, proof=proof)
+        result = run_canary(folder, limits, name=str(opened.path), progress=lambda done: progress(done, images))
+        if not result.passed:
+            raise StoreError(f"{opened.path}: the model is refused: {'; '.join(result.reasons)}")
+        if result.digest != opened.digest:
+            raise StoreError(f"{folder}: changed during the canary test; install it again")
+        return msgspec.structs.replace(new, canary=result)
 
-    def _has(self, state: State, new: Installed, *, proved: bool = True) -> bool:
-        """Whether a bundle is installed and whole (and, if asked, its proof known)."""
-        noted = state.bundles.get(new.folder)
+    def _has(self, state: State, new: Installed, *, tested: bool = True) -> bool:
+        """Return whether a bundle is installed and undamaged, and with ``tested`` also has a canary result."""
+        known = state.bundles.get(new.folder)
         return (
-            noted is not None
-            and noted.digest == new.digest
-            and (noted.proof is not None or not proved)
-            and self._disk.is_whole(noted)
+            known is not None
+            and known.digest == new.digest
+            and (known.canary is not None or not tested)
+            and self._disk.is_whole(known)
         )
 
     def _commit(self, state: State, one: Installed, *, activate: bool) -> Installed:
         state = self._disk.write(pruned(activated(state, one) if activate else state))
-        return self._shown(state, state.bundles[one.folder])
+        return self._with_path(state, state.bundles[one.folder])
 
     def _started(self, state: State) -> Installed:
         current = state.running
         try:
             self._disk.check(current)
         except StoreError as error:
-            back = self._gone_back(state, str(error))
+            back = self._roll_back(state, str(error))
             if back.digest == current.digest:
                 raise
-            return self._started(self._disk.read())  # no endless turn: a failed one is never gone back to
+            return self._started(self._disk.read())  # ends, because a failed bundle is never a fallback
         if current.status == "good":
-            return self._shown(state, current)
-        if current.starts + 1 >= MOST_STARTS:
-            back = self._gone_back(state, f"started {MOST_STARTS} times without becoming good")
+            return self._with_path(state, current)
+        if current.starts + 1 >= MAX_STARTS:
+            back = self._roll_back(state, f"started {MAX_STARTS} times without becoming good")
             return back if back.digest == current.digest else self._started(self._disk.read())
         state = self._disk.write(changed(state, current, status="probation", starts=current.starts + 1))
-        return self._shown(state, state.running)
+        return self._with_path(state, state.running)
 
-    def _gone_back(self, state: State, reason: str) -> Installed:
-        """Back to what ran before; the same where nothing did."""
-        back = next((one for one in refuge(state) if self._disk.is_whole(one)), None)
+    def _roll_back(self, state: State, reason: str) -> Installed:
+        """Roll back to the best fallback; keep the current bundle if there is none."""
+        back = next((one for one in fallbacks(state) if self._disk.is_whole(one)), None)
         if back is not None:
-            return self._back(state, back, reason)
-        log.error("%s fails, and there is nothing to go back to: %s", state.running, reason)
+            return self._roll_back_to(state, back, reason)
+        log.error("%s failed, and there is no model to roll back to: %s", state.running, reason)
         state = self._disk.write(changed(state, state.running, reason=plain(reason)))
-        return self._shown(state, state.running)
+        return self._with_path(state, state.running)
 
-    def _back(self, state: State, back: Installed, reason: str) -> Installed:
+    def _roll_back_to(self, state: State, back: Installed, reason: str) -> Installed:
         log.warning("%s is rolled back to %s: %s", state.running, back, reason)
         state = self._disk.write(rolled_back(state, back, reason))
-        return self._shown(state, state.running)
+        return self._with_path(state, state.running)
 
-    def _shown(self, state: State, one: Installed) -> Installed:
-        """A bundle with where it is, and what it failed of."""
+    def _with_path(self, state: State, one: Installed) -> Installed:
+        """Return a bundle with its path and, if it failed, with the reason."""
         failure = state.failures.get(one.digest)
         one = msgspec.structs.replace(one, path=str(self._disk.path(one)))
         return one if failure is None else msgspec.structs.replace(one, status="failed", reason=failure.reason)

@@ -1,4 +1,4 @@
-"""What the store knows of its bundles, and how that changes: values, and functions from one to the next."""
+"""State of the store as immutable values, with functions that return the next state."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ from .canary import CanaryResult
 
 VERSION = 1
 KEPT = 2
-"""Bundles kept beside the current and the previous one; some 4 MB each."""
+"""Bundles kept in addition to the current and the previous one; about 4 MB each."""
 _MOST_FAILURES = 100
 _MOST_REASON = 1000
 
 Status = Literal["installed", "probation", "good", "failed"]
 
 
-class Installed(msgspec.Struct, frozen=True, kw_only=True):
+class Installed(msgspec.Struct, frozen=True, kw_only=True, rename={"canary": "proof"}):
     """A bundle in the store.
 
-    ``path``: its directory. ``status``: ``installed`` has not run here yet, ``probation`` runs or ran without having
-    become good, ``failed`` was rolled back. ``reason``: why it failed, or what it fails of while there is nothing to go
-    back to. ``starts``: of the agent on probation. ``proof``: how it did on its canary images; None where the store's
-    notes were lost. ``order`` grows from install to install.
+    Attributes:
+        name: name of the model.
+        version: version of the model.
+        digest: SHA-256 of the manifest.
+        path: directory of the bundle.
+        status: ``installed`` if the model has not run on this device yet, ``probation`` if it has run but is not
+            confirmed as good yet, ``good``, or ``failed`` if it was rolled back.
+        reason: reason why the model failed, also if there is no other model to roll back to.
+        starts: number of agent starts during the probation.
+        signer: signer of the bundle; None if it is not signed or no signers were configured.
+        installed_at: time of the installation, RFC 3339 in UTC.
+        order: sequence number of the installation.
+        canary: result of the canary test; None if the state file was lost.
     """
 
     name: str
@@ -39,16 +48,16 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     signer: str | None = None
     installed_at: str = ""
     order: int = 0
-    proof: CanaryResult | None = None
+    canary: CanaryResult | None = None
 
     @property
     def canary_p50_ms(self) -> float | None:
-        """Median time of invoke when it was installed, milliseconds."""
-        return None if self.proof is None else self.proof.p50_ms
+        """Median time of invoke in the canary test, milliseconds."""
+        return None if self.canary is None else self.canary.p50_ms
 
     @property
     def folder(self) -> str:
-        """Name of its directory."""
+        """Name of the bundle's directory."""
         return f"{self.name}-{self.version}-{self.digest[:12]}"
 
     def __str__(self) -> str:
@@ -56,7 +65,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle that was rolled back, and why. It is remembered when the bundle itself has gone."""
+    """A bundle that was rolled back, with the reason. The record is kept after the bundle has been removed."""
 
     name: str
     version: str
@@ -66,7 +75,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreStatus(msgspec.Struct, frozen=True):
-    """All of the store: ``installed`` newest first, ``failures`` latest first."""
+    """Contents of the store: ``installed`` with the newest first, ``failures`` with the latest first."""
 
     current: Installed | None
     previous: Installed | None
@@ -76,9 +85,14 @@ class StoreStatus(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """`state.json`. ``current`` and ``previous`` are names of directories, and so are the keys of ``bundles``.
+    """Contents of the state file, `state.json`.
 
-    ``failures`` by digest, oldest first. ``order``: of the last install.
+    Attributes:
+        v: version of the format.
+        current, previous: names of bundle directories.
+        order: sequence number of the last installation.
+        bundles: bundles by the name of their directory.
+        failures: failures by digest, oldest first.
     """
 
     v: int = VERSION
@@ -93,7 +107,7 @@ class State(msgspec.Struct, frozen=True):
         """The current bundle.
 
         Raises:
-            StoreError: there is none.
+            StoreError: no model is installed.
         """
         current = self.bundles.get(self.current or "")
         if current is None:
@@ -101,26 +115,29 @@ class State(msgspec.Struct, frozen=True):
         return current
 
     def newest(self) -> list[Installed]:
-        """All bundles, the one installed last first."""
+        """All bundles, the most recently installed first."""
         return sorted(self.bundles.values(), key=lambda one: -one.order)
 
 
 def changed(state: State, one: Installed, **fields: object) -> State:
-    """The same with other fields of one bundle, which is noted if it was not."""
-    noted = state.bundles.get(one.folder, one)
+    """Return the state with changed fields of one bundle; a bundle that is not in the state yet is added."""
+    known = state.bundles.get(one.folder, one)
     return msgspec.structs.replace(
-        state, bundles={**state.bundles, one.folder: msgspec.structs.replace(noted, **fields)}
+        state, bundles={**state.bundles, one.folder: msgspec.structs.replace(known, **fields)}
     )
 
 
 def added(state: State, new: Installed) -> State:
-    """With a bundle that was installed just now."""
+    """Return the state with a newly installed bundle."""
     order = state.order + 1
-    return changed(msgspec.structs.replace(state, order=order), new, order=order, proof=new.proof, signer=new.signer)
+    return changed(msgspec.structs.replace(state, order=order), new, order=order, canary=new.canary, signer=new.signer)
 
 
 def activated(state: State, one: Installed) -> State:
-    """With this one current, and the one that was, previous. It is on probation unless it was good here before."""
+    """Return the state with this bundle current and the former current one previous.
+
+    The bundle is on probation unless it was good on this device before.
+    """
     one = state.bundles[one.folder]
     failures = {digest: failure for digest, failure in state.failures.items() if digest != one.digest}
     if one.status != "good":
@@ -131,7 +148,7 @@ def activated(state: State, one: Installed) -> State:
 
 
 def failing(state: State, one: Installed, reason: str) -> State:
-    """With one that failed, whether it is current or not."""
+    """Return the state with a failure of this bundle recorded, whether or not the bundle is current."""
     failures = {digest: failure for digest, failure in state.failures.items() if digest != one.digest}
     failures[one.digest] = Failure(
         name=one.name, version=one.version, digest=one.digest, reason=plain(reason), at=now()
@@ -141,14 +158,17 @@ def failing(state: State, one: Installed, reason: str) -> State:
 
 
 def rolled_back(state: State, back: Installed, reason: str) -> State:
-    """With the current one failed, and another one current in its place."""
+    """Return the state with the current bundle failed and another one current in its place."""
     failed = state.running
     state = changed(failing(state, failed, reason), back, starts=0)
     return msgspec.structs.replace(state, current=back.folder, previous=failed.folder)
 
 
-def refuge(state: State) -> list[Installed]:
-    """What can be gone back to from the current bundle, best first: the previous one, then the newest that has run."""
+def fallbacks(state: State) -> list[Installed]:
+    """Return the bundles to roll back to from the current one, best first.
+
+    The previous bundle comes first, then the others that have run, newest first. Failed bundles are left out.
+    """
     ran = [
         one
         for one in state.newest()
@@ -158,7 +178,7 @@ def refuge(state: State) -> list[Installed]:
 
 
 def pruned(state: State) -> State:
-    """Without the bundles that are neither current nor previous nor among the newest others."""
+    """Return the state without old bundles: it keeps the current one, the previous one and the `KEPT` newest others."""
     fixed = {state.current, state.previous}
     others = [one.folder for one in state.newest() if one.folder not in fixed]
     kept = fixed.union(others[:KEPT])
@@ -166,10 +186,10 @@ def pruned(state: State) -> State:
 
 
 def chosen(state: State, which: str) -> Installed:
-    """The bundle of this name, name-version, directory, or beginning of a digest.
+    """Find a bundle by name, name-version, directory name or the first digits of its digest.
 
     Raises:
-        StoreError: there is none, or several.
+        StoreError: no bundle matches, or more than one.
     """
     found = [
         one
@@ -179,55 +199,62 @@ def chosen(state: State, which: str) -> Installed:
     ]
     if len(found) == 1:
         return found[0]
-    what = "no installed model is" if not found else f"{len(found)} installed models are"
-    raise StoreError(f"{what} called {which[:80]!r}; installed: {listed(state)}")
+    matches = "no installed model matches" if not found else f"{len(found)} installed models match"
+    raise StoreError(f"{matches} {which[:80]!r}; installed: {listed(state)}")
 
 
 def refuse_failed(state: State, one: Installed) -> None:
     """Refuse a bundle that was rolled back on this device.
 
     Raises:
-        StoreError: it was.
+        StoreError: the bundle was rolled back on this device.
     """
     failure = state.failures.get(one.digest)
     if failure is not None:
         raise StoreError(
-            f"{one} failed on this device on {failure.at}: {failure.reason}; --force takes it nevertheless"
+            f"{one} failed on this device on {failure.at}: {failure.reason}; use --force to accept it anyway"
         )
 
 
-def refuse_namesake(state: State, new: Installed) -> None:
-    """Refuse a bundle that would take the directory of another one: so much alike digests are made, not met.
+def refuse_digest_collision(state: State, new: Installed) -> None:
+    """Refuse a bundle that would replace the directory of another one.
+
+    Two digests with the same first 12 digits do not occur by chance; such a bundle was made on purpose.
 
     Raises:
-        StoreError: it would.
+        StoreError: another bundle with the same name and version shares the first 12 digits of the digest.
     """
-    noted = state.bundles.get(new.folder)
-    if noted is not None and noted.digest != new.digest:
-        raise StoreError(f"{new} begins like another bundle, {noted.digest}, and is not: {new.digest}; pack it again")
+    known = state.bundles.get(new.folder)
+    if known is not None and known.digest != new.digest:
+        raise StoreError(
+            f"digest prefix collision: {new.digest} and {known.digest} share their first 12 digits; "
+            "pack the bundle again"
+        )
 
 
 def refuse_older(state: State, new: Installed) -> None:
-    """Refuse a bundle that is older than the current model of the same name: a signature never goes out of date.
+    """Refuse a bundle that is older than the current model of the same name.
+
+    Signatures do not expire, so an old bundle with a valid signature could otherwise be installed again.
 
     Raises:
-        StoreError: it is.
+        StoreError: the bundle is older.
     """
     current = state.bundles.get(state.current or "")
     if current is not None and current.name == new.name and version_key(new.version) < version_key(current.version):
-        raise StoreError(f"{new} is older than {current}, which runs here; --allow-downgrade takes it nevertheless")
+        raise StoreError(f"{new} is older than {current}, the current model; use --allow-downgrade to accept it anyway")
 
 
 def listed(state: State) -> str:
-    """All bundles in a line."""
+    """Format all bundles in one line."""
     return ", ".join(f"{one.name}-{one.version} ({one.digest[:12]})" for one in state.newest()) or "nothing"
 
 
 def plain(reason: str) -> str:
-    """A reason as it is kept: not too long, and one line that cannot steer a terminal."""
+    """Return a reason as one line of limited length without control characters, which could control a terminal."""
     return "".join(char if char.isprintable() else " " for char in reason[:_MOST_REASON])
 
 
 def now() -> str:
-    """RFC 3339, UTC."""
+    """Return the current time, RFC 3339 in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

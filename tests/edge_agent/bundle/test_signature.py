@@ -96,7 +96,7 @@ def test_the_signer_is_named_and_others_are_refused(
         verify_bundle(open_bundle(bundle_file), keys.allowed)
     strangers = tmp_path / "allowed_signers"
     strangers.write_text(f"me {keys.other.with_suffix('.pub').read_text()}")
-    with pytest.raises(SignatureError, match="does not allow"):
+    with pytest.raises(SignatureError, match="signed by a key that is not in"):
         verify_bundle(open_bundle(signed), strangers)
     with pytest.raises(ConfigError, match="no such file"):
         verify_bundle(open_bundle(signed), tmp_path / "missing")
@@ -106,10 +106,10 @@ def test_a_signature_over_something_else_is_refused(signed: Path, keys: Keys, tm
     for name, signature in (("other", sign(b"another manifest", keys.key)), ("none", b"no signature"), ("empty", b"")):
         forged = rebuilt(signed, tmp_path / f"{name}-1.edgeloop", signature=signature)
         for allowed in (None, keys.allowed):
-            with pytest.raises(SignatureError, match="does not fit"):
+            with pytest.raises(SignatureError, match="does not match"):
                 verify_bundle(open_bundle(forged), allowed)
     changed = open_bundle(signed).raw.replace(b'"created"', b'"createD"')
-    with pytest.raises(SignatureError, match="does not fit"):
+    with pytest.raises(SignatureError, match="does not match"):
         verify(changed, open_bundle(signed).signature or b"", keys.allowed)
 
 
@@ -118,7 +118,7 @@ def test_a_signature_made_for_another_purpose_does_not_count(signed: Path, keys:
     done = subprocess.run(
         ["ssh-keygen", "-Y", "sign", "-f", keys.key, "-n", "git"], input=raw, capture_output=True, check=True
     )
-    with pytest.raises(SignatureError, match="does not fit"):
+    with pytest.raises(SignatureError, match="does not match"):
         verify(raw, done.stdout, keys.allowed)
     narrow = tmp_path / "allowed_signers"
     public = keys.key.with_suffix(".pub").read_text()
@@ -137,15 +137,15 @@ def test_what_is_no_key_is_refused_before_the_work(edgeloop: Run, run_folder: Pa
     (tmp_path / "key").chmod(0o600)
     ran = edgeloop("convert", run_folder, "--out", tmp_path / "x-1.edgeloop", "--sign", tmp_path / "key")
     assert ran.code == 2
-    assert "does not sign with it" in ran.line
+    assert "cannot sign with this key" in ran.line
     assert os.listdir(tmp_path) == ["key"]
 
 
 def test_inspect_tells_who_signed(edgeloop: Run, signed: Path, bundle_file: Path, keys: Keys) -> None:
     ran = edgeloop("inspect", signed, "--allowed-signers", keys.allowed)
     assert "signed      by someone@example.org, ED25519 key SHA256:" in ran.out
-    assert "by an unknown signer" in edgeloop("inspect", signed).out
-    assert "signed      by nobody" in edgeloop("inspect", bundle_file).out
+    assert "signer not checked" in edgeloop("inspect", signed).out
+    assert "signed      no" in edgeloop("inspect", bundle_file).out
     found = json.loads(edgeloop("inspect", signed, "--json", "--allowed-signers", keys.allowed).out)
     assert found["signed"]["signer"] == "someone@example.org"
     ran = edgeloop("inspect", bundle_file, "--allowed-signers", keys.allowed)

@@ -25,7 +25,7 @@ from edge_agent.bundle.manifest import CanaryImage
 from edge_agent.bundle.signature import sign
 from edge_agent.errors import BundleError, SignatureError, StoreError
 from edge_agent.store.canary import CanaryLimits
-from edge_agent.store.model_store import MOST_STARTS, Installed, ModelStore
+from edge_agent.store.model_store import MAX_STARTS, Installed, ModelStore
 
 from ...conftest import NAMESPACE, wait_until
 
@@ -102,7 +102,7 @@ def assert_sound(state: Path) -> None:
         else:
             assert (state / name).resolve() == Path(one.path)
             assert open_bundle(state / name).digest == one.digest
-            assert one.proof is None or one.proof.passed
+            assert one.canary is None or one.canary.passed
     inside = {path.name for path in (state / "bundles").iterdir()}
     assert inside == {Path(one.path).name for one in status.installed}
     assert {path.name for path in state.iterdir()} <= {
@@ -225,7 +225,7 @@ def test_probation_ends_after_which_starts_are_not_counted(state: Path) -> None:
 def test_stops_that_were_asked_for_are_no_crash_loop(state: Path) -> None:
     store = ModelStore(state)
     store.activate("ground-3")
-    for _ in range(2 * MOST_STARTS):
+    for _ in range(2 * MAX_STARTS):
         assert store.starting().version == "3"
         store.ended()
 
@@ -240,7 +240,7 @@ def test_a_crash_loop_leads_back_across_processes(state: Path) -> None:
     """An agent that is killed each time it has loaded the model."""
     ModelStore(state).activate("ground-3")
     ran = []
-    for _ in range(MOST_STARTS + 1):
+    for _ in range(MAX_STARTS + 1):
         with subprocess.Popen(
             [sys.executable, "-c", STARTS, str(state)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as agent:
@@ -256,7 +256,7 @@ def test_a_crash_loop_leads_back_across_processes(state: Path) -> None:
 def test_the_first_bundle_has_nothing_to_go_back_to_and_stays(versions: dict[str, Path], tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     store.install(versions["1"], signers=None, limits=ONE)
-    for _ in range(MOST_STARTS + 2):
+    for _ in range(MAX_STARTS + 2):
         assert store.starting().version == "1"
     assert store.failed("slow").version == "1"
     current = store.current()
@@ -689,7 +689,7 @@ KILLED = """
                 names = {path.name for path in (state / "bundles").iterdir()}
                 assert names == {Path(one.path).name for one in status.installed}, (name, number, names)
                 assert not [path for path in state.iterdir() if path.name.endswith(".part")], (name, number)
-                assert all(one.proof for one in status.installed), (name, number)
+                assert all(one.canary for one in status.installed), (name, number)
                 seen.add((status.current.version, status.current.status))
             except Exception as error:
                 raise AssertionError((name, number)) from error

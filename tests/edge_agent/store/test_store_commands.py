@@ -39,7 +39,7 @@ def test_a_model_is_installed_replaced_and_rolled_back(
     ran = edgeloop("install", versions["1"], "--root", tmp_path)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("ground 1 (")
-    assert "canary images recognised" in ran.out
+    assert "canary images correct" in ran.out
     assert ran.out.endswith("now current\n")
     ran = edgeloop("install", versions["2"], "--root", tmp_path, "--no-activate")
     assert ran.out.endswith("stored\n")
