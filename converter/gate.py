@@ -90,7 +90,7 @@ class Verdict:
             float32=_scored(self.float32),
             model=_scored(self.model),
             agreement=self.agreement,
-            seen=_score_counts(self.model),
+            score_counts=_score_counts(self.model),
         )
 
     def refusals(self, limits: GateLimits) -> list[Refusal]:

@@ -146,7 +146,7 @@ def test_a_model_is_pushed_proved_watched_replaced_and_rolled_back(
     # What the device refuses, it refuses whatever the desktop thinks of it; nothing is there then.
     unsigned = repacked(bundle_file, tmp_path / "unsigned.edgeloop", version="9")
     stranger = repacked(bundle_file, tmp_path / "stranger.edgeloop", version="9", key=new_key(tmp_path / "stranger"))
-    for bundle, why in ((unsigned, "it is not signed"), (stranger, "does not allow")):
+    for bundle, why in ((unsigned, "it is not signed"), (stranger, "signed by a key that is not in")):
         ran = deploy("push", bundle)
         assert ran.code == 1
         assert ran.out.startswith("raspberrypi: refused, the bundle: "), ran.out

@@ -79,8 +79,8 @@ def kept(folder: Path, models: dict[str, Path], numbers: str = "12", proved_ms: 
     broker = MqttPublisher(MqttSettings(), "pi", None)
     model, running = first_model(settings, store)
     if proved_ms is not None:
-        assert running.proof is not None
-        running = replace(running, proof=replace(running.proof, p50_ms=proved_ms))
+        assert running.canary is not None
+        running = replace(running, canary=replace(running.canary, p50_ms=proved_ms))
     with Agent("pi", model, {"door": Source(lambda: ListCamera(images, interval_s=0.002))}, heard) as agent:
         control = CommandHandlers(agent, broker, settings, store)
         steps = Supervisor(agent, broker, settings, control, recorder=None, store=store, running=running)
@@ -148,7 +148,7 @@ def test_a_failing_model_that_agent_yaml_names_ends_the_agent(
         steps = Supervisor(agent, broker, settings, control, recorder=None, store=None, running=None)
         monkeypatch.setattr(model.classifier, "infer", fails)
         wait_until(lambda: agent.failing is not None, 20, "failures")
-        with pytest.raises(ModelError, match="again and again: the accelerator is gone"):
+        with pytest.raises(ModelError, match="inference keeps failing: the accelerator is gone"):
             steps.step()
 
 

@@ -134,7 +134,7 @@ def test_a_device_whose_scene_changed_says_so_and_one_that_sees_the_same_does_no
     edgeloop: Run,
 ) -> None:
     manifest = open_bundle(bundle_file).manifest
-    seen = manifest.metrics.seen
+    seen = manifest.metrics.score_counts
     assert seen is not None
     assert seen.frames == manifest.metrics.images
     # One device sees what it learned; the other all of that at once, dark and blurred.
