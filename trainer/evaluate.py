@@ -18,7 +18,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import track
 
 from edge_agent.bundle.archive import problems_of_labels
 from edge_agent.errors import DataError, ImageError
@@ -28,6 +27,7 @@ from edge_agent.native_stderr import native_noise_hidden
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
 from .data import Photo, data_root, find_photos
+from .progress import status, track
 from .run_writer import read_split
 from .threads import in_order
 
@@ -139,7 +139,7 @@ def evaluate_model(
     splits = read_split(record) if record else {}
     learned = frozenset(sha256 for sha256, where in splits.items() if where != "test")
 
-    with console.status("Loading the model"):
+    with status(console, "Loading the model"):
         predictor = run_predictor(model) if is_run else _bundle_predictor(model)
     try:
         _check_labels(data, photos, predictor.labels)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import track
 
 import edge_agent
 from edge_agent.inference.evaluation import Evaluation
@@ -25,6 +24,7 @@ from edge_agent.preprocess import PreprocessSpec
 from .backbones import Backbone, build_backbone, find_backbone, write_saved_model
 from .backend import check_tensorboard, has_accelerator, memory_explained, start_keras, tensorboard_logs
 from .data import MAX_UNREADABLE, SPLITS, Dataset, data_root, load_dataset, suspicious_labels
+from .progress import status, track
 from .report import ReportData, figures, write_report
 from .run_writer import FORMAT, new_run, read_split, refuse_existing, write_history, write_inputs, write_json
 from .training.checkpoint import Checkpoint, check_unfinished, unfinished_training
@@ -63,16 +63,13 @@ class Reading:
     cache: Path | None = None
 
 
-AS_USUAL = Reading()
-
-
 def train(
     data: Path,
     out: Path,
     recipe: Recipe,
     *,
     console: Console,
-    reading: Reading = AS_USUAL,
+    reading: Reading = Reading(),
     team: Team = ALONE,
     resume: bool = False,
     tensorboard: Path | None = None,
@@ -124,7 +121,7 @@ def train(
         classifier.set_weights(checkpoint.best)
 
         val = len(splits["val"])
-        with console.status("Judging the model"), native_noise_hidden():
+        with status(console, "Evaluating the model"), native_noise_hidden():
             judged = np.concatenate([splits["val"], splits["test"]])
             # Features are of the backbone as it was; they save a pass over the images where it stayed so.
             network, inputs = (classifier, dataset.pixels) if checkpoint.best_epoch else (head, features)
@@ -150,7 +147,7 @@ def train(
             channels=setup.spec.channels,
         )
         created = datetime.now(UTC)
-        with console.status("Writing the run and its report"), new_run(out) as folder:
+        with status(console, "Writing the run and its report"), new_run(out) as folder:
             write_inputs(folder, dataset, setup.spec)
             write_history(folder, checkpoint.history)
             write_json(folder, "metrics.json", figures(story))
@@ -164,7 +161,7 @@ def train(
     return TrainedRun(out, story.test.accuracy, story.test.interval_95, len(splits["test"]))
 
 
-def assist(data: Path, recipe: Recipe, *, team: Team, reading: Reading = AS_USUAL) -> None:
+def assist(data: Path, recipe: Recipe, *, team: Team, reading: Reading = Reading()) -> None:
     """Train along with the team's leader, on the same data and recipe; nothing is written here.
 
     Raises:
@@ -215,7 +212,7 @@ def _set_up(data: Path, recipe: Recipe, reading: Reading, team: Team, console: C
     truth = np.array([dataset.labels.index(photo.label) for photo in dataset.photos], np.intp)
     splits = {split: np.array(dataset.indices(split), np.intp) for split in SPLITS}
 
-    with console.status("Starting Keras"):
+    with status(console, "Starting Keras"):
         keras = start_keras()
     keras.utils.set_random_seed(recipe.seed)
     settled = plan(recipe, backbone, side, len(splits["train"]), accelerated=has_accelerator())

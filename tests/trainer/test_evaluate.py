@@ -60,7 +60,6 @@ def test_a_run_on_its_own_data_gives_the_figures_of_its_training(
     assert expected.keys() <= found.keys()
     assert len(found["mistakes"]) == round((1 - found["accuracy"]) * found["pictures"])
     assert found["notes"] == []
-    assert "Evaluating" in ran.err
 
 
 def test_images_it_was_trained_on_are_included_only_when_asked_for_and_said_so(

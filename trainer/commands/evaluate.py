@@ -15,6 +15,7 @@ from edge_agent.errors import DataError, one_line
 
 from ..data import SPLITS, Dataset
 from ..evaluate import Evaluated, ImagesOnDemand, evaluate_model
+from ..progress import status
 
 if TYPE_CHECKING:
     from ..data import PixelRows
@@ -59,7 +60,7 @@ def evaluate_command(
     for doubt in found.doubts:
         errors.print(f"note: {doubt}", markup=False, soft_wrap=True)
     if report is not None:
-        with errors.status("Writing the report"):
+        with status(errors, "Writing the report"):
             _write_report(report, found)
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=2))

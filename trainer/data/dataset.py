@@ -15,6 +15,7 @@ from rich.console import Console
 from edge_agent.errors import DataError
 from edge_agent.preprocess import PreprocessSpec
 
+from ..progress import status
 from . import checks as about
 from .cache import PixelCache, default_cache
 from .checks import Finding
@@ -108,7 +109,7 @@ def load_dataset(
         photos = [replace(photo, split=frozen.get(photo.sha256, photo.split)) for photo in photos]
         # In the order of their hashes, so that names and folders have no say in borderline cases.
         by_hash = np.argsort(np.array([photo.sha256 for photo in photos]))
-        with console.status("Looking for near duplicates"):
+        with status(console, "Looking for near duplicates"):
             rows = read.rows[0, places][by_hash]
             found = near_duplicates(len(photos), lambda some: caches[0].thumbs(rows[some]))
         similar = np.empty_like(found)

@@ -17,14 +17,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import Progress
 
 from edge_agent.errors import DataError, ImageError
 from edge_agent.images import decode_image, read_bytes
 from edge_agent.inference.interpreter import cores
 from edge_agent.preprocess import Fit, Pixels, preprocess
-from trainer.threads import in_order
 
+from ..progress import steps
+from ..threads import in_order
 from .cache import THUMB, Cached, PixelCache
 from .photo import Photo
 
@@ -78,10 +78,9 @@ def ingest(root: Path, photos: Sequence[Photo], caches: Sequence[PixelCache], *,
     try:
         with (
             _one_opencv_thread(),
-            Progress(console=console) as progress,
+            steps(console, "Reading images", count) as advance,
             closing(in_order(read_batch, batches, ahead=cores() * _WAITING_BATCHES)) as done,
         ):
-            bar = progress.add_task("Reading images", total=count)
             for places, results in done:
                 for place, result in zip(places, results, strict=True):
                     if isinstance(result, str):
@@ -91,7 +90,7 @@ def ingest(root: Path, photos: Sequence[Photo], caches: Sequence[PixelCache], *,
                     found.sha256[place] = np.frombuffer(digest, np.uint8)
                     found.sides[place] = kept[0].width, kept[0].height
                     found.rows[:, place] = [one.row for one in kept]
-                progress.advance(bar, len(places))
+                advance(len(places))
     except OSError as error:
         for cache in caches:
             cache.take_back()

@@ -53,11 +53,10 @@ class Checkpoint:
         """Fine-tuning epochs that brought nothing."""
         return self.epoch - self.best_epoch
 
-    @property
-    def said(self) -> str:
-        """The last epoch in words, for a progress bar."""
-        known = [f", validation {100 * row['val_accuracy']:.1f} %" for row in self.history[-1:]]
-        return "Fine-tuning" + "".join(known)
+    def next_epoch(self, epochs: int) -> str:
+        """The epoch in progress, of ``epochs``, and the last validation accuracy, for a progress bar."""
+        accuracy = [f", validation {100 * row['val_accuracy']:.1f} %" for row in self.history[-1:]]
+        return f"epoch {self.epoch + 1} of {epochs}" + "".join(accuracy)
 
     @property
     def kept(self) -> int:

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import track
 
 from edge_agent.atomic_files import replacing
 from edge_agent.native_stderr import native_noise_hidden
 
+from ..progress import track
 from .batches import Rows, predict
 
 BATCHES_AT_ONCE = 16
@@ -42,7 +42,7 @@ def frozen_features(
     features = np.memmap(path, np.float32, "r+" if done else "w+", shape=(count, width))
     chunk = BATCHES_AT_ONCE * batch_size
     starts = range(done, count, chunk)
-    for start in track(starts, "Computing features", console=console, disable=not starts):
+    for start in track(starts, "Computing features", total=len(starts), console=console):
         places = np.arange(start, min(start + chunk, count))
         with native_noise_hidden():
             features[places] = predict(base, pixels, places, batch_size)

@@ -14,7 +14,7 @@ from rich.console import Console
 from edge_agent.native_stderr import native_noise_hidden
 
 from ..backbones.graph import leaves
-from ..progress import steps
+from ..progress import Advance, steps
 from .augment import Mix, RandomLight, RandomView
 from .batches import Batches, Rows, predict
 from .checkpoint import Checkpoint, Weights
@@ -97,9 +97,9 @@ def fine_tune(
         losses, accuracy = team.share([found.losses, np.array(found.accuracy)])
         return Judged(losses, float(accuracy)), weights
 
-    with team.together(), steps(console, "Fine-tuning", plan.epochs * len(batches)) as advance, native_noise_hidden():
-        advance(start.epoch * len(batches), said=start.said)
-        epochs = _Epochs(start, judged, keep, plan.patience, advance)
+    total, done = plan.epochs * len(batches), start.epoch * len(batches)
+    with team.together(), steps(console, "Fine-tuning", total, done=done) as advance, native_noise_hidden():
+        epochs = _Epochs(start, judged, keep, plan, advance)
         student.fit(
             batches.for_fit(start.epoch),
             steps_per_epoch=len(batches),
@@ -124,12 +124,12 @@ class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no t
         start: Checkpoint,
         judged: Callable[[], tuple[Judged, Weights]],
         keep: Callable[[Checkpoint], None],
-        patience: int,
-        advance: Callable[..., None],
+        plan: Plan,
+        advance: Advance,
     ) -> None:
         super().__init__()
         self.last = start
-        self._judged, self._keep, self._patience, self._advance = judged, keep, patience, advance
+        self._judged, self._keep, self._plan, self._advance = judged, keep, plan, advance
         self._averages = keras.callbacks.SwapEMAWeights()
 
     def set_model(self, model: keras.Model) -> None:
@@ -137,7 +137,7 @@ class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no t
         self._averages.set_model(model)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002  Keras' signature
-        self._advance(said=self.last.said)
+        self._advance(detail=self.last.next_epoch(self._plan.epochs))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._averages.on_test_begin()
@@ -156,7 +156,7 @@ class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no t
         state = _values([*self.model.variables, *optimizer.variables])
         self.last = self.last.after(epoch + 1, row, judged.losses, state, weights)
         self._keep(self.last)
-        if self.last.epochs_since_best >= self._patience:
+        if self.last.epochs_since_best >= self._plan.patience:
             self.model.stop_training = True
 
 
