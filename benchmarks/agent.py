@@ -151,7 +151,7 @@ def sustained(bundle: Path, threads: int, seconds: float) -> None:
                 start, count = time.perf_counter(), agent.counts["a"].classified
                 agent.wait(seconds)
                 rate = (agent.counts["a"].classified - count) / (time.perf_counter() - start)
-                within = agent.latencies.inference.taken().p50
+                within = agent.latencies.inference.take().p50
             time.sleep(0.5)
             after = bare_ms(load(bundle, threads))
     bare = 1000 / statistics.mean((before, after))

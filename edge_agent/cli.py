@@ -18,7 +18,7 @@ COMMANDS = {
         "deploy.commands.demo",
         "demo_command",
         "demo",
-        "Run the whole loop on real photos; needs no camera or broker.",
+        "Run the whole loop on photos; needs no camera, broker or network.",
     ),
     "train": ("trainer.commands.train", "train_command", "train", "Train a classifier on a folder of images."),
     "evaluate": (
@@ -45,7 +45,7 @@ COMMANDS = {
         "deploy.commands.retrain",
         "retrain_command",
         "train",
-        "Retrain on labelled captures; keep the better model.",
+        "Retrain on labelled captures and compare with the champion.",
     ),
     "loop": (
         "deploy.commands.loop",
@@ -57,7 +57,7 @@ COMMANDS = {
         "deploy.commands.search",
         "search_command",
         "train",
-        "Find the best network and input size for a latency.",
+        "Find the best network and input size for a latency budget.",
     ),
     "deploy": (
         "deploy.commands.deploy",

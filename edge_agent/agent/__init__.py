@@ -1,1 +1,1 @@
-"""The agent: cameras to labels, commands, health, models replaced while it runs."""
+"""The agent: classifies camera frames, publishes labels, carries out commands and switches models while running."""

@@ -1,4 +1,4 @@
-"""What the commands over MQTT do to a running agent."""
+"""Handlers of the MQTT commands of a running agent."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from .pipeline import Agent
 
 
 class CommandHandlers:
-    """Does commands, each at the caller's pace; for the commands' thread alone.
+    """Carries out commands, one at a time, in the thread of `edge_agent.mqtt.commands.Commands`.
 
-    A new model takes the old one's place through the store: who runs the agent sees that `current` has changed.
+    A command that changes the model only changes the store; the supervisor notices that `current` has changed, and
+    switches.
 
     Args:
-        agent: that runs.
-        broker: where answers and images go.
-        settings: agent.yaml.
-        store: of this device's models; None where agent.yaml names a bundle.
+        agent: The running agent.
+        broker: MQTT client that publishes replies and images.
+        settings: Settings from agent.yaml.
+        store: Model store of this device; None if agent.yaml names a bundle.
     """
 
     def __init__(self, agent: Agent, broker: MqttPublisher, settings: Settings, store: ModelStore | None) -> None:
         self.stopping = threading.Event()
-        """Set when the agent ends: downloads stop."""
+        """Set when the agent stops, to cancel downloads."""
         self._agent = agent
         self._broker = broker
         self._settings = settings
@@ -44,7 +45,7 @@ class CommandHandlers:
 
     @property
     def handlers(self) -> Handlers:
-        """What does which verb."""
+        """Handlers by command verb."""
         return {
             "snapshot": self.snapshot,
             "set": self.set,
@@ -56,11 +57,11 @@ class CommandHandlers:
 
     @property
     def settings(self) -> Settings:
-        """agent.yaml, with what was `set` since."""
+        """Settings from agent.yaml, with the changes made by `set` since."""
         return msgspec.structs.replace(self._settings, decision=self._decision)
 
-    def tell(self) -> None:
-        """Publish what can be set, and its values now."""
+    def publish_tunables(self) -> None:
+        """Publish the current values of the settings that `set` can change."""
         rules = self._agent.model.rules
         self._agent.publisher.tunables(
             Tunables(
@@ -75,20 +76,20 @@ class CommandHandlers:
         )
 
     def snapshot(self, command: Snapshot) -> dict[str, Any]:
-        """Publish the newest image of a camera, or of each."""
+        """Publish the newest image of one camera or of all cameras."""
         agent = self._agent
         if command.camera is not None and command.camera not in agent.cameras:
-            raise CommandError(f"no camera {command.camera}; there are {', '.join(agent.cameras)}")
+            raise CommandError(f"unknown camera {command.camera}; expected one of {', '.join(agent.cameras)}")
         names = list(agent.cameras) if command.camera is None else [command.camera]
-        seen = {name: agent.newest[name] for name in names if name in agent.newest}
-        if not seen:
-            raise CommandError("no camera has delivered an image yet")
-        for name, frame in seen.items():
+        frames = {name: agent.newest[name] for name in names if name in agent.newest}
+        if not frames:
+            raise CommandError("no camera has delivered an image yet; try again later")
+        for name, frame in frames.items():
             agent.publisher.snapshot(name, frame.jpeg())
-        return {"cameras": sorted(seen)}
+        return {"cameras": sorted(frames)}
 
     def set(self, command: Set) -> dict[str, Any]:
-        """Change when labels are decided, or whether results are published, until the agent ends."""
+        """Change the decision rules, or whether results are published, until the agent stops."""
         changes = {
             key: value
             for key, value in msgspec.structs.asdict(command).items()
@@ -102,22 +103,22 @@ class CommandHandlers:
         model = self._agent.model
         rules = rules_of(model.bundle.manifest.thresholds, decision, model.bundle.labels)
         self._decision = decision
-        self._agent.rule(rules)
+        self._agent.set_rules(rules)
         if command.results is not None:
             self._broker.wants_results = command.results
-        self.tell()
+        self.publish_tunables()
         return {**changes, **({} if command.results is None else {"results": command.results})}
 
     def install(self, command: Install) -> dict[str, Any]:
-        """Fetch a bundle, check it, prove it and, unless told otherwise, run it."""
+        """Download a bundle, verify it, run its canary test and, unless ``activate`` is false, activate it."""
         store, settings = self._own_store(), self._settings
         signers = None if settings.allowed_signers is None else Path(settings.allowed_signers)
         if settings.install.unsigned:
             signers = None
         elif signers is None:
             raise CommandError(
-                "this device takes no models over MQTT: agent.yaml names no allowed_signers (install.unsigned: true "
-                "takes what nobody signed)"
+                "this device does not install models over MQTT: agent.yaml names no allowed_signers "
+                "(install.unsigned: true accepts unsigned bundles)"
             )
         file = store.incoming / f"{command.sha256}.edgeloop"
         try:
@@ -126,18 +127,18 @@ class CommandHandlers:
             installed = store.install(file, signers=signers, activate=command.activate, limits=limits)
         finally:
             file.unlink(missing_ok=True)
-        return _told(installed)
+        return _summary(installed)
 
     def activate(self, command: Activate) -> dict[str, Any]:
-        """Run an installed model."""
-        return _told(self._own_store().activate(command.model))
+        """Activate an installed model."""
+        return _summary(self._own_store().activate(command.model))
 
     def rollback(self, _command: Rollback) -> dict[str, Any]:
-        """Run the model before this one."""
-        return _told(self._own_store().rollback(reason="rolled back over MQTT"))
+        """Go back to the previous model."""
+        return _summary(self._own_store().rollback(reason="rolled back over MQTT"))
 
     def bench(self, command: Bench) -> dict[str, Any]:
-        """Time the model once more beside the running agent, on a grey image: milliseconds of invoke."""
+        """Measure inference times, in milliseconds, of a second copy of the model while the agent runs."""
         from ..inference.classifier import Classifier
 
         model = self._agent.model
@@ -151,11 +152,13 @@ class CommandHandlers:
 
     def _own_store(self) -> ModelStore:
         if self._store is None:
-            raise CommandError("agent.yaml names a bundle; without that line the agent runs what is installed")
+            raise CommandError(
+                "agent.yaml names a bundle, so the agent ignores installed models; remove the key bundle to use them"
+            )
         return self._store
 
 
-def _told(installed: Any) -> dict[str, Any]:
+def _summary(installed: Any) -> dict[str, Any]:
     return {
         "name": installed.name,
         "version": installed.version,

@@ -1,4 +1,4 @@
-"""How the device is: temperature, throttling, memory, rates. What it cannot tell is None."""
+"""Health messages: temperature, throttling, memory and frame rates of the device."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class HealthReporter:
-    """Makes the health message; counts are told as what came since the last one.
+    """Creates health messages. Counts cover the time since the previous message.
 
     Args:
-        agent: whose health it is.
-        disk: where captures and spool lie, for the free space.
-        root: of the file system, for tests.
+        agent: The running agent.
+        disk: Directory of captures and spool, to report the free disk space.
+        root: Root of the file system; tests pass another one.
     """
 
     def __init__(self, agent: Agent, *, disk: Path, root: Path = Path("/")) -> None:
@@ -31,10 +31,10 @@ class HealthReporter:
         self._root = root
         self._started_s = self._before_s = time.monotonic()
         self._before: dict[str, dict[str, int]] = {name: {} for name in agent.cameras}
-        self._seen: dict[tuple[str, str], ScoreCounts] = {}
+        self._reported: dict[tuple[str, str], ScoreCounts] = {}
 
     def report(self, *, spool: SpoolHealth | None, recorder: RecorderHealth | None) -> Health:
-        """The message for the time since the last one."""
+        """Create the health message for the time since the previous one."""
         agent, now = self._agent, time.monotonic()
         passed_s = max(1e-3, now - self._before_s)
         self._before_s = now
@@ -52,9 +52,9 @@ class HealthReporter:
             memory_free_mb=available_mb(self._root),
             disk_free_mb=free_mb(self._disk),
             latency_ms=Latency(
-                preprocess=latencies.preprocess.taken(),
-                inference=latencies.inference.taken(),
-                capture_to_publish=latencies.capture_to_publish.taken(),
+                preprocess=latencies.preprocess.take(),
+                inference=latencies.inference.take(),
+                capture_to_publish=latencies.capture_to_publish.take(),
             ),
             cameras={name: self._camera(name, passed_s) for name in agent.cameras},
             spool=spool,
@@ -67,8 +67,9 @@ class HealthReporter:
         new = {key: value - self._before[name].get(key, 0) for key, value in now.items()}
         self._before[name] = dict(now)
         key = self._agent.model.bundle.digest, name
-        seen = self._agent.seen[key].now() if key in self._agent.seen else ScoreCounts()
-        fresh, self._seen[key] = since(seen, self._seen.get(key, ScoreCounts())), seen
+        counters = self._agent.score_counters
+        total = counters[key].now() if key in counters else ScoreCounts()
+        recent, self._reported[key] = since(total, self._reported.get(key, ScoreCounts())), total
         return CameraHealth(
             state=count.state,
             captured_fps=round(new["captured"] / passed_s, 2),
@@ -77,6 +78,6 @@ class HealthReporter:
             unchanged=new["unchanged"],
             damaged=new["damaged"],
             reopened=count.reopened,
-            scores=fresh.scores,
-            labels=fresh.labels,
+            scores=recent.scores,
+            labels=recent.labels,
         )

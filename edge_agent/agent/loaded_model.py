@@ -1,4 +1,4 @@
-"""A model ready to run on this device: its bundle, its interpreter, and when its labels are decided."""
+"""A model ready to run on this device: its bundle, its classifier and its decision rules."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """What the agent runs.
+    """A model loaded for the agent.
 
     Attributes:
-        bundle: verified.
-        classifier: loaded from it; for one thread at a time.
-        rules: when a label is decided.
+        bundle: The verified bundle.
+        classifier: Classifier of the bundle's model. Only one thread at a time may use it.
+        rules: Rules for deciding labels.
     """
 
     bundle: Bundle
@@ -39,13 +39,13 @@ class LoadedModel:
 
 
 def load_model(path: Path, settings: Settings) -> LoadedModel:
-    """Open a bundle, file or directory, and load its model as agent.yaml wants it.
+    """Open a bundle (a file or a directory), and load its model with the settings of agent.yaml.
 
-    A delegate that cannot be used is logged, and the model runs on the CPU: a device whose accelerator has gone still
-    does its work.
+    If the delegate cannot be used, this is logged and the model runs on the CPU, so that a device keeps working when
+    its accelerator fails.
 
     Raises:
-        BundleError, ModelError: the bundle or its model cannot be used.
+        BundleError, ModelError: The bundle or its model cannot be used.
     """
     bundle = open_bundle(path)
     classifier = Classifier.from_bundle(
@@ -58,9 +58,9 @@ def load_model(path: Path, settings: Settings) -> LoadedModel:
 
 
 def rules_of(thresholds: Thresholds, settings: DecisionSettings, labels: Sequence[str] = ()) -> Rules:
-    """The device's settings, with the bundle's thresholds where they leave one out.
+    """Rules from the device's settings; omitted thresholds are taken from the bundle.
 
-    Labels the model does not know are logged and passed over: the settings outlive many a model.
+    Settings for labels that the model does not have are logged and ignored, because agent.yaml outlives models.
     """
     enter = thresholds.enter if settings.enter is None else settings.enter
     leave = thresholds.leave if settings.leave is None else settings.leave
@@ -68,11 +68,15 @@ def rules_of(thresholds: Thresholds, settings: DecisionSettings, labels: Sequenc
     classes = {}
     for label, own in settings.classes.items():
         if label not in labels:
-            log.warning("decision.classes: the model has no label %r; it has %s", label, ", ".join(labels))
+            log.warning(
+                "decision.classes: ignoring %r, which is not a label of the model; expected one of %s",
+                label,
+                ", ".join(labels),
+            )
             continue
         own_enter = common.enter if own.enter is None else own.enter
         own_leave = common.leave if own.leave is None else own.leave
-        # A threshold that is not given follows the one that is: leave is never above enter.
+        # If only one threshold is given, the other one is adjusted to it: leave must not be above enter.
         own_enter = max(own_enter, own_leave) if own.enter is None else own_enter
         min_time_s = common.min_time_s if own.min_time_s is None else own.min_time_s
         classes[labels.index(label)] = ClassRule(own_enter, min(own_leave, own_enter), min_time_s)

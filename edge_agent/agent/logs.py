@@ -1,4 +1,4 @@
-"""The agent's log on standard error: a line of text each, or a JSON object a line."""
+"""Logging to standard error: one line of text or one JSON object per entry."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _TEXT = "%(asctime)s %(levelname)-7s %(message)s"
 
 
 def configure(kind: Literal["text", "json"] = "text") -> None:
-    """Log from INFO upwards; what was configured before is replaced."""
+    """Configure logging at level INFO, replacing any previous configuration."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if kind == "json" else _Text(_TEXT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 class _Text(logging.Formatter):
-    """Messages quote what came from outside: a line break in it must not begin a line of its own."""
+    """Keeps each message on one line, as messages may quote untrusted input with line breaks."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
         record.message = one_line(Exception(record.message))

@@ -1,9 +1,9 @@
-"""The loop that joins them: cameras to frames, frames to scores, scores to labels, labels to MQTT.
+"""The pipeline of the agent: camera frames to scores, scores to labels, labels to MQTT.
 
     camera threads ─▶ latest frames ─▶ prepare ─▶ infer ─▶ decide, publish, record
 
-Each arrow leads to a thread of its own, so that none waits for another: while the model runs on one frame the next is
-prepared and the last one's label published, and the interpreter is never idle while there are frames.
+Each stage has its own thread. While the model runs on one frame, the next frame is prepared and the label of the
+previous one is published, so the interpreter is never idle while there are frames.
 """
 
 from __future__ import annotations
@@ -39,27 +39,26 @@ log = logging.getLogger(__name__)
 
 TOP = 3
 _POLL_S = 0.2
-_GOODBYE_S = 2.0
-_MOST_ERRORS = 10
-"""Inferences that fail one after the other before the model counts as failing: one that works never fails."""
-_SPARE = 0.15
-"""Share of an inference by which the next frame is taken earlier than needed, for inferences differ; later would leave
-the interpreter idle, earlier would show it an older frame."""
+_STOP_TIMEOUT_S = 2.0
+_MAX_ERRORS = 10
+"""Failed inferences in a row after which the model counts as failing. A working model never fails."""
+_LEAD_MARGIN = 0.15
+"""Share of the inference time by which the next frame is taken early, because inference times vary. With a smaller
+margin the interpreter would sometimes be idle; with a larger one it would get older frames."""
 
-_AFTER_YOU_S = 0.0003
-"""What deciding leaves the interpreter to begin with the next frame that waits: Python's lock is for one thread at a
-time, and an interpreter that waits for it costs frames."""
+_DECIDE_PAUSE_S = 0.0003
+"""Pause before the decide step, so that the inference thread can take the GIL first. Without it, throughput drops."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where frames come from.
+    """A source of frames.
 
     Attributes:
-        open: a new, unopened camera.
-        live: one that stops is opened again; a file is through when it ends.
-        shown: what messages and logs say of it, without passwords.
-        settings: region, motion gate, and when it counts as lost or frozen.
+        open: Function that returns a new, unopened camera.
+        live: Whether the source is reopened when it stops. A file is not: it has ended.
+        shown: Description for messages and logs, without passwords.
+        settings: Settings of the camera: region, motion gate and timeouts.
     """
 
     open: Callable[[], Camera]
@@ -70,10 +69,10 @@ class Source:
 
 @dataclass
 class CameraCount:
-    """What became of one camera's frames since the start.
+    """Counts of one camera's frames since the start, and the state of the camera.
 
-    ``replaced`` ones were outrun by a newer one, ``unchanged`` ones passed over by the motion gate, ``damaged`` ones
-    could not be decoded.
+    ``replaced``: frames that a newer frame replaced before they were classified. ``unchanged``: frames that the motion
+    gate skipped. ``damaged``: frames that could not be decoded.
     """
 
     captured: int = 0
@@ -87,7 +86,7 @@ class CameraCount:
 
 @dataclass
 class Latencies:
-    """Milliseconds of each part since somebody last looked."""
+    """Durations of the pipeline stages, in milliseconds."""
 
     preprocess: Histogram = field(default_factory=Histogram)
     inference: Histogram = field(default_factory=Histogram)
@@ -95,7 +94,7 @@ class Latencies:
 
 
 class Prepared(NamedTuple):
-    """A frame on its way to the interpreter. ``levels``: (height, width, 3) uint8, as the model wants it."""
+    """A preprocessed frame. ``levels``: (height, width, 3) uint8, in the model's input size and channel order."""
 
     model: LoadedModel
     camera: str
@@ -113,14 +112,14 @@ class _Inferred(NamedTuple):
 
 
 class Agent:
-    """Classifies what cameras see, from entering its block until leaving it. A context manager.
+    """Classifies camera frames while its context is open. A context manager.
 
     Args:
-        device: name in messages.
-        model: what to run first; `switch` replaces it.
-        cameras: by name.
-        publisher: where messages go.
-        recorder: keeps frames for retraining; none keeps none.
+        device: Name of this device in messages.
+        model: Model to run first; `switch` replaces it.
+        cameras: Sources of frames, by camera name.
+        publisher: Publisher of all messages.
+        recorder: Recorder that keeps frames for retraining; None keeps no frames.
     """
 
     def __init__(
@@ -140,17 +139,17 @@ class Agent:
         self.latencies = Latencies()
         self.failures: dict[str, Exception] = {}
         self.failing: Exception | None = None
-        """What inference fails of, again and again; None while it works."""
+        """The error of the last inference, if inference keeps failing; else None."""
         self.inference_ms = Histogram()
-        """Of the present model alone."""
+        """Inference times of the current model."""
         self.alive_at = time.monotonic()
-        """When the loop last did its work, or found that there was none: what a watchdog may trust."""
+        """Monotonic time at which the pipeline last made progress, or had no frame to work on; for the watchdog."""
         self.newest: dict[str, Frame] = {}
-        """The last frame of each camera."""
+        """The newest frame of each camera."""
         self.prepared: dict[str, Prepared] = {}
-        """The last image of each camera that went to the model."""
-        self.seen: dict[tuple[str, str], ScoreCounter] = {}
-        """What each model thought of its frames, by the bundle's digest and the camera."""
+        """The last frame of each camera that the model classified."""
+        self.score_counters: dict[tuple[str, str], ScoreCounter] = {}
+        """Score counts by digest of the bundle and camera."""
         self._recorder = recorder
         self._frames = LatestFrames(cameras)
         self._gates = {
@@ -163,7 +162,7 @@ class Agent:
         self._room = threading.Semaphore(1)
         self._to_infer: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
         self._to_decide: queue.SimpleQueue[_Inferred | None] = queue.SimpleQueue()
-        self._expected_s = self._busy_until = 0.0
+        self._expected_inference_s = self._busy_until = 0.0
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
@@ -180,27 +179,27 @@ class Agent:
         return self
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait at most so long for all cameras to end; whether they have. Signal handlers run meanwhile."""
+        """Wait up to ``timeout_s`` for all cameras to finish. Returns True if they did. Signal handlers still run."""
         decide_thread = self._threads[2]
         decide_thread.join(timeout_s)
         return not decide_thread.is_alive()
 
     def __exit__(self, *exception: object) -> None:
         self._stopping.set()
-        # A camera may hang in its driver; its thread dies with the process.
-        deadline = time.monotonic() + _GOODBYE_S
+        # A thread may hang in a camera driver; as a daemon thread it ends with the process.
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                log.warning("the %s thread does not end; leaving it", thread.name)
+                log.warning("the %s thread does not stop; abandoning it", thread.name)
 
     def switch(self, model: LoadedModel) -> None:
-        """Run another model from the next frame on. Labels go on where they were; the old model is closed."""
+        """Switch to another model from the next frame on. Decided labels carry over; the old model is closed."""
         self.model, self.inference_ms, self.failing = model, Histogram(), None
         self.publisher.info(self._info())
 
-    def rule(self, rules: Rules) -> None:
-        """Decide labels by other rules from the next frame on."""
+    def set_rules(self, rules: Rules) -> None:
+        """Use other decision rules from the next frame on."""
         self.model = replace(self.model, rules=rules)
 
     # --- camera threads ---
@@ -216,10 +215,10 @@ class Agent:
         def report(state: CameraState, reason: str) -> None:
             log.log(logging.INFO if state in ("online", "ended") else logging.WARNING, "camera %s: %s", name, reason)
             self.counts[name].state = state
-            self.counts[name].reopened = kept.reopened
+            self.counts[name].reopened = camera.reopened
             self.publisher.camera(name, state)
 
-        kept = ReconnectingCamera(
+        camera = ReconnectingCamera(
             source.open,
             live=source.live,
             timeout_s=source.settings.timeout_s,
@@ -228,12 +227,12 @@ class Agent:
             report=report,
         )
         try:
-            kept.run(self._stopping)
+            camera.run(self._stopping)
         except EdgeloopError as error:
-            log.error("camera %s: %s", name, error)  # noqa: TRY400  the message is whole
+            log.error("camera %s: %s", name, error)  # noqa: TRY400  the message says it all
             self.failures[name] = error
         except Exception as error:
-            log.exception("camera %s: stopped by a bug", name)
+            log.exception("camera %s: stopped by an unexpected error", name)
             self.failures[name] = error
         finally:
             self._frames.close(name)
@@ -245,7 +244,7 @@ class Agent:
             while not (self._stopping.is_set() or self._frames.finished):
                 if not self._room.acquire(timeout=_POLL_S):
                     continue
-                # Not earlier than needed: what is taken now is as old when the interpreter is free.
+                # As late as possible: a frame taken now would only get older until the interpreter is free.
                 time.sleep(max(0.0, self._busy_until - time.monotonic()))
                 while not (self._stopping.is_set() or self._frames.finished):
                     taken = self._frames.take(_POLL_S)
@@ -255,13 +254,13 @@ class Agent:
                         self._to_infer.put(prepared)
                         break
         except Exception as error:
-            log.exception("prepare: stopped by a bug")
+            log.exception("prepare: stopped by an unexpected error")
             self.failures["prepare"] = error
         finally:
             self._to_infer.put(None)
 
     def _prepared(self, camera: str, frame: Frame) -> Prepared | None:
-        """The frame as the model wants it; None when it is not worth classifying, or cannot be decoded."""
+        """Preprocess a frame. Returns None if the motion gate skips it or it cannot be decoded."""
         count, gate, model = self.counts[camera], self._gates.get(camera), self.model
         count.replaced = self._frames.replaced[camera]
         start = time.perf_counter()
@@ -272,7 +271,7 @@ class Agent:
             image = view(frame, model.classifier.spec, self.cameras[camera].settings.region)
         except ImageError as error:
             if not count.damaged:
-                log.warning("camera %s: %s; such frames are passed over", camera, error)
+                log.warning("camera %s: %s; skipping such frames", camera, error)
             count.damaged += 1
             return None
         levels = preprocess(image, model.classifier.spec)
@@ -284,7 +283,7 @@ class Agent:
         running, errors = self.model.classifier, 0
         try:
             while (item := self._to_infer.get()) is not None:
-                self._busy_until = time.monotonic() + self._lead_s(item)
+                self._busy_until = time.monotonic() + self._delay_s(item)
                 self._room.release()
                 if item.model.classifier is not running:
                     running.close()
@@ -295,44 +294,44 @@ class Agent:
                     if not errors:
                         log.exception("inference failed")
                     errors += 1
-                    if errors >= _MOST_ERRORS and running is self.model.classifier:
+                    if errors >= _MAX_ERRORS and running is self.model.classifier:
                         self.failing = error
                         self._stopping.wait(_POLL_S)
                     continue
                 errors = 0
-                self._expected_s = inference_ms / 1000
+                self._expected_inference_s = inference_ms / 1000
                 self.prepared[item.camera] = item
                 result = Result(running.labels, scores, item.preprocess_ms, inference_ms)
                 next_waits = not self._to_infer.empty()
                 self._to_decide.put(_Inferred(item.model, item.camera, item.frame, result, next_waits))
         except Exception as error:
-            log.exception("infer: stopped by a bug")
+            log.exception("infer: stopped by an unexpected error")
             self.failures["inference"] = error
         finally:
             self._stopping.set()
             self._to_decide.put(None)
 
-    def _lead_s(self, item: Prepared) -> float:
-        """How long the next frame may yet be left with its camera: inference less preparation, less some."""
-        return (1 - _SPARE) * self._expected_s - item.preprocess_ms / 1000
+    def _delay_s(self, item: Prepared) -> float:
+        """Seconds to wait before taking the next frame: inference time minus preprocessing time, with a margin."""
+        return (1 - _LEAD_MARGIN) * self._expected_inference_s - item.preprocess_ms / 1000
 
-    # --- deciding thread ---
+    # --- decide thread ---
 
     def _decide(self) -> None:
         try:
             while (item := self._to_decide.get()) is not None:
                 if item.next_waits:
-                    time.sleep(_AFTER_YOU_S)
+                    time.sleep(_DECIDE_PAUSE_S)
                 self._observe(item.model, item.camera, item.frame, item.result)
                 self.alive_at = time.monotonic()
         except Exception as error:
-            log.exception("decide: stopped by a bug")
+            log.exception("decide: stopped by an unexpected error")
             self.failures["decide"] = error
         finally:
             self._stopping.set()
 
     def _observe(self, model: LoadedModel, camera: str, frame: Frame, result: Result) -> None:
-        before, switched = self._before(camera, model)
+        before, switched = self._previous_decision(camera, model)
         decision = decide(before, result.scores, frame.captured_s, model.rules)
         self._decisions[camera] = model, decision
         self.counts[camera].classified += 1
@@ -346,10 +345,10 @@ class Agent:
                 log.info("camera %s: %s (%.2f)", camera, label, decision.score)
         if self.publisher.wants_results:
             self.publisher.result(self._observation(model, camera, frame, result, *result.best))
-        seen = model.bundle.digest, camera
-        if seen not in self.seen:
-            self.seen[seen] = ScoreCounter()
-        self.seen[seen].add(*result.best)
+        counter = model.bundle.digest, camera
+        if counter not in self.score_counters:
+            self.score_counters[counter] = ScoreCounter()
+        self.score_counters[counter].add(*result.best)
         self.latencies.preprocess.add(result.preprocess_ms)
         self.latencies.inference.add(result.inference_ms)
         if model.classifier is self.model.classifier:
@@ -369,8 +368,8 @@ class Agent:
                 )
             )
 
-    def _before(self, camera: str, model: LoadedModel) -> tuple[Decision | None, bool]:
-        """What was decided of this camera before, and whether another model did."""
+    def _previous_decision(self, camera: str, model: LoadedModel) -> tuple[Decision | None, bool]:
+        """The previous decision for this camera, and whether another model made it."""
         if camera not in self._decisions:
             return None, False
         by, before = self._decisions[camera]
@@ -413,6 +412,6 @@ class Agent:
 
 
 def _settle_s(model: LoadedModel) -> float:
-    """Seconds after which a change has been decided: five time constants leave 0.7 % of the old scores."""
+    """Seconds until a change of the image is decided: after five time constants, 0.7 % of the old scores remain."""
     rules = model.rules
     return 5 * rules.smoothing_s + max([rules.min_time_s, *(own.min_time_s for own in rules.classes.values())])

@@ -1,4 +1,4 @@
-"""The agent as a process: from agent.yaml to a clean end."""
+"""The agent as a process: start from agent.yaml, run, and stop cleanly."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _POLL_S = 0.2
 
 
 def run(config: Path, *, threads: int | None = None, delegate: str | None = None) -> None:
-    """Run the agent until its cameras end, SIGTERM or Ctrl-C.
+    """Run the agent until all cameras have ended, or until SIGTERM or Ctrl-C.
 
     Args:
-        config: agent.yaml.
-        threads: of inference, instead of what it says.
-        delegate: shared library, instead of the one it names.
+        config: Path of agent.yaml.
+        threads: Number of inference threads; overrides agent.yaml.
+        delegate: Shared library of a delegate; overrides agent.yaml.
 
     Raises:
-        EdgeloopError: the settings, the bundle or the broker are not usable, or a camera failed.
+        EdgeloopError: The settings, the bundle or the broker cannot be used, or a camera failed.
     """
     import msgspec
 
@@ -62,7 +62,7 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
     }
     with ExitStack() as stack:
         if store is not None:
-            stack.enter_context(_no_fault_of_the_model(store))
+            stack.enter_context(_exit_recorded(store))
         broker = MqttPublisher(settings.mqtt, settings.device, state / "spool.sqlite")
         publishers: list[Publisher] = [broker]
         recorder = None
@@ -76,26 +76,29 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
             broker.serve(control.handlers)
         stack.enter_context(broker)
         stack.enter_context(agent)
-        control.tell()
-        upkeep = Supervisor(agent, broker, settings, control, recorder=recorder, store=store, running=running)
+        control.publish_tunables()
+        supervisor = Supervisor(agent, broker, settings, control, recorder=recorder, store=store, running=running)
         systemd.notify("READY=1")
         while not stop_requests and not agent.wait(_POLL_S):
-            upkeep.step()
-        upkeep.note_seen()
+            supervisor.step()
+        supervisor.save_score_counts()
         systemd.notify("STOPPING=1")
         control.stopping.set()
-        why = f"stopped by {signal.Signals(stop_requests[0]).name}" if stop_requests else "all cameras have ended"
+        reason = f"stopped by {signal.Signals(stop_requests[0]).name}" if stop_requests else "all cameras have ended"
         counts = "; ".join(
             f"{name}: {c.classified} of {c.captured} frames classified" for name, c in agent.counts.items()
         )
-        logging.getLogger(__name__).info("%s (%s)", why, counts)
+        logging.getLogger(__name__).info("%s (%s)", reason, counts)
     if agent.failures:
         raise CameraError("; ".join(f"{name}: {error}" for name, error in agent.failures.items()))
 
 
 @contextmanager
-def _no_fault_of_the_model(store: ModelStore) -> Iterator[None]:
-    """An end that was asked for, or for the broker or the page, is no crash of a model on probation."""
+def _exit_recorded(store: ModelStore) -> Iterator[None]:
+    """Record a clean exit, so that it does not count as a failed start of a model on probation.
+
+    Exits caused by the broker or the dashboard are clean in this sense; errors of the model are not.
+    """
     try:
         yield
     except ModelError:
@@ -107,24 +110,24 @@ def _no_fault_of_the_model(store: ModelStore) -> Iterator[None]:
 
 
 def _stop_requests() -> list[int]:
-    """A list that SIGTERM and Ctrl-C are noted in from now on."""
+    """Install handlers for SIGTERM and Ctrl-C, and return the list to which they append the signal number."""
     requests: list[int] = []
 
-    def take_note(number: int, _frame: object) -> None:
-        # No more than that: anything that locks could deadlock with what it interrupts.
+    def handle(number: int, _frame: object) -> None:
+        # Nothing else here: code that takes a lock could deadlock with the code it interrupts.
         requests.append(number)
-        signal.signal(number, signal.SIG_DFL)  # asked a second time, end at once
+        signal.signal(number, signal.SIG_DFL)  # A second signal ends the process at once.
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, take_note)
+        signal.signal(number, handle)
     return requests
 
 
 def _named_model(settings: Settings) -> LoadedModel:
-    """The model that agent.yaml names.
+    """Load the model that agent.yaml names.
 
     Raises:
-        EdgeloopError: it cannot be used, or is not signed by whom it must be.
+        EdgeloopError: The model cannot be used, or its bundle has no valid signature of an allowed signer.
     """
     from ..bundle import open_bundle
     from ..bundle.signature import verify_bundle
@@ -136,8 +139,8 @@ def _named_model(settings: Settings) -> LoadedModel:
     return load_model(bundle, settings)
 
 
-def _dashboard(settings: Settings, where: DashboardSettings, agent: Agent) -> Dashboard:
-    """The live page of an agent."""
+def _dashboard(settings: Settings, address: DashboardSettings, agent: Agent) -> Dashboard:
+    """The dashboard of an agent."""
     from ..dashboard import Dashboard
 
     shown: dict[str, tuple[Prepared, Pixels]] = {}
@@ -147,13 +150,13 @@ def _dashboard(settings: Settings, where: DashboardSettings, agent: Agent) -> Da
         if last is None:
             return None
         if camera not in shown or shown[camera][0] is not last:
-            # Once an image: the page knows by identity what it has encoded already.
-            turned = last.levels[..., ::-1] if last.model.classifier.spec.channels == "rgb" else last.levels
-            shown[camera] = last, turned
+            # One array per frame: the dashboard recognises an already encoded image by its identity.
+            bgr = last.levels[..., ::-1] if last.model.classifier.spec.channels == "rgb" else last.levels
+            shown[camera] = last, bgr
         return shown[camera][1]
 
     return Dashboard(
-        where,
+        address,
         settings.device,
         frame=agent.newest.get,
         prepared=prepared,

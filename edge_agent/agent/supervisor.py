@@ -1,4 +1,4 @@
-"""What has to be done beside the frames: switch to another model, judge a new one, tell how the device is."""
+"""Supervision of a running agent: switch models, end a model's probation, publish health, feed the watchdog."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ from .pipeline import Agent
 
 log = logging.getLogger(__name__)
 
-NOTE_S = 900.0
-"""Between two notes of what the models saw: a small file, four times an hour, is no wear for a card."""
+SAVE_INTERVAL_S = 900.0
+"""Seconds between writes of the score counts. Four small writes an hour do not wear out an SD card."""
 GOOD_AFTER = 500
-"""Frames a new model must classify without trouble before it counts as good: half a minute at 15 a second."""
+"""Frames that a new model must classify without errors to pass its probation: half a minute at 15 frames/s."""
 TOO_SLOW = 3.0
-"""Times the median of its proof: more than heat and another process take from it."""
+"""Limit of the median inference time, relative to the canary test. Heat and other processes slow a model down less."""
 _STUCK_S = 30.0
-"""Without a step of the loop for so long, longer than any inference takes, the agent counts as stuck."""
+"""The agent counts as stuck after this many seconds without progress; no inference takes that long."""
 
 
 def first_model(settings: Settings, store: ModelStore) -> tuple[LoadedModel, Installed]:
-    """The model the store says to run. One that cannot even be loaded is rolled back.
+    """Load the model that the store selects. A model that cannot be loaded is rolled back.
 
     Raises:
-        EdgeloopError: there is none that can be used.
+        EdgeloopError: No installed model can be used.
     """
     installed = store.starting()
     while True:
         try:
             return load_model(Path(installed.path), settings), installed
         except EdgeloopError as error:
-            back = store.failed(f"cannot be loaded: {error}", installed.digest)
-            if back.digest == installed.digest:
+            previous = store.failed(f"cannot be loaded: {error}", installed.digest)
+            if previous.digest == installed.digest:
                 raise
-            installed = back
+            installed = previous
 
 
 class Supervisor:
-    """Work of the main thread while an agent runs; `step` is called a few times a second.
+    """Periodic work of the main thread while the agent runs; call `step` a few times per second.
 
     Args:
-        agent: that runs.
-        broker: whose refusals end the agent.
-        settings: agent.yaml.
-        control: what the commands do.
-        recorder: whose state is told.
-        store: whose current model is to run; None where agent.yaml names a bundle.
-        running: what the store gave for the start.
+        agent: The running agent.
+        broker: MQTT client. If the broker refuses the connection for good, the agent stops.
+        settings: Settings from agent.yaml.
+        control: Handlers of the MQTT commands.
+        recorder: Recorder, for its state in health messages.
+        store: Model store whose current model to run; None if agent.yaml names a bundle.
+        running: The model that the store selected at startup.
     """
 
     def __init__(
@@ -82,57 +82,57 @@ class Supervisor:
         self._running = running
         self._link = None if store is None else store.current_link()
         self._days = DailyScoreCounts(Path(settings.state))
-        self._noted: dict[tuple[str, str], ScoreCounts] = {}
-        self._noted_s = time.monotonic()
+        self._saved: dict[tuple[str, str], ScoreCounts] = {}
+        self._saved_s = time.monotonic()
         self._reporter = HealthReporter(agent, disk=Path(settings.state))
-        self._told_s = time.monotonic()
+        self._health_sent_s = time.monotonic()
         watchdog_s = systemd.watchdog_s()
         self._watchdog_every_s = 1.0 if watchdog_s is None else min(1.0, watchdog_s / 3)
         self._fed_s = 0.0
 
     def step(self) -> None:
-        """Do what is due.
+        """Do the work that is due.
 
         Raises:
-            BrokerError: the broker refuses us for good.
-            ModelError: the model fails, and there is none to go back to.
+            BrokerError: The broker refuses the connection for good.
+            ModelError: The model fails, and there is no model to go back to.
         """
         self._broker.check()
         now = time.monotonic()
-        # Only while frames are worked on: a watchdog that a timer feeds guards nothing.
+        # Only while the pipeline makes progress; a watchdog that is fed unconditionally detects nothing.
         if now - self._fed_s >= self._watchdog_every_s and now - self._agent.alive_at < _STUCK_S:
             self._fed_s = now
             systemd.notify("WATCHDOG=1")
         if self._store is not None and self._running is not None:
-            self._follow(self._store)
-            self._judge(self._store, self._running)
+            self._switch_if_changed(self._store)
+            self._end_probation(self._store, self._running)
         elif self._agent.failing is not None:
-            raise ModelError(f"inference fails again and again: {self._agent.failing}")
-        if now - self._told_s >= self._settings.health_every_s:
-            self._told_s = now
-            self.tell_health()
-        if now - self._noted_s >= NOTE_S:
-            self._noted_s = now
-            self.note_seen()
+            raise ModelError(f"inference keeps failing: {self._agent.failing}")
+        if now - self._health_sent_s >= self._settings.health_every_s:
+            self._health_sent_s = now
+            self.publish_health()
+        if now - self._saved_s >= SAVE_INTERVAL_S:
+            self._saved_s = now
+            self.save_score_counts()
 
-    def tell_health(self) -> None:
-        """Publish how the device is."""
-        kept = None if self._recorder is None else self._recorder.health()
-        self._agent.publisher.health(self._reporter.report(spool=self._broker.spool_health(), recorder=kept))
+    def publish_health(self) -> None:
+        """Publish a health message."""
+        recorder = None if self._recorder is None else self._recorder.health()
+        self._agent.publisher.health(self._reporter.report(spool=self._broker.spool_health(), recorder=recorder))
 
-    def note_seen(self) -> None:
-        """Add what the models thought of their frames since the last time to the day's counts, on the disk."""
-        for key, count in list(self._agent.seen.items()):
-            now = count.now()
-            self._days.add(*key, since(now, self._noted.get(key, ScoreCounts())))
-            self._noted[key] = now
+    def save_score_counts(self) -> None:
+        """Add the score counts since the last call to today's counts, and write them to disk."""
+        for key, counter in list(self._agent.score_counters.items()):
+            now = counter.now()
+            self._days.add(*key, since(now, self._saved.get(key, ScoreCounts())))
+            self._saved[key] = now
         try:
             self._days.save()
         except OSError as error:
-            log.warning("what the model saw is not noted: %s", error)
+            log.warning("cannot save the score counts: %s", error)
 
-    def _follow(self, store: ModelStore) -> None:
-        """Run what has become current: installed, activated or rolled back, over MQTT or by a command line."""
+    def _switch_if_changed(self, store: ModelStore) -> None:
+        """Run the current model of the store if it has changed, by a command over MQTT or on the command line."""
         link = store.current_link()
         if link == self._link or link is None:
             return
@@ -140,40 +140,43 @@ class Supervisor:
         try:
             self._run(store.starting())
         except EdgeloopError as error:
-            log.warning("%s; what runs goes on", error)
+            log.warning("%s; the running model is kept", error)
 
-    def _judge(self, store: ModelStore, running: Installed) -> None:
-        """End the probation of a model: good, too slow, or failing."""
+    def _end_probation(self, store: ModelStore, running: Installed) -> None:
+        """End the probation of a model once it has passed, or if it fails or is too slow."""
         failing, inference = self._agent.failing, self._agent.inference_ms
         if failing is not None:
-            self._give_up(store, running, f"inference fails: {failing}")
+            self._roll_back(store, running, f"inference fails: {failing}")
         elif running.status == "probation" and inference.count >= GOOD_AFTER:
-            p50, proved = inference.taken().p50, running.canary_p50_ms
-            if proved is not None and p50 > TOO_SLOW * proved:
-                self._give_up(store, running, f"too slow: {p50:.1f} ms a frame, {proved:.1f} when it was installed")
+            p50, canary_p50 = inference.take().p50, running.canary_p50_ms
+            if canary_p50 is not None and p50 > TOO_SLOW * canary_p50:
+                self._roll_back(
+                    store, running, f"too slow: {p50:.1f} ms per frame, {canary_p50:.1f} ms in its canary test"
+                )
                 return
             try:
                 store.good(running.digest)
             except StoreError as error:
                 log.warning("%s", error)
-            log.info("%s has proved itself over %d frames", running, GOOD_AFTER)
+            log.info("%s has passed its probation of %d frames", running, GOOD_AFTER)
             self._running = store.current() or running
 
-    def _give_up(self, store: ModelStore, running: Installed, reason: str) -> None:
-        back = store.failed(reason, running.digest)
-        if back.digest == running.digest:
+    def _roll_back(self, store: ModelStore, running: Installed, reason: str) -> None:
+        previous = store.failed(reason, running.digest)
+        if previous.digest == running.digest:
             if self._agent.failing is not None:
-                raise ModelError(f"{reason}; and there is no model to go back to")
-            self._running = _judged(running)
+                raise ModelError(f"{reason}; there is no other model to roll back to")
+            # Nothing to roll back to, so the probation is not checked again.
+            self._running = msgspec.structs.replace(running, status="failed")
             return
         self._link = store.current_link()
-        self._run(back)
+        self._run(previous)
 
     def _run(self, installed: Installed) -> None:
-        """Load a model beside the one that runs, and switch.
+        """Load a model while the current one runs, then switch to it.
 
         Raises:
-            EdgeloopError: it cannot be loaded, and nothing else can.
+            EdgeloopError: Neither this model nor the one to roll back to can be loaded.
         """
         store = self._store
         while store is not None:
@@ -181,21 +184,16 @@ class Supervisor:
                 settings = self._control.settings
                 model = load_model(Path(installed.path), settings)
             except EdgeloopError as error:
-                back = store.failed(f"cannot be loaded: {error}", installed.digest)
-                if back.digest == installed.digest:
+                previous = store.failed(f"cannot be loaded: {error}", installed.digest)
+                if previous.digest == installed.digest:
                     raise
-                installed, self._link = back, store.current_link()
+                installed, self._link = previous, store.current_link()
                 continue
             if installed.digest != self._agent.model.bundle.digest:
                 self._agent.switch(model)
-                log.info("runs %s", installed)
-                self._control.tell()
+                log.info("running %s", installed)
+                self._control.publish_tunables()
             else:
                 model.classifier.close()
             self._running = installed
             return
-
-
-def _judged(installed: Installed) -> Installed:
-    """Not judged again: there is nothing to go back to."""
-    return msgspec.structs.replace(installed, status="failed")

@@ -1,4 +1,4 @@
-"""What systemd wants to hear of a service (sd_notify): that it is ready, alive, stopping. Without systemd, nothing."""
+"""Notifications to systemd (sd_notify): ready, alive, stopping. Without systemd, nothing is sent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 def notify(message: str) -> None:
-    """Send assignments such as ``READY=1`` or ``WATCHDOG=1``; a service manager that is not there is no error."""
+    """Send an assignment such as ``READY=1`` or ``WATCHDOG=1``. Does nothing without a service manager."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
@@ -20,7 +20,7 @@ def notify(message: str) -> None:
 
 
 def watchdog_s() -> float | None:
-    """Seconds within which ``WATCHDOG=1`` is expected each time; None where no watchdog waits for this process."""
+    """Seconds within which systemd expects the next ``WATCHDOG=1``; None if this process has no watchdog."""
     microseconds, process = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
     if not microseconds.isdecimal() or (process and process != str(os.getpid())):
         return None

@@ -339,13 +339,13 @@ def _agent(task: Task) -> dict[str, Any]:
             raise EdgeloopError(
                 f"{task.source}: {failure or 'no frame within 15 s; edgeloop cameras lists what is there'}"
             )
-        agent.latencies.capture_to_publish.taken()
+        agent.latencies.capture_to_publish.take()
         before, start = (agent.counts["camera"].captured, agent.counts["camera"].classified), time.monotonic()
         while (passed := time.monotonic() - start) < task.seconds:
             time.sleep(min(0.5, task.seconds))
             _progress(min(1.0, passed / task.seconds))
         count, took = agent.counts["camera"], time.monotonic() - start
-        spread = agent.latencies.capture_to_publish.taken()
+        spread = agent.latencies.capture_to_publish.take()
         return {
             "seconds": round(took, 2),
             "captured_per_s": round((count.captured - before[0]) / took, 2),

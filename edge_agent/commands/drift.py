@@ -10,7 +10,7 @@ import click
 from ._store_options import find_store, store_options
 
 if TYPE_CHECKING:
-    from ..monitoring.drift import CameraDrift, Compared
+    from ..monitoring.drift import CameraDrift, Comparison
 
 
 @click.command("drift")
@@ -64,7 +64,7 @@ def lines(camera: CameraDrift) -> list[str]:
     ]
 
 
-def _compared(what: str, found: Compared | None) -> list[str]:
+def _compared(what: str, found: Comparison | None) -> list[str]:
     if found is None:
         return []
     return [f"  mean score {found.now:.2f}, on {what} {found.before:.2f}; stability index {found.index:.2f}"]

@@ -1,1 +1,1 @@
-"""Figures about the machine and about what the model sees."""
+"""Measurements of the machine and of the model's scores."""

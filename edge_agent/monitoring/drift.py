@@ -1,10 +1,10 @@
-"""Does a model still fit its scene? What it thinks of its frames, beside its test images and its own first days.
+"""Drift detection: the model's recent scores compared with those on its test images and in its first days.
 
-The population stability index compares how sure it is: the sum over the bins of the score of (p - q) ln(p / q), where p
-and q are the shares of the frames in a bin. By an old rule of thumb over 0.25 is another population (Siddiqi 2006,
-Credit Risk Scorecards). As a model may well be surer in the field than on a hard test set, only frames it is less sure
-of count against it: scores are calibrated, so their mean is what it would be right about, were the frames like the test
-images.
+The population stability index compares two score distributions: the sum over the score bins of (p - q) ln(p / q), where
+p and q are the shares of the frames in a bin. By a common rule of thumb, an index above 0.25 means a different
+population (Siddiqi 2006, Credit Risk Scorecards). A model may well be more confident in the field than on a difficult
+test set, so it only counts as drift if the mean score also fell. As scores are calibrated, their mean estimates the
+accuracy, provided that the frames are like the test images.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import msgspec
 
 from .score_counts import BINS, ScoreCounts, total
 
-MOST_INDEX = 0.25
-LEAST_LOSS = 0.05
-"""Of the mean score; less is what two weeks differ by."""
-FEWEST_FRAMES = 500
+MAX_INDEX = 0.25
+MIN_LOSS = 0.05
+"""Decrease of the mean score that counts as drift; smaller ones occur between any two weeks."""
+MIN_FRAMES = 500
 FIRST_DAYS = LAST_DAYS = 3
 
 Verdict = Literal["fits", "drifting", "too few frames"]
 
 
-class Compared(msgspec.Struct, frozen=True):
-    """Frames beside others: the index, and both mean scores, 0 to 1."""
+class Comparison(msgspec.Struct, frozen=True):
+    """Two sets of frames compared: the population stability index, and both mean scores, 0 to 1."""
 
     index: float
     before: float
@@ -35,34 +35,34 @@ class Compared(msgspec.Struct, frozen=True):
 
     @property
     def drifted(self) -> bool:
-        """Whether it is less sure, and of another population of frames."""
-        return self.index > MOST_INDEX and self.before - self.now > LEAST_LOSS
+        """Whether the mean score fell and the score distribution is a different population."""
+        return self.index > MAX_INDEX and self.before - self.now > MIN_LOSS
 
 
 class CameraDrift(msgspec.Struct, frozen=True):
-    """One camera of late.
+    """Drift of one camera in the last days.
 
     Attributes:
-        camera: its name.
-        verdict: ``drifting`` where it is less sure than it was on either.
-        frames: classified in the last days.
-        unsure: share of them whose best label is under the bundle's threshold.
-        test: beside the bundle's test images; None where it does not say how sure the model was of them.
-        first: beside the first days of this model here; None while there are no other days.
-        labels: share of the frames taken for each label, the commonest first.
+        camera: Name of the camera.
+        verdict: ``drifting`` if either comparison shows drift.
+        frames: Number of frames classified in the last days.
+        unsure: Share of these frames whose highest score is below the bundle's threshold.
+        test: Comparison with the test images; None if the bundle does not contain the score counts of them.
+        first: Comparison with the first days of this model on this device; None until there are enough other frames.
+        labels: Share of the frames classified as each label, the most frequent label first.
     """
 
     camera: str
     verdict: Verdict
     frames: int
     unsure: float
-    test: Compared | None
-    first: Compared | None
+    test: Comparison | None
+    first: Comparison | None
     labels: dict[str, float]
 
 
 class DeviceDrift(msgspec.Struct, frozen=True):
-    """All cameras of a device, and the model they are about."""
+    """Drift of all cameras of a device, and the model that classified their frames."""
 
     model: str
     digest: str
@@ -70,46 +70,46 @@ class DeviceDrift(msgspec.Struct, frozen=True):
 
 
 def index(one: ScoreCounts, other: ScoreCounts) -> float:
-    """Population stability index of the scores; half a frame is added to each bin, so that none is empty."""
-    found = 0.0
-    for mine, theirs in zip(one.scores, other.scores, strict=True):
-        p, q = (mine + 0.5) / (one.frames + BINS / 2), (theirs + 0.5) / (other.frames + BINS / 2)
-        found += (p - q) * log(p / q)
-    return found
+    """Population stability index of two score counts. Half a frame is added to each bin, so that no bin is empty."""
+    total_index = 0.0
+    for count, other_count in zip(one.scores, other.scores, strict=True):
+        p, q = (count + 0.5) / (one.frames + BINS / 2), (other_count + 0.5) / (other.frames + BINS / 2)
+        total_index += (p - q) * log(p / q)
+    return total_index
 
 
-def compare(before: ScoreCounts, now: ScoreCounts) -> Compared:
-    """Frames beside those before."""
-    return Compared(round(index(before, now), 3), round(before.mean_score, 3), round(now.mean_score, 3))
+def compare(before: ScoreCounts, now: ScoreCounts) -> Comparison:
+    """Compare the score counts of two sets of frames."""
+    return Comparison(round(index(before, now), 3), round(before.mean_score, 3), round(now.mean_score, 3))
 
 
 def judge(camera: str, days: Mapping[str, ScoreCounts], test: ScoreCounts | None, *, threshold: float) -> CameraDrift:
-    """What is to be thought of a camera.
+    """Determine whether the scores of a camera have drifted.
 
     Args:
-        camera: its name.
-        days: what the model saw, by day.
-        test: what it thought of its test images.
-        threshold: score a label must reach.
+        camera: Name of the camera.
+        days: Score counts of the model, by day.
+        test: Score counts of the test images.
+        threshold: Score that a label must reach.
     """
     names = sorted(days)
-    late, early = names[-LAST_DAYS:], names[:FIRST_DAYS]
-    now = total(days[day] for day in late)
-    beside_test = compare(test, now) if test is not None and test.frames else None
-    apart = total(days[day] for day in early if day not in late)
-    beside_first = compare(apart, now) if apart.frames >= FEWEST_FRAMES else None
+    last, first = names[-LAST_DAYS:], names[:FIRST_DAYS]
+    now = total(days[day] for day in last)
+    to_test = compare(test, now) if test is not None and test.frames else None
+    start = total(days[day] for day in first if day not in last)
+    to_first = compare(start, now) if start.frames >= MIN_FRAMES else None
     verdict: Verdict = "fits"
-    if now.frames < FEWEST_FRAMES:
+    if now.frames < MIN_FRAMES:
         verdict = "too few frames"
-    elif any(one is not None and one.drifted for one in (beside_test, beside_first)):
+    elif any(one is not None and one.drifted for one in (to_test, to_first)):
         verdict = "drifting"
-    common = sorted(now.labels.items(), key=lambda pair: (-pair[1], pair[0]))
+    by_frequency = sorted(now.labels.items(), key=lambda pair: (-pair[1], pair[0]))
     return CameraDrift(
         camera,
         verdict,
         now.frames,
         round(now.under(threshold), 4),
-        beside_test,
-        beside_first,
-        {label: round(count / max(1, now.frames), 4) for label, count in common},
+        to_test,
+        to_first,
+        {label: round(count / max(1, now.frames), 4) for label, count in by_frequency},
     )

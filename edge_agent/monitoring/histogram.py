@@ -1,4 +1,4 @@
-"""How long things took, as a histogram of constant relative error and size: after HdrHistogram (hdrhistogram.org)."""
+"""A histogram of durations with constant size and constant relative error, after HdrHistogram (hdrhistogram.org)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ..messages import Percentiles
 
 _LEAST_MS = 0.001
 _RATIO = 1.01
-"""Between neighbouring bounds: a value is told to within 0.5 %."""
+"""Ratio of neighbouring bucket bounds; the relative error is 0.5 %."""
 _BUCKETS = 1 + ceil(float(np.log(3_600_000 / _LEAST_MS) / np.log(_RATIO)))
 _LOG_RATIO = float(np.log(_RATIO))
 
 
 class Histogram:
-    """Counts of milliseconds between a microsecond and an hour.
+    """Counts of durations in milliseconds, from a microsecond to an hour.
 
-    One thread adds; another may take. Neither waits for the other: the counts only ever grow, and who takes remembers
-    what they were, so that nothing is lost or counted twice.
+    One thread may add while another one takes, without waiting for each other: counts only grow, and `take` remembers
+    the previous counts, so that no value is lost or counted twice.
     """
 
     def __init__(self) -> None:
@@ -27,10 +27,10 @@ class Histogram:
         self._taken = np.zeros(_BUCKETS + 1, np.int64)
         self._max = 0.0
         self.total_ms = 0.0
-        """Sum of all that was ever added."""
+        """Sum of all values ever added."""
 
     def add(self, ms: float) -> None:
-        """Count one; what is under a microsecond or over an hour counts as that, what is no number as nothing."""
+        """Add a value. It is clipped to the range from a microsecond to an hour; NaN counts as 0."""
         ms = min(max(ms, 0.0), 3_600_000.0) if ms == ms else 0.0  # noqa: PLR0124  only not-a-number differs from itself
         self._counts[_bucket(ms)] += 1
         self.total_ms += ms
@@ -38,16 +38,16 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many were ever added."""
+        """Number of values ever added."""
         return sum(self._counts)
 
     def at_most(self, bounds_ms: tuple[float, ...]) -> list[int]:
-        """How many were ever added that are not above each bound, to within the error; for cumulative histograms."""
+        """Number of values ever added that are at most each bound, within the error; for cumulative histograms."""
         cumulative = np.cumsum(self._counts)
         return [int(cumulative[_bucket(bound)]) for bound in bounds_ms]
 
-    def taken(self) -> Percentiles:
-        """What was added since this was last asked; all 0 when nothing was."""
+    def take(self) -> Percentiles:
+        """Percentiles of the values added since the previous call; all 0 if there are none."""
         counts, highest = np.array(self._counts, np.int64), self._max
         self._max = 0.0
         new = counts - self._taken
@@ -60,7 +60,7 @@ class Histogram:
         def percentile(share: float) -> float:
             return round(_middle(int(np.searchsorted(cumulative, ceil(share * total)))), 3)
 
-        # The maximum is exact, unless one was added in the moment between; then its bucket tells.
+        # The maximum is exact, unless a value was added between the two statements above; then its bucket is used.
         top = max(highest, _middle(int(np.flatnonzero(new)[-1])) / _RATIO)
         return Percentiles(total, percentile(0.5), percentile(0.95), percentile(0.99), round(top, 3))
 
@@ -72,5 +72,5 @@ def _bucket(ms: float) -> int:
 
 
 def _middle(bucket: int) -> float:
-    """The value, in ms, that stands for a bucket: the geometric middle of its bounds."""
+    """The value, in ms, that represents a bucket: the geometric mean of its bounds."""
     return _LEAST_MS if bucket == 0 else _LEAST_MS * _RATIO ** (bucket - 0.5)

@@ -1,4 +1,4 @@
-"""What a model thinks of the frames it sees, counted: how sure it is, and what it takes them for."""
+"""Score counts: histograms of a model's highest scores and of its labels, per camera and day."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..atomic_files import replacing
 log = logging.getLogger(__name__)
 
 BINS = 20
-"""Of the highest score, each 0.05 wide."""
+"""Number of bins of the highest score; each is 0.05 wide."""
 KEPT_DAYS = 90
-MOST_BYTES = 16 * 2**20
+MAX_BYTES = 16 * 2**20
 FILE = "seen.json"
 
 
 class ScoreCounts(msgspec.Struct, frozen=True):
-    """Frames by the highest score the model gave them, and by the label that got it.
+    """Number of frames by their highest score, and by the label with that score.
 
-    ``scores``: `BINS` counts, from 0 to 1. ``labels``: labels that nothing was taken for are left out.
+    ``scores``: `BINS` counts, from 0 to 1. ``labels``: labels without frames are left out.
     """
 
     scores: tuple[int, ...] = (0,) * BINS
@@ -31,26 +31,26 @@ class ScoreCounts(msgspec.Struct, frozen=True):
 
     @property
     def frames(self) -> int:
-        """How many."""
+        """Number of frames."""
         return sum(self.scores)
 
     @property
     def mean_score(self) -> float:
-        """Mean of the highest score, to within half a bin; 0 without frames."""
+        """Mean of the highest scores, accurate to half a bin; 0 without frames."""
         return sum((place + 0.5) / BINS * count for place, count in enumerate(self.scores)) / max(1, self.frames)
 
     def under(self, score: float) -> float:
-        """Share of the frames whose highest score is in the bins below this one."""
+        """Share of the frames whose highest score is in a bin below ``score``."""
         return sum(self.scores[: round(score * BINS)]) / max(1, self.frames)
 
 
 def bin_of(score: float) -> int:
-    """Which bin a score, 0 to 1, is counted in."""
+    """Index of the bin of a score, 0 to 1."""
     return min(BINS - 1, max(0, int(score * BINS)))
 
 
 def total(parts: Iterable[ScoreCounts]) -> ScoreCounts:
-    """All of them together."""
+    """Sum of several score counts."""
     scores, labels = [0] * BINS, dict[str, int]()
     for part in parts:
         scores = [one + other for one, other in zip(scores, part.scores, strict=True)]
@@ -60,24 +60,24 @@ def total(parts: Iterable[ScoreCounts]) -> ScoreCounts:
 
 
 class ScoreCounter:
-    """A camera's frames, counted by one thread; others may look."""
+    """Counts the frames of a camera. One thread may add; any thread may read."""
 
     def __init__(self) -> None:
         self._scores = [0] * BINS
         self._labels: dict[str, int] = {}
 
     def add(self, label: str, score: float) -> None:
-        """One frame: its highest score, and the label that got it."""
+        """Count one frame by its highest score and the label with that score."""
         self._scores[bin_of(score)] += 1
         self._labels[label] = self._labels.get(label, 0) + 1
 
     def now(self) -> ScoreCounts:
-        """What was counted until now."""
+        """The counts so far."""
         return ScoreCounts(tuple(self._scores), dict(self._labels.copy()))
 
 
 def since(now: ScoreCounts, before: ScoreCounts) -> ScoreCounts:
-    """What came between two looks at one count."""
+    """Difference between two states of one counter."""
     labels = {label: count - before.labels.get(label, 0) for label, count in now.labels.items()}
     scores = tuple(one - other for one, other in zip(now.scores, before.scores, strict=True))
     return ScoreCounts(scores, {label: count for label, count in labels.items() if count})
@@ -85,31 +85,31 @@ def since(now: ScoreCounts, before: ScoreCounts) -> ScoreCounts:
 
 class _Kept(msgspec.Struct):
     v: int = 1
-    # By the bundle's digest, the day (UTC) and the camera.
+    # By digest of the bundle, day (UTC) and camera.
     models: dict[str, dict[str, dict[str, ScoreCounts]]] = {}
 
 
 class DailyScoreCounts:
-    """What each model saw on each day, in a file of the agent's state. For one thread."""
+    """Score counts of each model on each day, kept in a file in the state directory. Not thread-safe."""
 
     def __init__(self, state: Path) -> None:
-        """Read what is there; a damaged file is begun anew."""
+        """Read the file, if there is one; a damaged file is replaced."""
         self._path = state / FILE
         self._kept = _read(self._path)
 
-    def add(self, digest: str, camera: str, seen: ScoreCounts, *, day: str | None = None) -> None:
-        """Count frames in, today or on another day."""
-        if not seen.frames:
+    def add(self, digest: str, camera: str, counts: ScoreCounts, *, day: str | None = None) -> None:
+        """Add counts to those of a day; today (UTC) by default."""
+        if not counts.frames:
             return
         day = day or f"{datetime.now(UTC):%Y-%m-%d}"
         cameras = self._kept.models.setdefault(digest, {}).setdefault(day, {})
-        cameras[camera] = total([cameras.get(camera, ScoreCounts()), seen])
+        cameras[camera] = total([cameras.get(camera, ScoreCounts()), counts])
 
     def save(self) -> None:
-        """Keep it; days long gone are forgotten.
+        """Write the file, without days older than `KEPT_DAYS`.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: The file cannot be written.
         """
         last = max((day for days in self._kept.models.values() for day in days), default="")
         if last:
@@ -123,27 +123,27 @@ class DailyScoreCounts:
             file.write(msgspec.json.encode(self._kept))
 
     def of(self, digest: str) -> dict[str, dict[str, ScoreCounts]]:
-        """By camera and day, what a model saw."""
+        """Score counts of a model, by camera and day."""
         cameras: dict[str, dict[str, ScoreCounts]] = {}
-        for day, seen in sorted(self._kept.models.get(digest, {}).items()):
-            for camera, one in seen.items():
-                cameras.setdefault(camera, {})[day] = one
+        for day, by_camera in sorted(self._kept.models.get(digest, {}).items()):
+            for camera, counts in by_camera.items():
+                cameras.setdefault(camera, {})[day] = counts
         return cameras
 
 
 def _read(path: Path) -> _Kept:
     try:
         with path.open("rb") as file:
-            kept = msgspec.json.decode(file.read(MOST_BYTES), type=_Kept)
+            kept = msgspec.json.decode(file.read(MAX_BYTES), type=_Kept)
     except FileNotFoundError:
         return _Kept()
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        log.warning("%s: %s; counting anew", path, error)
+        log.warning("%s: cannot be read: %s; starting with empty score counts", path, error)
         return _Kept()
-    whole = all(
-        len(seen.scores) == BINS
+    valid = all(
+        len(counts.scores) == BINS
         for days in kept.models.values()
         for cameras in days.values()
-        for seen in cameras.values()
+        for counts in cameras.values()
     )
-    return kept if whole else _Kept()
+    return kept if valid else _Kept()

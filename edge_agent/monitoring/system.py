@@ -1,4 +1,4 @@
-"""What Linux tells of the machine: temperature, throttling, memory, load, disk."""
+"""State of the machine, read from Linux: temperature, throttling, memory, load, disk."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 _FLAGS = ("under_voltage", "frequency_capped", "throttled", "soft_temperature_limit")
-"""Bits 0 to 3 of what the Raspberry Pi's firmware reports, now; 16 to 19 are the same since boot (documentation of
-`vcgencmd get_throttled`)."""
+"""Names of bits 0 to 3 that the Raspberry Pi's firmware reports for the present; bits 16 to 19 are the same since boot
+(documentation of `vcgencmd get_throttled`)."""
 
 
 def temperature_c(root: Path = Path("/")) -> float | None:
-    """Of the processor: the thermal zone whose type names it, else the first one."""
+    """Temperature of the processor: the thermal zone whose type names the processor, else the first zone."""
     zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
     zones.sort(key=lambda zone: not any(word in (_read(zone / "type") or "") for word in ("cpu", "x86_pkg", "soc")))
     for zone in zones:
@@ -24,7 +24,10 @@ def temperature_c(root: Path = Path("/")) -> float | None:
 
 
 def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
-    """The Raspberry Pi's flags that are set, those since boot with ``_occurred``; None on other machines."""
+    """Names of the Raspberry Pi's throttling flags that are set; None on other machines.
+
+    Flags that were set at any time since boot have the suffix ``_occurred``.
+    """
     text = _read(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
     try:
         bits = int(text or "", 16)
@@ -35,18 +38,18 @@ def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
 
 
 def resident_mb(root: Path = Path("/")) -> float | None:
-    """Memory this process holds in RAM."""
+    """Resident memory of this process, in megabytes."""
     fields = (_read(root / "proc/self/statm") or "").split()
     return round(int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1) if len(fields) > 1 else None
 
 
 def available_mb(root: Path = Path("/")) -> float | None:
-    """Memory the machine could still give without swapping."""
+    """Memory that is available without swapping, in megabytes."""
     return meminfo_mb("MemAvailable", root)
 
 
 def meminfo_mb(field: str, root: Path = Path("/")) -> float | None:
-    """A field of /proc/meminfo."""
+    """A field of /proc/meminfo, in megabytes; None if it does not exist."""
     for line in (_read(root / "proc/meminfo") or "").splitlines():
         if line.startswith(f"{field}:"):
             return round(int(line.split()[1]) * 1024 / 1e6, 1)
@@ -54,7 +57,7 @@ def meminfo_mb(field: str, root: Path = Path("/")) -> float | None:
 
 
 def load_1min() -> float | None:
-    """Load average of the last minute; None where the system does not tell."""
+    """Load average of the last minute; None if the system does not provide it."""
     try:
         return round(os.getloadavg()[0], 2)
     except OSError:
@@ -62,7 +65,7 @@ def load_1min() -> float | None:
 
 
 def free_mb(path: Path) -> float | None:
-    """Free megabytes on the file system of ``path``; None where it cannot be read."""
+    """Free space on the file system of ``path``, in megabytes; None if it cannot be read."""
     try:
         return round(shutil.disk_usage(path).free / 1e6, 1)
     except OSError:
@@ -77,12 +80,12 @@ def _read(path: Path) -> str | None:
 
 
 def peak_memory_mb(pid: int | str) -> float:
-    """Peak resident megabytes of a process; 0 where it cannot be told."""
+    """Peak resident memory of a process, in MiB; 0 if it cannot be read."""
     return field_kib(f"/proc/{pid}/status", "VmHWM") / 1024
 
 
 def field_kib(path: str, name: str) -> int:
-    """A field of a file such as /proc/meminfo, in KiB; 0 where there is none."""
+    """A field of a file such as /proc/meminfo, in KiB; 0 if it does not exist."""
     with suppress(OSError, ValueError), open(path, encoding="ascii", errors="replace") as file:
         for line in file:
             if line.startswith(f"{name}:"):

@@ -229,7 +229,7 @@ def test_rules_can_be_changed_while_it_runs(bundle_file: Path, images: dict[str,
     publisher = RecordingPublisher()
     with agent_of(bundle_file, {"door": forever(images["stars"])}, publisher) as agent:
         until(lambda: bool(observations(publisher, "event")))
-        agent.rule(Rules(enter=1.0, leave=1.0, min_time_s=0, smoothing_s=0))
+        agent.set_rules(Rules(enter=1.0, leave=1.0, min_time_s=0, smoothing_s=0))
         until(lambda: len(observations(publisher, "event")) == 2)
     assert [o.label for o in observations(publisher, "event")] == ["stars", "unknown"]
 

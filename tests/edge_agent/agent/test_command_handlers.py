@@ -143,7 +143,7 @@ def test_images_settings_and_timing_on_request(agent: AgentProcess, asker: Asker
     assert asker.ask("snapshot", id="s1")["result"] == {"cameras": ["door"]}
     assert subscriber.wait_for("/camera/door/snapshot")
     refused = asker.ask("snapshot", camera="gate")
-    assert refused["error"] == "no camera gate; there are door"
+    assert refused["error"] == "unknown camera gate; expected one of door"
 
     assert asker.ask("set", enter=0.95, leave=0.2, results=True)["ok"]
     wait_until(lambda: bool(subscriber.messages("/result")), 20, "results were switched on")
@@ -234,7 +234,7 @@ def test_a_model_proves_itself_over_frames_and_is_good(
     # 20 frames a second are a slow film for 500 of them; the camera is the video.
     wait_until(lambda: not store.status().on_probation, 60, "it became good")
     # The store says so first.
-    wait_until(lambda: "has proved itself over 500 frames" in agent.log.read_text(), 10, "the log says so")
+    wait_until(lambda: "has passed its probation of 500 frames" in agent.log.read_text(), 10, "the log says so")
     health: Any = subscriber.wait_for("/health")["payload"]
     assert health["cameras"]["door"]["state"] == "online"
     assert health["spool"]["on_disk"]

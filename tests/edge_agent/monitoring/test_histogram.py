@@ -17,7 +17,7 @@ def test_percentiles_are_those_of_the_values_to_within_half_a_percent(values: li
     histogram = Histogram()
     for value in values:
         histogram.add(value)
-    found = histogram.taken()
+    found = histogram.take()
     assert found.count == len(values)
     for share, estimate in ((50, found.p50), (95, found.p95), (99, found.p99)):
         exact = float(np.percentile(values, share, method="inverted_cdf"))
@@ -30,12 +30,12 @@ def test_what_was_taken_is_not_taken_again(first: list[float], second: list[floa
     histogram, fresh = Histogram(), Histogram()
     for value in first:
         histogram.add(value)
-    histogram.taken()
+    histogram.take()
     for value in second:
         histogram.add(value)
         fresh.add(value)
-    assert histogram.taken() == fresh.taken()
-    assert histogram.taken().count == 0
+    assert histogram.take() == fresh.take()
+    assert histogram.take().count == 0
     assert histogram.count == len(first) + len(second)
     assert histogram.total_ms == pytest.approx(sum(first) + sum(second))
 
@@ -51,7 +51,7 @@ def test_no_value_is_too_strange_to_be_counted(value: float, counted_as: float) 
     histogram = Histogram()
     histogram.add(value)
     assert histogram.total_ms == counted_as
-    found = histogram.taken()
+    found = histogram.take()
     assert found.count == 1
     assert found.max == pytest.approx(counted_as, abs=0.001)
 
@@ -68,15 +68,15 @@ def test_nothing_is_lost_between_the_one_who_adds_and_the_one_who_takes() -> Non
     thread.start()
     taken = 0
     while not done.is_set():
-        taken += histogram.taken().count
+        taken += histogram.take().count
     thread.join()
-    assert taken + histogram.taken().count == 50_000
+    assert taken + histogram.take().count == 50_000
 
 
 def test_cumulative_counts_are_for_ever() -> None:
     histogram = Histogram()
     for value in (1, 2, 4, 8, 16):
         histogram.add(value)
-    histogram.taken()
+    histogram.take()
     assert histogram.at_most((0.5, 3, 10, 100)) == [0, 2, 4, 5]
     assert histogram.at_most((1, 2, 16)) == [1, 2, 5]  # a bound itself is not above it
