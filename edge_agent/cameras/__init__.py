@@ -1,4 +1,4 @@
-"""Cameras: each an iterator of timestamped frames, opened and closed as a context manager."""
+"""Cameras: context managers that iterate over timestamped frames."""
 
 from __future__ import annotations
 

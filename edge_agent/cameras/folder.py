@@ -19,13 +19,13 @@ DEFAULT_FPS = 1.0
 
 
 class FolderCamera:
-    """Shows the images of a folder in the order of their names; damaged ones are logged and passed over.
+    """Plays the images of a folder in the order of their names. Damaged images are logged and skipped.
 
     Args:
-        settings: its source, ``fps`` (1 when left out), and whether to start again at the end.
+        settings: Source, ``fps`` (default 1), and whether to restart at the end.
 
     Raises (when iterated):
-        CameraError: the folder cannot be read or holds no image.
+        CameraError: The folder cannot be read or contains no image.
     """
 
     def __init__(self, settings: CameraSettings) -> None:
@@ -53,7 +53,7 @@ class FolderCamera:
                 yield ArrayFrame(image=image, seq=seq)
                 seq += 1
             if seq == before:
-                raise CameraError(f"{self._folder}: holds no image that can be read ({', '.join(sorted(SUFFIXES))})")
+                raise CameraError(f"{self._folder}: contains no readable image ({', '.join(sorted(SUFFIXES))})")
             if not self._loop:
                 return
 

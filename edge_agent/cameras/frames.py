@@ -1,4 +1,4 @@
-"""What every camera gives, and the camera made of a list."""
+"""The interfaces `Camera` and `Frame`, and a camera that plays a list of images."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ..errors import ImageError
 from ..preprocess import Pixels
 
 JPEG_QUALITY = 95
-"""Of images the camera did not encode itself: small losses, a fifth of the size of PNG."""
+"""Quality of images that the camera did not encode itself: little loss, a fifth of the size of PNG."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Frame(ABC):
-    """One image of a camera, decoded when it is looked at and only as large as it is needed.
+    """One image of a camera. It is decoded on demand, and only at the size that is needed.
 
     Attributes:
-        seq: how many frames this camera had delivered before this one since it was opened, so also
-            the frame's number in a video file.
-        captured_ns: wall-clock time of capture, nanoseconds since 1970, for messages.
-        captured_s: monotonic time of capture, seconds, for durations: wall clocks jump.
+        seq: Number of frames that the camera delivered before this one since it was opened. For a video file, this is
+            the index of the frame.
+        captured_ns: Wall-clock time of capture, in nanoseconds since 1970, for messages.
+        captured_s: Monotonic time of capture, in seconds, for durations, because wall clocks may jump.
     """
 
     seq: int
@@ -36,44 +36,44 @@ class Frame(ABC):
 
     @abstractmethod
     def full(self) -> Pixels:
-        """The whole image as the camera took it: (H, W, 3) uint8, BGR. Not to be written into.
+        """The image at full size: (H, W, 3) uint8, BGR. Do not modify it.
 
         Raises:
-            ImageError: it cannot be decoded.
+            ImageError: The image cannot be decoded.
         """
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows and columns of `full`.
+        """Number of rows and columns of `full`.
 
         Raises:
-            ImageError: it cannot be told.
+            ImageError: The size cannot be determined.
         """
         rows, columns = self.full().shape[:2]
         return rows, columns
 
-    def at_least(self, height: int, width: int) -> Pixels:  # noqa: ARG002  for those that can do better
-        """The same image, perhaps smaller: at least so many rows and columns where `full` has them.
+    def at_least(self, height: int, width: int) -> Pixels:  # noqa: ARG002  subclasses use them
+        """The image, possibly scaled down, but to no fewer than ``height`` rows and ``width`` columns.
 
         Raises:
-            ImageError: it cannot be decoded.
+            ImageError: The image cannot be decoded.
         """
         return self.full()
 
     def fingerprint(self) -> int:
-        """A number that is the same for exactly the same image, and hardly ever for another."""
+        """A checksum that is equal for identical images, and very rarely for different ones."""
         image = self.full()
-        # Every eighth row: noise shows in any of them.
+        # Every eighth row is enough, as noise changes all rows.
         return zlib.crc32(np.ascontiguousarray(image[::8]).tobytes(), image.shape[0])
 
     def jpeg(self) -> bytes:
-        """The whole image as a JPEG file; the camera's own bytes where it sent such."""
+        """The image at full size as a JPEG file: the camera's original bytes if it sent JPEG."""
         return encoded(self.full())
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ArrayFrame(Frame):
-    """An image that came decoded. ``image``: (H, W, 3) uint8, BGR; no camera writes into it again."""
+    """A decoded image. ``image``: (H, W, 3) uint8, BGR; the camera does not modify it any more."""
 
     image: Pixels
 
@@ -83,19 +83,19 @@ class ArrayFrame(Frame):
 
 
 def encoded(image: Pixels) -> bytes:
-    """An image, (H, W, 3) uint8 BGR, as a JPEG file.
+    """Encode an image, (H, W, 3) uint8 BGR, as a JPEG file.
 
     Raises:
-        ImageError: JPEG cannot hold it, such as one of 70,000 columns.
+        ImageError: The image is too large for JPEG, for example 70,000 columns wide.
     """
-    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    if not done:
-        raise ImageError(f"an image of {image.shape[1]}x{image.shape[0]} pixels cannot be written as JPEG")
+    success, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not success:
+        raise ImageError(f"an image of {image.shape[1]}x{image.shape[0]} pixels cannot be encoded as JPEG")
     return np.asarray(data).tobytes()
 
 
 class Camera(Protocol):
-    """An opened camera; iterating waits for each next frame and ends when there will be no more."""
+    """An opened camera. Iterating waits for the next frame, and stops when there are no more frames."""
 
     def __enter__(self) -> Self: ...
 
@@ -105,11 +105,11 @@ class Camera(Protocol):
 
 
 class ListCamera:
-    """A camera that shows given images, for tests and examples.
+    """A camera that plays the given images, for tests and examples.
 
     Args:
-        images: (H, W, 3) uint8 BGR each.
-        interval_s: seconds between them.
+        images: Images, each (H, W, 3) uint8 BGR.
+        interval_s: Seconds between two images.
     """
 
     def __init__(self, images: Iterable[Pixels], *, interval_s: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""MJPEG over HTTP, as network cameras and camera servers send it; and a single image, asked for again and again."""
+"""Cameras that send MJPEG over HTTP, or a single image per request."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _CHUNK = 65536
 
 
 class HttpCamera:
-    """A camera at an ``http://`` or ``https://`` address; user name and password may stand in it.
+    """A camera at an ``http://`` or ``https://`` address, which may contain a user name and password.
 
     Args:
-        settings: its source; ``fps`` is how often a single image is asked for (1 when left out); ``timeout_s`` bounds
-            every wait for the network, and for a whole image.
+        settings: Source; ``fps`` is the request rate for single images (default 1); ``timeout_s`` limits each wait for
+            the network, and the time for a whole image.
 
     Raises (when entered or iterated):
-        CameraError: it does not answer, refuses, or sends neither MJPEG nor a JPEG image.
+        CameraError: The camera does not answer, refuses the request, or sends neither MJPEG nor a JPEG image.
     """
 
     def __init__(self, settings: CameraSettings) -> None:
@@ -46,17 +46,17 @@ class HttpCamera:
 
     def __enter__(self) -> Self:
         try:
-            self._ask()
+            self._request()
         except CameraError:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # Both: an answer without a length takes the socket over.
-        for held in (self._response, self._connection):
-            if held is not None:
-                held.close()
+        # Close both: a response without a length takes over the socket of the connection.
+        for resource in (self._response, self._connection):
+            if resource is not None:
+                resource.close()
         self._response = self._connection = None
 
     def __iter__(self) -> Iterator[Frame]:
@@ -64,27 +64,28 @@ class HttpCamera:
         for seq, data in enumerate(images):
             yield JpegFrame(data=data, seq=seq)
 
-    def _ask(self) -> None:
-        """Send the request, follow where it leads, and look at what comes."""
-        where = urlsplit(self._url)
-        credentials = _credentials(where)
+    def _request(self) -> None:
+        """Send the request, follow redirects, and check the type of the response."""
+        address = urlsplit(self._url)
+        credentials = _credentials(address)
         for _ in range(_REDIRECTS + 1):
             self.__exit__()
-            response = self._sent(where, credentials)
+            response = self._response_of(address, credentials)
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or location is None:
                 break
             try:
-                there = urlsplit(urljoin(where.geturl(), location))
+                target = urlsplit(urljoin(address.geturl(), location))
             except ValueError as error:
-                raise self._error(f"leads to an address that is none: {error}") from error
-            if there.scheme != "https" and (there.scheme != "http" or where.scheme == "https"):
-                raise self._error("leads to an address that is not safe to follow")
-            # A password is for the host it was given for, alone.
-            credentials = credentials if there.netloc.rpartition("@")[2] == where.netloc.rpartition("@")[2] else None
-            where = there
+                raise self._error(f"redirects to an invalid address: {error}") from error
+            if target.scheme != "https" and (target.scheme != "http" or address.scheme == "https"):
+                raise self._error("redirects to an address that is not safe to follow")
+            # The password is sent only to the host that it was given for.
+            same_host = target.netloc.rpartition("@")[2] == address.netloc.rpartition("@")[2]
+            credentials = credentials if same_host else None
+            address = target
         else:
-            raise self._error("leads from one address to the next without end")
+            raise self._error(f"redirects more than {_REDIRECTS} times")
         if response.status == 401:
             raise self._error("refuses the user name or password; give them as http://USER:PASSWORD@HOST/")
         if response.status != 200:
@@ -98,17 +99,17 @@ class HttpCamera:
         elif kind != IMAGE:
             raise self._error(f"sends {kind}; expected {MJPEG} or {IMAGE}")
 
-    def _sent(self, where: SplitResult, credentials: str | None) -> http.client.HTTPResponse:
+    def _response_of(self, address: SplitResult, credentials: str | None) -> http.client.HTTPResponse:
         timeout_s = self._settings.timeout_s
         try:
-            if where.scheme == "https":
+            if address.scheme == "https":
                 self._connection = http.client.HTTPSConnection(
-                    where.hostname or "", where.port, timeout=timeout_s, context=ssl.create_default_context()
+                    address.hostname or "", address.port, timeout=timeout_s, context=ssl.create_default_context()
                 )
             else:
-                self._connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=timeout_s)
+                self._connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)
             headers = {"User-Agent": "edgeloop"} | ({"Authorization": credentials} if credentials else {})
-            target = (where.path or "/") + (f"?{where.query}" if where.query else "")
+            target = (address.path or "/") + (f"?{address.query}" if address.query else "")
             self._connection.request("GET", target, headers=headers)
             self._response = self._connection.getresponse()
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -122,7 +123,7 @@ class HttpCamera:
             self._due = start + self._settings.timeout_s
             yield self._read(None)
             time.sleep(max(0.0, start + interval_s - time.monotonic()))
-            self._ask()
+            self._request()
 
     def _parts(self) -> Iterator[bytes]:
         line = b""
@@ -141,7 +142,7 @@ class HttpCamera:
                 if name.strip().lower() == b"content-length" and value.strip().isdigit():
                     length = int(value)
             else:
-                raise self._error("sends headers without end")
+                raise self._error(f"sends more than {_HEADER_LINES} header lines for an image")
             if length is None:
                 data, line = self._until_boundary()
             else:
@@ -149,20 +150,20 @@ class HttpCamera:
             yield data
 
     def _is_boundary(self, line: bytes) -> bool:
-        # Of the dashes some cameras write too many, and some give them as part of the name.
+        # Some cameras write too many dashes, and some include them in the announced boundary.
         return line.startswith(b"--") and line.strip(b"-\r\n") == self._boundary
 
     def _line(self) -> bytes:
-        """One line without its end."""
+        """Read one line, and return it without its line break."""
         line = self._received(lambda response: response.readline(_LINE_BYTES))
         if not line.endswith(b"\n") and len(line) == _LINE_BYTES:
-            raise self._error("sends a header that is too long")
+            raise self._error(f"sends a header line of over {_LINE_BYTES} bytes")
         return line.rstrip(b"\r\n")
 
     def _read(self, length: int | None) -> bytes:
-        """So many bytes; all there are when None."""
+        """Read ``length`` bytes, or everything up to the end if it is None."""
         if length is not None and length > MAX_BYTES:
-            raise self._error(f"announces an image of {length} bytes; {MAX_BYTES} at most are taken")
+            raise self._error(f"announces an image of {length} bytes; the limit is {MAX_BYTES}")
         data = bytearray()
         while length is None or len(data) < length:
             chunk = self._received(
@@ -176,7 +177,7 @@ class HttpCamera:
         return bytes(data)
 
     def _until_boundary(self) -> tuple[bytes, bytes]:
-        """A part that does not say how long it is, and the line behind it."""
+        """Read a part without a length. Returns the part and the boundary line after it."""
         data = bytearray()
         while True:
             line = self._received(lambda response: response.readline(_CHUNK))
@@ -191,7 +192,7 @@ class HttpCamera:
         if response is None:
             raise self._error("is not open")
         if time.monotonic() > self._due:
-            # Who waited for it has left; rubbish without end would be read for ever.
+            # The frame is overdue and its reader has given up; endless garbage must not be read forever.
             raise self._error(f"sent no image for {self._settings.timeout_s:g} s")
         try:
             data = read(response)

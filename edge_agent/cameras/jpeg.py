@@ -1,4 +1,4 @@
-"""A frame the camera sent as JPEG: decoded when it is looked at, and only as large as it is needed."""
+"""Frames that the camera sent as JPEG. They are decoded on demand, and only at the size that is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..preprocess import Pixels
 from .frames import Frame
 
 MAX_BYTES = 32 * 2**20
-"""Of one frame; a camera's 4K frames have 2 or 3 MB."""
+"""Largest accepted frame; the 4K frames of a camera take 2 or 3 MB."""
 MAX_PIXELS = 64_000_000
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})
@@ -22,10 +22,10 @@ _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class JpegFrame(Frame):
-    """A frame as JPEG. An Exif rotation is ignored everywhere: cameras that stream do not send one.
+    """A JPEG frame. Exif rotation is ignored everywhere, because streaming cameras do not send it.
 
     Attributes:
-        data: the bytes, as the camera sent them.
+        data: The JPEG file as the camera sent it.
     """
 
     data: bytes
@@ -36,11 +36,11 @@ class JpegFrame(Frame):
 
     @property
     def size(self) -> tuple[int, int]:
-        """See `Frame`; from the header alone."""
+        """See `Frame`; only the header is read."""
         return jpeg_size(self.data)
 
     def at_least(self, height: int, width: int) -> Pixels:
-        """See `Frame`; an eighth, a quarter, a half or all of the rows and columns."""
+        """See `Frame`; scaled to an eighth, a quarter, a half or the full number of rows and columns."""
         rows, columns = self.size
         for scale, _ in _REDUCED:
             # The decoder rounds up.
@@ -49,7 +49,7 @@ class JpegFrame(Frame):
         return self._decoded(1)
 
     def fingerprint(self) -> int:
-        """See `Frame`; of the bytes, nothing is decoded."""
+        """See `Frame`; a checksum of the file, without decoding it."""
         return zlib.crc32(self.data)
 
     def jpeg(self) -> bytes:
@@ -57,10 +57,11 @@ class JpegFrame(Frame):
         return self.data
 
     def _decoded(self, scale: int) -> Pixels:
-        jpeg_size(self.data)  # refuses what claims to be huge
+        jpeg_size(self.data)  # Rejects images that claim to be huge.
         if b"\xff\xd9" not in self.data[-256:]:
-            # Some cameras pad a frame with zeros; one without an end was cut short, and would be decoded half grey.
-            raise ImageError("a JPEG frame that ends too early")
+            # Searched in the last 256 bytes, as some cameras pad frames with zeros. A truncated frame would be decoded
+            # with a grey part.
+            raise ImageError("truncated JPEG frame")
         flag = next((flag for reduced, flag in _REDUCED if reduced == scale), cv2.IMREAD_COLOR)
         try:
             image = cv2.imdecode(np.frombuffer(self.data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -72,10 +73,10 @@ class JpegFrame(Frame):
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
-    """Rows and columns a JPEG file claims to have.
+    """Number of rows and columns from the header of a JPEG file.
 
     Raises:
-        ImageError: not a JPEG file, or one of no pixels or over 64 million.
+        ImageError: The data is not a JPEG file, or the image has no pixels or more than 64 million.
     """
     position = 2
     while data.startswith(b"\xff\xd8") and position + 9 <= len(data) and data[position] == 0xFF:
@@ -86,10 +87,10 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
         if marker in _START_OF_FRAME:
             rows, columns = struct.unpack_from(">HH", data, position + 5)
             if not 0 < rows * columns <= MAX_PIXELS:
-                raise ImageError(f"a JPEG frame that claims {columns}x{rows} pixels")
+                raise ImageError(f"a JPEG frame of {columns}x{rows} pixels; expected 1 to {MAX_PIXELS} pixels")
             return rows, columns
         length = struct.unpack_from(">H", data, position + 2)[0]
         if marker == 0xDA or length < 2:
             break
         position += 2 + length
-    raise ImageError("a frame that is no JPEG image")
+    raise ImageError("a frame that is not a JPEG image")

@@ -1,4 +1,4 @@
-"""The slot between capture and inference: one frame a camera, the newest, never a queue."""
+"""The buffer between capture and inference: only the newest frame of each camera, no queue."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from .frames import Frame
 
 
 class LatestFrames:
-    """Newest frame of each camera. Capture threads put, one thread takes; neither waits for the other.
+    """The newest frame of each camera. Capture threads put frames, and one thread takes them.
 
-    A frame not taken in time is replaced, and counted; a frame is taken once. Several cameras
-    with a new frame are served in rounds, the freshest first and each once, so that none is starved.
+    A frame that is not taken in time is replaced by a newer one, and counted in ``replaced``. Each frame is taken at
+    most once. Cameras with new frames are served in rounds, the newest frame first and each camera once per round, so
+    that no camera starves.
 
     Args:
-        cameras: their names.
+        cameras: Names of the cameras.
     """
 
     def __init__(self, cameras: Iterable[str]) -> None:
@@ -33,13 +34,13 @@ class LatestFrames:
             self._changed.notify()
 
     def close(self, camera: str) -> None:
-        """This camera will give no more frames; the one in its slot is still taken."""
+        """Mark a camera as ended. Its last frame can still be taken."""
         with self._changed:
             self._open.discard(camera)
             self._changed.notify()
 
     def take(self, timeout_s: float) -> tuple[str, Frame] | None:
-        """The next frame to classify; None when there is none within the time, or all cameras are closed."""
+        """Take the next frame to classify; None if there is none within ``timeout_s`` or all cameras have ended."""
         with self._changed:
             if not self._waiting() and self._open:
                 self._changed.wait(timeout_s)
@@ -55,7 +56,7 @@ class LatestFrames:
 
     @property
     def finished(self) -> bool:
-        """All cameras are closed and every last frame was taken."""
+        """Whether all cameras have ended and all their frames have been taken."""
         with self._changed:
             return not self._open and not self._waiting()
 

@@ -1,4 +1,4 @@
-"""The cameras of this machine."""
+"""Discovery of the cameras connected to this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from . import picamera
 
-# From linux/videodev2.h: numbers of the requests hold direction, size of the structure, 'V' and a number.
+# From linux/videodev2.h: a request number encodes direction, size of the structure, 'V' and a number.
 _QUERYCAP, _ENUM_FMT, _ENUM_FRAMESIZES = 0x80685600, 0xC0405602, 0xC02C564A
 _CAPTURE, _STREAMING = 0x1, 0x04000000
 _DISCRETE = 1
@@ -20,7 +20,7 @@ _MOST = 64
 
 
 class Found(NamedTuple):
-    """A camera: what to write as its ``source``, its name, and the formats it offers, a line each."""
+    """A camera: its ``source`` for agent.yaml, its name, and the formats that it offers, one line each."""
 
     source: int | str
     name: str
@@ -28,7 +28,7 @@ class Found(NamedTuple):
 
 
 def available(devices: Path = Path("/dev")) -> list[Found]:
-    """USB cameras and what else captures under ``/dev/video*``, then what Picamera2 knows."""
+    """List the capture devices under ``/dev/video*``, then the cameras known to Picamera2."""
     found = []
     for path in sorted(devices.glob("video*"), key=lambda path: (len(path.name), path.name)):
         with suppress(OSError):
@@ -46,7 +46,7 @@ def _described(path: Path) -> tuple[str, tuple[str, ...]]:
     """Name and formats of a device.
 
     Raises:
-        OSError: it cannot be asked, or is none to look through (one camera shows as several devices).
+        OSError: The device cannot be queried, or it does not capture (one camera appears as several devices).
     """
     device = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     try:
@@ -54,7 +54,7 @@ def _described(path: Path) -> tuple[str, tuple[str, ...]]:
         reply = fcntl.ioctl(device, _QUERYCAP, bytes(104))
         _, card, _, _, _, capabilities = struct.unpack_from("16s32s32s3I", reply)
         if not capabilities & _CAPTURE or not capabilities & _STREAMING:
-            raise OSError(f"{path} does not capture")
+            raise OSError(f"{path} is not a capture device")
         return card.split(b"\0")[0].decode(errors="replace"), tuple(_formats(device))
     finally:
         os.close(device)

@@ -19,13 +19,13 @@ from .frames import ArrayFrame, Frame
 class OpenCVCamera:
     """A `cv2.VideoCapture` as a camera.
 
-    A video file plays at its own speed, as a camera would; a live source delivers as it comes.
+    A video file is played at its own frame rate, like a camera. A live source delivers frames as they arrive.
 
     Args:
-        settings: its source, and whether a file starts again at its end.
+        settings: Source, and whether a file restarts at its end.
 
     Raises (when iterated or entered):
-        CameraError: the source cannot be opened, or a live one stopped delivering.
+        CameraError: The source cannot be opened, or a live source stopped delivering frames.
     """
 
     def __init__(self, settings: CameraSettings) -> None:
@@ -46,7 +46,7 @@ class OpenCVCamera:
         capture = self._capture
         if capture is None:
             raise CameraError(f"{self.shown_source}: not open")
-        # Some cameras claim 0 or 1000 frames/s; only a file's rate is a promise worth keeping.
+        # Some cameras report 0 or 1000 frames/s, so only the rate of a file is used.
         rate = capture.get(cv2.CAP_PROP_FPS) if self.is_file else 0.0
         interval_s = 1.0 / rate if 0.1 <= rate <= 1000 else 0.0
         start, seq, in_this_round = time.monotonic(), 0, 0
@@ -55,17 +55,17 @@ class OpenCVCamera:
             if read and image is not None and image.size:
                 if interval_s:
                     time.sleep(max(0.0, start + seq * interval_s - time.monotonic()))
-                # asarray: OpenCV's type is wider than what a colour capture gives
+                # asarray narrows the type that OpenCV declares; a colour capture is always uint8.
                 yield ArrayFrame(image=np.asarray(image, np.uint8), seq=seq)
                 seq, in_this_round = seq + 1, in_this_round + 1
             elif not self.is_file:
                 raise CameraError(f"{self.shown_source}: stopped delivering frames")
             elif not in_this_round:
-                raise CameraError(f"{self.shown_source}: holds no frame that can be decoded")
+                raise CameraError(f"{self.shown_source}: contains no frame that can be decoded")
             elif not self.settings.loop:
                 return
             else:
-                # Opened anew: not every container can be wound back.
+                # Reopened, because not every container supports seeking to the start.
                 capture.release()
                 capture = self._capture = self._opened()
                 in_this_round = 0
@@ -75,9 +75,9 @@ class OpenCVCamera:
         timeout_ms = round(1000 * self.settings.timeout_s)
         try:
             if "://" in source:
-                # A server that is silent would otherwise be waited for half a minute each time.
-                waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms]
-                capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, waits)
+                # The default timeout for a server that does not answer is half a minute.
+                timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms]
+                capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, timeouts)
             elif os.path.exists(source):
                 capture = cv2.VideoCapture(source)
             else:
@@ -91,13 +91,13 @@ class OpenCVCamera:
 
     @property
     def shown_source(self) -> str:
-        """The source without the password an address may hold, for messages and logs."""
+        """The source without any password in its address, for messages and logs."""
         return without_password(self.settings.source)
 
 
 def without_password(source: int | str) -> str:
-    """``rtsp://user:secret@host/x`` as ``rtsp://***@host/x``."""
+    """Hide the credentials of an address: ``rtsp://user:secret@host/x`` becomes ``rtsp://***@host/x``."""
     text = str(source)
     scheme, separator, rest = text.partition("://")
-    # The last @: a password may hold an unescaped one, and hiding too much of a path does no harm.
+    # Split at the last @, as a password may contain an unescaped one. Hiding too much of the path does no harm.
     return f"{scheme}://***@{rest.rpartition('@')[2]}" if separator and "@" in rest else text

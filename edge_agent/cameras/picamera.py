@@ -1,4 +1,4 @@
-"""Cameras on a Raspberry Pi's ribbon cable, through libcamera and Picamera2, which come with the operating system."""
+"""Raspberry Pi camera modules, through libcamera and Picamera2 of the operating system."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from .frames import Frame
 
 _SIZE = (1280, 720)
 _SMALL_WIDTH = 640
-"""Pixels of the second stream, which the image processor of the Pi scales for nothing; most models see less."""
+"""Width in pixels of the second stream, which the Pi's image processor scales at no cost. It is large enough for most
+models."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -25,9 +26,9 @@ class PiFrame(Frame):
     """A frame in two sizes.
 
     Attributes:
-        image: (H, W, 3) uint8, BGR.
-        small: (h * 3 / 2, stride) uint8, planar YUV 4:2:0 of the same image, with padding to the right.
-        small_width: columns of ``small`` that are image.
+        image: Full image, (H, W, 3) uint8, BGR.
+        small: The same image scaled down, (h * 3 / 2, stride) uint8, planar YUV 4:2:0, with padding on the right.
+        small_width: Number of columns of ``small`` without the padding.
     """
 
     image: Pixels
@@ -47,15 +48,15 @@ class PiFrame(Frame):
 
 
 class PiCamera:
-    """A camera that Picamera2 knows.
+    """A camera that Picamera2 supports.
 
     Args:
-        settings: ``size`` (1280x720 when left out) and ``fps``.
-        number: which of them, from 0.
+        settings: ``size`` (default 1280x720) and ``fps``.
+        number: Number of the camera, from 0.
 
     Raises (when entered or iterated):
         ConfigError: Picamera2 is not installed.
-        CameraError: there is no such camera, it is in use, or it failed.
+        CameraError: The camera does not exist, is in use, or failed.
     """
 
     def __init__(self, settings: CameraSettings, number: int) -> None:
@@ -70,7 +71,7 @@ class PiCamera:
             camera = picamera2.Picamera2(self._number)
         except (RuntimeError, IndexError) as error:
             raise CameraError(
-                f"picamera:{self._number}: cannot be opened: {error}; is it connected and free?"
+                f"picamera:{self._number}: cannot be opened: {error}; is it connected, and not in use elsewhere?"
             ) from error
         self._camera = camera
         try:
@@ -103,7 +104,7 @@ class PiCamera:
                 request = self._camera.capture_request()
             except RuntimeError as error:
                 raise CameraError(f"picamera:{self._number}: failed: {error}") from error
-            # Copies, and the buffers given back at once: a camera whose few buffers are held stops.
+            # Copy the images and release the buffers at once: the camera stalls if its few buffers are in use.
             try:
                 image, small = request.make_array("main"), request.make_array("lores")
             finally:
@@ -129,7 +130,7 @@ def _library() -> Any:
 
 
 def names() -> list[str]:
-    """The model of each camera that is there, in the order of their numbers; none without Picamera2."""
+    """Models of the connected cameras, in the order of their numbers; empty without Picamera2."""
     try:
         return [str(camera.get("Model", "camera")) for camera in _library().Picamera2.global_camera_info()]
     except ConfigError:

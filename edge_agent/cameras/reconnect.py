@@ -1,4 +1,4 @@
-"""A camera that is kept: opened again when it is lost, hangs or freezes."""
+"""Reconnection: a camera is reopened when it is lost, hangs or freezes."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ..messages import CameraState
 from .frames import Camera, Frame
 
 RETRY_S = (1.0, 60.0)
-"""First and longest pause before a camera is opened again; each is twice the one before."""
+"""First and longest pause, in seconds, before a camera is reopened. The pause doubles each time."""
 _SETTLED_S = 10.0
-"""A camera that delivered for so long starts again with the first pause."""
+"""After a camera has delivered frames for this many seconds, the pause is reset to the first one."""
 _FINGERPRINTS_PER_S = 2
 
 
 class ReconnectingCamera:
-    """Reads a camera for as long as it takes.
+    """Delivers the frames of a camera, and reopens the camera whenever it fails.
 
-    Reading happens in a thread that is left to itself when it hangs, as drivers do: nothing it reads later is
-    delivered, and it dies with the process.
+    The camera is read in a separate thread, because camera drivers can hang. A thread that hangs is abandoned: its
+    later frames are discarded, and it ends with the process.
 
     Args:
-        open_camera: a new, unopened camera.
-        live: one that stops is opened again; another has ended.
-        timeout_s: seconds without a frame, also while it is being opened, after which a live one counts as lost.
-        frozen_s: seconds of exactly the same image after which a live one counts as frozen; 0 never. A living sensor
-            has noise.
-        deliver: called with each frame; must not block.
-        report: called with each change of state and its reason.
+        open_camera: Function that returns a new, unopened camera.
+        live: Whether the camera is reopened when it stops. A file is not: it has ended.
+        timeout_s: Seconds without a frame, including the time to open it, after which a live camera counts as lost.
+        frozen_s: Seconds of exactly the same image after which a live camera counts as frozen; 0 disables the check.
+            The noise of a working sensor changes every image.
+        deliver: Called with each frame; must not block.
+        report: Called with each new state and its reason.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ReconnectingCamera:
         report: Callable[[CameraState, str], None],
     ) -> None:
         self.reopened = 0
-        """How often it was opened again."""
+        """Number of times the camera was reopened."""
         self._open_camera = open_camera
         self._live = live
         self._timeout_s = timeout_s
@@ -61,7 +61,7 @@ class ReconnectingCamera:
         """Deliver frames until a file ends or ``stopping`` is set.
 
         Raises:
-            CameraError: of a file; of a live camera only when opening it again could not help.
+            CameraError: A file failed. Failures of a live camera are reported, and the camera is reopened.
         """
         pause_s = RETRY_S[0]
         while not stopping.is_set():
@@ -71,18 +71,18 @@ class ReconnectingCamera:
             reading.abandoned.set()
             if stopping.is_set():
                 return
-            self._tell(state, reason)
+            self._set_state(state, reason)
             if state == "ended":
                 return
             if time.monotonic() - opened_at > _SETTLED_S + self._timeout_s:
                 pause_s = RETRY_S[0]
-            # Jitter: cameras behind one switch come back together, and should not be asked together.
+            # Random jitter, so that cameras that return at the same time are not all opened at the same time.
             stopping.wait(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
             pause_s = min(2 * pause_s, RETRY_S[1])
             self.reopened += 1
 
     def _follow(self, reading: _Reading, stopping: threading.Event) -> tuple[CameraState, str]:
-        """Deliver what is read, until it must be opened again; what it is then, and why."""
+        """Deliver frames until the camera fails or ends. Returns its state then, and the reason."""
         threading.Thread(target=reading.run, name="camera reader", daemon=True).start()
         last_frame_s = time.monotonic()
         while not stopping.is_set():
@@ -96,7 +96,7 @@ class ReconnectingCamera:
                 last_frame_s = time.monotonic()
                 if self._live and self._frozen_s and self._still.seconds(item) >= self._frozen_s:
                     return "frozen", f"exactly the same image for {self._frozen_s:g} s"
-                self._tell("online", "delivers frames")
+                self._set_state("online", "delivers frames")
                 self._deliver(item)
             elif item is None:
                 return ("lost", "stopped delivering frames") if self._live else ("ended", "has ended")
@@ -106,7 +106,7 @@ class ReconnectingCamera:
                 raise item
         return "lost", "stopped"
 
-    def _tell(self, state: CameraState, reason: str) -> None:
+    def _set_state(self, state: CameraState, reason: str) -> None:
         if state != self._state:
             self._state = state
             self._report(state, reason)
@@ -114,7 +114,7 @@ class ReconnectingCamera:
 
 @dataclass
 class _Reading:
-    """One opening of a camera, read in a thread of its own into ``items``: frames, then None or an error."""
+    """One session with a camera. Its thread puts frames into ``items``, and at the end None or an error."""
 
     open_camera: Callable[[], Camera]
     items: queue.Queue[Frame | Exception | None] = field(default_factory=lambda: queue.Queue(2))
@@ -127,12 +127,12 @@ class _Reading:
                 for frame in camera:
                     if not self._put(frame):
                         return
-        except Exception as error:  # noqa: BLE001  handed over
+        except Exception as error:  # noqa: BLE001  passed on to the other thread
             end = error
         self._put(end)
 
     def _put(self, item: Frame | Exception | None) -> bool:
-        """Hand over; False when nobody wants it any more."""
+        """Put an item into the queue. Returns False if the session was abandoned."""
         while not self.abandoned.is_set():
             try:
                 self.items.put(item, timeout=0.1)
@@ -143,16 +143,16 @@ class _Reading:
 
 
 class _Still:
-    """How long the image has been exactly the same, also from one opening of the camera to the next."""
+    """Measures how long the image has been exactly the same, even if the camera is reopened in between."""
 
     def __init__(self) -> None:
         self._fingerprint: int | None = None
-        self._since = self._looked_at = float("-inf")
+        self._since = self._checked_at = float("-inf")
 
     def seconds(self, frame: Frame) -> float:
         now = frame.captured_s
-        if now - self._looked_at >= 1 / _FINGERPRINTS_PER_S:
-            self._looked_at = now
+        if now - self._checked_at >= 1 / _FINGERPRINTS_PER_S:
+            self._checked_at = now
             fingerprint = frame.fingerprint()
             if fingerprint != self._fingerprint:
                 self._fingerprint, self._since = fingerprint, now

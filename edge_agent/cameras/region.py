@@ -1,4 +1,4 @@
-"""What the model looks at of a frame: decoded as small as may be, cut to the camera's region."""
+"""The part of a frame that the model classifies: decoded at the smallest sufficient size, cropped to the region."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
 
 
 def view(frame: Frame, spec: PreprocessSpec, region: Region = WHOLE) -> Pixels:
-    """The part of a frame to be given to `preprocess`: (H, W, 3) uint8, BGR; not to be written into.
+    """The part of a frame to pass to `preprocess`: (H, W, 3) uint8, BGR. Do not modify it.
 
     Raises:
-        ImageError: the frame cannot be decoded.
+        ImageError: The frame cannot be decoded.
     """
     rows, columns = frame.size
     left, top, right, bottom = region
     of_region = (max(1, round(rows * (bottom - top))), max(1, round(columns * (right - left))))
     height, width = scaled_size(*of_region, spec)
     image = frame.at_least(ceil(height / (bottom - top)), ceil(width / (right - left)))
-    return cut(image, region)
+    return crop(image, region)
 
 
-def cut(image: Pixels, region: Region) -> Pixels:
-    """A region of an image, as a view of it; at least one pixel."""
+def crop(image: Pixels, region: Region) -> Pixels:
+    """A region of an image, as a NumPy view; at least one pixel."""
     if region == WHOLE:
         return image
     rows, columns = image.shape[:2]

@@ -1,4 +1,4 @@
-"""Which kind of camera a source is."""
+"""Selection of the camera class for a source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STREAMS = frozenset({".avi", ".m3u8", ".mkv", ".mov", ".mp4", ".mpd", ".ts", ".
 
 
 def open_camera(settings: CameraSettings) -> Camera:
-    """The camera of these settings, unopened. What a source may be: `CameraSettings`."""
+    """Create the camera for these settings, unopened. `CameraSettings` describes the possible sources."""
     source = str(settings.source)
     if (device := _DEVICE.match(source)) is not None:
         from .v4l2 import V4L2Camera
@@ -40,16 +40,19 @@ def open_camera(settings: CameraSettings) -> Camera:
 
 
 def is_live(settings: CameraSettings) -> bool:
-    """Whether it is opened again when it stops: everything but files and folders, also those that do not exist."""
+    """Whether the camera is reopened when it stops. True for all sources except files and folders.
+
+    Paths that do not exist count as files.
+    """
     source = str(settings.source)
     return "://" in source or _DEVICE.match(source) is not None or _PICAMERA.match(source) is not None
 
 
 def shown_source(settings: CameraSettings) -> str:
-    """The source without the password an address may hold, for messages and logs."""
+    """The source without any password in its address, for messages and logs."""
     return without_password(settings.source)
 
 
 def _is_stream(address: str) -> bool:
-    """A video that HTTP merely carries, told by its name: FFmpeg takes those."""
+    """Whether an HTTP address is a video, which FFmpeg reads; its file name suffix decides."""
     return Path(urlsplit(address).path).suffix.lower() in _STREAMS

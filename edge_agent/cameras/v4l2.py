@@ -1,4 +1,4 @@
-"""USB cameras and what else Linux shows as /dev/videoN. Where one sends MJPEG its bytes are taken as they are."""
+"""USB cameras and other devices at /dev/videoN. The JPEG frames of MJPEG cameras are kept undecoded."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class V4L2Camera:
     """A camera at ``/dev/videoN``.
 
     Args:
-        settings: ``size`` and ``fps`` to ask for; the camera may give the nearest it has.
+        settings: ``size`` and ``fps`` to request; the camera may use the nearest values that it supports.
         number: N.
 
     Raises (when entered or iterated):
-        CameraError: it is not there, in use, or stopped delivering.
+        CameraError: The camera does not exist, is in use, or stopped delivering frames.
     """
 
     def __init__(self, settings: CameraSettings, number: int) -> None:
@@ -35,8 +35,10 @@ class V4L2Camera:
     def __enter__(self) -> Self:
         capture = cv2.VideoCapture(self._number, cv2.CAP_V4L2)
         if not capture.isOpened():
-            raise CameraError(f"/dev/video{self._number}: cannot be opened; is it plugged in and free?")
-        # The format first: cameras offer high rates at large sizes as MJPEG only.
+            raise CameraError(
+                f"/dev/video{self._number}: cannot be opened; is it plugged in, and not in use elsewhere?"
+            )
+        # Set the format first, because cameras offer high rates at large sizes only as MJPEG.
         capture.set(cv2.CAP_PROP_FOURCC, _MJPG)
         if self._settings.size is not None:
             capture.set(cv2.CAP_PROP_FRAME_WIDTH, self._settings.size[0])
@@ -60,7 +62,7 @@ class V4L2Camera:
             read, image = self._capture.read()
             if not read or image is None or not image.size:
                 raise CameraError(f"/dev/video{self._number}: stopped delivering frames")
-            # Undecoded, a frame is one row of bytes.
+            # An undecoded frame is one row of bytes.
             if image.ndim == 3 and image.shape[2] == 3:
                 yield ArrayFrame(image=np.asarray(image, np.uint8), seq=seq)
             else:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from edge_agent.cameras import ArrayFrame
 from edge_agent.cameras.frames import encoded
 from edge_agent.cameras.jpeg import JpegFrame
-from edge_agent.cameras.motion import GRID, LOOKS_PER_S, MotionGate, cells, difference
-from edge_agent.cameras.region import cut, view
+from edge_agent.cameras.motion import GRID, CHECKS_PER_S, MotionGate, cells, difference
+from edge_agent.cameras.region import crop, view
 from edge_agent.config import MotionSettings
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
 
@@ -27,7 +27,7 @@ def test_a_cut_holds_the_region_and_at_least_a_pixel(
 ) -> None:
     (left, right), (top, bottom) = sorted(across), sorted(down)
     image = np.arange(rows * columns, dtype=np.int64).reshape(rows, columns)
-    part = cut(image, (left, top, right, bottom))  # type: ignore[arg-type]
+    part = crop(image, (left, top, right, bottom))  # type: ignore[arg-type]
     # Rounded outwards: never less than what was asked for.
     assert max(1, (bottom - top) * rows - 1e-6) <= part.shape[0] <= ceil((bottom - top) * rows) + 1
     assert max(1, (right - left) * columns - 1e-6) <= part.shape[1] <= ceil((right - left) * columns) + 1
@@ -37,8 +37,8 @@ def test_a_cut_holds_the_region_and_at_least_a_pixel(
 def test_a_region_is_what_it_says() -> None:
     image = np.zeros((100, 200, 3), np.uint8)
     image[25:75, 150:200] = 255
-    assert cut(image, (0.75, 0.25, 1.0, 0.75)).shape == (50, 50, 3)
-    assert cut(image, (0.75, 0.25, 1.0, 0.75)).min() == 255
+    assert crop(image, (0.75, 0.25, 1.0, 0.75)).shape == (50, 50, 3)
+    assert crop(image, (0.75, 0.25, 1.0, 0.75)).min() == 255
 
 
 @pytest.mark.parametrize("fit", ["crop", "stretch", "letterbox"])
@@ -104,7 +104,7 @@ def test_a_change_is_seen_within_one_look_however_fast_the_camera() -> None:
     gate.passes(frame(scene(), 0.0), settle_s=0.0)
     times = np.arange(0.001, 1.0, 0.001)
     first = next(at for at in times if gate.passes(frame(scene(200 if at >= 0.5 else 100), float(at)), settle_s=0.0))
-    assert 0.5 <= first <= 0.5 + 1 / LOOKS_PER_S + 0.002
+    assert 0.5 <= first <= 0.5 + 1 / CHECKS_PER_S + 0.002
 
 
 @pytest.mark.parametrize("colour", [(100, 100, 60), (60, 100, 100), (160, 100, 100), (100, 100, 160)])
@@ -128,7 +128,7 @@ def test_a_still_scene_is_decoded_small_and_five_times_a_second() -> None:
     for hundredth in range(200):
         gate.passes(Asked(image=scene(), seq=hundredth, captured_s=hundredth / 100), settle_s=0.0)
     assert set(asked) == {(90, 160)}
-    assert 9 <= len(asked) <= 2 * LOOKS_PER_S
+    assert 9 <= len(asked) <= 2 * CHECKS_PER_S
 
 
 def test_what_changes_outside_the_region_is_not_looked_at() -> None:
