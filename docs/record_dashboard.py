@@ -1,7 +1,7 @@
-"""Record docs/images/dashboard.gif: the dashboard while the agent watches the demo's video.
+"""Record docs/images/dashboard.webp: the dashboard while the agent watches the demo's video.
 
     edgeloop demo --keep ~/edgeloop-demo
-    python -m docs.dashboard_gif ~/edgeloop-demo
+    python -m docs.record_dashboard ~/edgeloop-demo
 
 Needs the development environment (make env-dev) and Chromium. Run it from the repository's root.
 """
@@ -24,12 +24,12 @@ from PIL import Image
 from deploy.pipelines.demo.broker import embedded_broker
 from tests.support.browser import Browser
 
-OUT = Path(__file__).parent / "images" / "dashboard.gif"
-WIDTH, HEIGHT = 1000, 640
+OUT = Path(__file__).parent / "images" / "dashboard.webp"
+WIDTH, HEIGHT = 1000, 690
 """Pixels of the page that are recorded, from the top."""
 SHOWN_WIDTH = 800
 FRAMES, PER_SECOND = 36, 3
-WARM_UP_S = 20.0
+WARM_UP_S = 40.0
 """Seconds before the recording, so that the curves show something."""
 
 
@@ -59,6 +59,7 @@ def main() -> None:
         time.sleep(3)
         browser.open(f"http://127.0.0.1:{port}/")
         time.sleep(WARM_UP_S)
+        browser.evaluate("document.querySelector('button.see').click()")
         save([screenshot(browser) for _ in range(FRAMES)])
     print(f"{OUT}: {OUT.stat().st_size / 1e6:.2f} MB")
 
@@ -73,12 +74,8 @@ def screenshot(browser: Browser) -> Image.Image:
 
 
 def save(frames: list[Image.Image]) -> None:
-    """Write the animation with one palette for all frames, so that unchanged areas compress."""
-    palette = frames[0].quantize(160, dither=Image.Dither.NONE)
-    shown = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    shown[0].save(
-        OUT, save_all=True, append_images=shown[1:], duration=1000 // PER_SECOND, loop=0, optimize=True, disposal=1
-    )
+    """Write the animation."""
+    frames[0].save(OUT, save_all=True, append_images=frames[1:], duration=1000 // PER_SECOND, loop=0, quality=60, method=6)
 
 
 if __name__ == "__main__":
