@@ -1,4 +1,4 @@
-"""Photographs to a run, read top to bottom: data, features, head, fine-tuning, temperature, figures, files."""
+"""Training of a classifier, stage by stage: data, features, head, fine-tuning, temperature, metrics, files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """The directory written, and how good its model is on images it never saw."""
+    """A finished run: its directory, and the accuracy on the test images, which were not used for training.
+
+    Attributes:
+        path: the run directory.
+        test_accuracy: share of the test images that are classified correctly, 0 to 1.
+        test_interval_95: 95 % confidence interval of the accuracy.
+        test_images: number of test images.
+    """
 
     path: Path
     test_accuracy: float
@@ -48,13 +55,13 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the data is read.
+    """Options for reading the data.
 
     Attributes:
-        max_unreadable: share of the images that may be unreadable; those are named and left out.
-        group_by: pattern in image paths; images with the same match stay in one split.
-        split_from: an earlier run, whose images keep their splits.
-        cache: folder of the pixel cache; the user's own cache folder when None.
+        max_unreadable: maximum share of unreadable images, 0 to 1; they are reported and left out.
+        group_by: regular expression for image paths; images with the same match stay in one split.
+        split_from: an earlier run whose images keep their splits.
+        cache: folder of the pixel cache; None for the user's cache folder.
     """
 
     max_unreadable: float = MAX_UNREADABLE
@@ -78,19 +85,19 @@ def train(
 
     Args:
         data: a folder per class, train/val/test folders of those, or a CSV file.
-        out: the run directory to make; must not exist.
-        recipe: the choices.
-        console: where progress goes.
-        reading: how the data is read.
-        team: the processes that train together; this one leads, the others call `assist`.
-        resume: go on with this run's interrupted training.
-        tensorboard: where TensorBoard logs go, if anywhere.
+        out: the run directory to create; must not exist.
+        recipe: training options.
+        console: console for the progress.
+        reading: options for reading the data.
+        team: the processes that train together; this one is the leader, the others call `assist`.
+        resume: continue the interrupted training of this run.
+        tensorboard: folder for TensorBoard logs; None for no logs.
 
     Raises:
         DataError: the data cannot be trained on, ``out`` exists, or there is nothing to resume.
-        ConfigError: a choice that cannot be met, such as weights without a network.
-        MissingExtraError: a package that is needed is not installed.
-        ResourceError: memory ran out, or another process of the team is gone.
+        ConfigError: an option that cannot be met, such as weights that the backbone does not have.
+        MissingExtraError: a required package is not installed.
+        ResourceError: out of memory, or another process of the team was lost.
     """
     started = time.monotonic()
     refuse_existing(out)
@@ -122,10 +129,10 @@ def train(
 
         val = len(splits["val"])
         with status(console, "Evaluating the model"), native_noise_hidden():
-            judged = np.concatenate([splits["val"], splits["test"]])
-            # Features are of the backbone as it was; they save a pass over the images where it stayed so.
+            indices = np.concatenate([splits["val"], splits["test"]])
+            # The features are those of the original backbone; if it was not changed, the head on them is enough.
             network, inputs = (classifier, dataset.pixels) if checkpoint.best_epoch else (head, features)
-            logits = predict(network, inputs, judged, batch)
+            logits = predict(network, inputs, indices, batch)
             suspicious = suspicious_labels(features, truth, dataset.photos, dataset.labels, seed=recipe.seed)
         temperature = fit_temperature(logits[:val], truth[splits["val"]])
         scores = softmax(logits / temperature).astype(np.float32)
@@ -142,7 +149,7 @@ def train(
             features=features,
             model=model,
             subject=f"training of {out.name}",
-            recipe=_in_words(setup),
+            recipe=_recipe_summary(setup),
             took_s=took_s,
             channels=setup.spec.channels,
         )
@@ -162,7 +169,7 @@ def train(
 
 
 def assist(data: Path, recipe: Recipe, *, team: Team, reading: Reading = Reading()) -> None:
-    """Train along with the team's leader, on the same data and recipe; nothing is written here.
+    """Train together with the team's leader, with the same data and recipe; this process writes nothing.
 
     Raises:
         As `train`.
@@ -177,7 +184,7 @@ def assist(data: Path, recipe: Recipe, *, team: Team, reading: Reading = Reading
 
 @dataclass(frozen=True, eq=False)
 class _Setup:
-    """Data and network, ready to learn."""
+    """The data and the network, ready for training."""
 
     backbone: Backbone
     spec: PreprocessSpec
@@ -206,9 +213,9 @@ def _set_up(data: Path, recipe: Recipe, reading: Reading, team: Team, console: C
         frozen=read_split(reading.split_from) if reading.split_from else None,
         console=console,
     )
-    _tell_about(dataset, console)
+    _print_summary(dataset, console)
     if backbone.int8:
-        console.print(f"{recipe.backbone} in int8: {backbone.int8}", highlight=False)
+        _print_line(console, f"{recipe.backbone}: {backbone.int8}")
     truth = np.array([dataset.labels.index(photo.label) for photo in dataset.photos], np.intp)
     splits = {split: np.array(dataset.indices(split), np.intp) for split in SPLITS}
 
@@ -238,7 +245,7 @@ def _fine_tune(
     keep: Callable[[Checkpoint], None] = lambda _: None,
     tensorboard: Path | None = None,
 ) -> Checkpoint:
-    """The fine-tuning that is left to do after a checkpoint of the leader's."""
+    """Do the rest of the fine-tuning after the leader's checkpoint."""
     from .training.fine_tune import fine_tune
 
     checkpoint = agree(setup.team, checkpoint, setup.dataset.fingerprint)
@@ -266,14 +273,14 @@ def _fine_tune(
 
 
 def class_weights(truth: npt.NDArray[np.intp], classes: int) -> npt.NDArray[np.float32]:
-    """What an image of each class counts, so that rare classes count as much as common ones; mean 1 over images."""
+    """Return the (classes,) weight of an image of each class; all classes weigh the same, and the mean is 1."""
     counts = np.bincount(truth, minlength=classes)
     weights: npt.NDArray[np.float32] = (counts.sum() / (classes * counts)).astype(np.float32)
     return weights
 
 
 def with_temperature(base: keras.Model, head: keras.Model, temperature: float) -> keras.Model:
-    """The model to keep: pixels to softmax scores, the temperature folded into the last layer's weights."""
+    """Return the final model: pixels to softmax scores, with the temperature folded into the last layer's weights."""
     import keras
 
     kernel, bias = head.get_layer("logits").get_weights()
@@ -283,36 +290,42 @@ def with_temperature(base: keras.Model, head: keras.Model, temperature: float) -
     return model
 
 
-def _tell_about(dataset: Dataset, console: Console) -> None:
-    """What there is to learn from, and what is wrong with it."""
+def _print_summary(dataset: Dataset, console: Console) -> None:
+    """Print the size of the dataset and the findings about it."""
     counts = {split: len(dataset.indices(split)) for split in SPLITS}
-    console.print(
+    _print_line(
+        console,
         f"{len(dataset.photos)} images, {len(dataset.labels)} classes: "
-        f"{counts['train']} to train, {counts['val']} to validate, {counts['test']} to test"
+        f"{counts['train']} for training, {counts['val']} for validation, {counts['test']} for testing",
     )
     for finding in dataset.findings:
-        console.print(f"{finding.kind}: {finding.message}", highlight=False, markup=False)
+        _print_line(console, f"{finding.kind}: {finding.message}")
 
 
-def _in_words(setup: _Setup) -> dict[str, str]:
-    """The choices, for people."""
+def _print_line(console: Console, line: str) -> None:
+    # No markup, because messages quote file and class names.
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _recipe_summary(setup: _Setup) -> dict[str, str]:
+    """Return the training options as text for the report."""
     recipe, settled = setup.plan.recipe, setup.plan
-    said = {
+    summary = {
         "backbone": recipe.backbone,
-        "in int8": setup.backbone.int8 or "not known",
+        "int8": setup.backbone.int8 or "unknown",
         "input": f"{settled.size[1]}x{settled.size[0]} pixels, {recipe.fit}",
-        "learned": f"head, then the top {settled.share:.0%} of the backbone" if settled.epochs else "head only",
+        "trained": f"head, then the top {settled.share:.0%} of the backbone" if settled.epochs else "head only",
     }
     if settled.epochs:
-        said["fine-tuning"] = (
-            f"{settled.epochs} epochs at most, {recipe.batch_size} images a step, "
+        summary["fine-tuning"] = (
+            f"at most {settled.epochs} epochs, {recipe.batch_size} images per step, "
             f"learning rate {settled.learning_rate:g}, augmentation {recipe.augment:g}"
         )
-    return said | {"seed": str(recipe.seed)}
+    return summary | {"seed": str(recipe.seed)}
 
 
 def _record(setup: _Setup, created: datetime, data: Path, took_s: float) -> dict[str, Any]:
-    """`run.json`: enough to know what this run is, and to make it again."""
+    """Return the content of `run.json`, which identifies the run and allows it to be reproduced."""
     import keras
 
     dataset, recipe = setup.dataset, setup.plan.recipe

@@ -1,8 +1,8 @@
-"""The networks a classifier can be built on: one row each.
+"""The networks that a classifier can be built on, one row each.
 
-The int8 advice quotes milliseconds an image at 224x224 on 2 threads of an x86-64 server with VNNI
-(measured with LiteRT 2.3; read them as ratios), milliseconds on a Raspberry Pi as published with
-XNNPACK (2022), and ImageNet accuracies as published, float -> int8.
+The int8 texts give milliseconds per image at 224x224 on 2 threads of an x86-64 server with VNNI
+(measured with LiteRT 2.3; use them as ratios), published milliseconds on a Raspberry Pi with
+XNNPACK (2022), and published ImageNet accuracies, float -> int8.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .hub import kerashub_backbone, saved_model_backbone
 
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
 _PACKAGE = "a Python package: ImageNet, nothing is downloaded"
-_UNPUBLISHED = "none are published that edgeloop could read"
+_UNPUBLISHED = "none published that edgeloop can read"
 
 _B_INT8 = (
-    "made of the swish and squeeze-and-excite of efficientnet-b0, which loses 15 points of ImageNet and more; "
-    "an efficientnet-lite keeps its accuracy"
+    "uses swish and squeeze-and-excite, with which efficientnet-b0 loses at least 15 points of ImageNet accuracy in "
+    "int8; an efficientnet-lite keeps its accuracy"
 )
-_LITE_INT8 = "made for it: efficientnet-lite0 loses 0.7 points of ImageNet, efficientnet-lite4 1.3"
+_LITE_INT8 = "designed for int8: efficientnet-lite0 loses 0.7 points of ImageNet accuracy, efficientnet-lite4 1.3"
 
 _ROWS = (
     Backbone(
@@ -36,7 +36,7 @@ _ROWS = (
             f"{_KERAS}/mobilenet/mobilenet_1_0_{{side}}_tf_no_top.h5",
             sides=(128, 160, 192, 224),
         ),
-        int8="made for it: 24 ms published on a Raspberry Pi 4, 46 on a Pi 3+",
+        int8="designed for int8; published latency: 24 ms on a Raspberry Pi 4, 46 ms on a Pi 3+",
     ),
     Backbone(
         "mobilenet-v2",
@@ -47,8 +47,8 @@ _ROWS = (
             f"{_KERAS}/mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{{side}}_no_top.h5",
             sides=(96, 128, 160, 192, 224),
         ),
-        int8="twice as fast (2.1 ms, float 4.4; 17 published on a Raspberry Pi 4, 30 on a Pi 3+); "
-        "ImageNet 71.9 -> 70.9 % after training for int8",
+        int8="int8 is twice as fast as float (2.1 ms vs. 4.4 ms; published: 17 ms on a Raspberry Pi 4, 30 ms on a "
+        "Pi 3+); ImageNet accuracy 71.9 -> 70.9 % after quantization-aware training",
     ),
     Backbone(
         "mobilenet-v3-small",
@@ -59,7 +59,8 @@ _ROWS = (
             f"{_KERAS}/mobilenet_v3/weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5",
             "d3e8ec802a04aa4fc771ee12a9a9b836",
         ),
-        int8="slower than float (5.3 ms, float 2.3): hard-swish leaves the fast path; mobilenet-v2 is twice as fast",
+        int8="int8 is slower than float (5.3 ms vs. 2.3 ms), because hard-swish has no fast int8 implementation; "
+        "mobilenet-v2 is twice as fast",
     ),
     Backbone(
         "mobilenet-v3-large",
@@ -70,8 +71,8 @@ _ROWS = (
             f"{_KERAS}/mobilenet_v3/weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5",
             "07fb09a5933dd0c8eaafa16978110389",
         ),
-        int8="slower than float (11.8 ms, float 4.1): hard-swish leaves the fast path; ImageNet 75.2 -> 73.9 %; "
-        "efficientnet-lite0 is three times as fast",
+        int8="int8 is slower than float (11.8 ms vs. 4.1 ms), because hard-swish has no fast int8 implementation; "
+        "ImageNet accuracy 75.2 -> 73.9 %; efficientnet-lite0 is three times as fast",
     ),
     Backbone(
         "efficientnet-b0",
@@ -82,8 +83,8 @@ _ROWS = (
             "https://storage.googleapis.com/keras-applications/efficientnetb0_notop.h5",
             "50bc09e76180e00e4465e1a485ddc09d",
         ),
-        int8="twice as fast (3.9 ms, float 8.3), but of ImageNet's 77.1 % it loses 15 points and more: swish and "
-        "squeeze-and-excite do not survive; efficientnet-lite0 keeps its accuracy",
+        int8="int8 is twice as fast as float (3.9 ms vs. 8.3 ms), but loses at least 15 points of 77.1 % ImageNet "
+        "accuracy, because of swish and squeeze-and-excite; efficientnet-lite0 keeps its accuracy",
     ),
     Backbone(
         "efficientnet-b1",
@@ -133,7 +134,8 @@ _ROWS = (
         "efficientnet-lite0",
         224,
         Lite(0, 1.0, 1.0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-        int8="made for it: more than twice as fast (3.6 ms, float 8.8); ImageNet 75.1 -> 74.4 %",
+        int8="designed for int8, more than twice as fast as float (3.6 ms vs. 8.8 ms); ImageNet accuracy "
+        "75.1 -> 74.4 %",
         weights=_PACKAGE,
         packaged=True,
     ),
@@ -158,7 +160,7 @@ _ROWS = (
         "efficientnet-lite4",
         300,
         Lite(4, 1.4, 1.8),
-        int8="made for it: ImageNet 81.5 -> 80.2 %",
+        int8="designed for int8; ImageNet accuracy 81.5 -> 80.2 %",
         weights=_UNPUBLISHED,
     ),
     Backbone(
@@ -188,15 +190,15 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType({row.name: row for row in _
 
 
 def find_backbone(name: str) -> Backbone:
-    """The backbone of that name; imports no framework.
+    """Return the backbone with this name; no framework is imported.
 
     Args:
         name: one of `BACKBONES`; ``kerashub:`` and a preset's name, handle or folder; ``savedmodel:`` and a
-            SavedModel's folder or its handle on Kaggle or tfhub.dev. The last two may end in the pixels the network was
-            trained on, such as ``#-1..1``.
+            SavedModel's folder or its handle on Kaggle or tfhub.dev. The last two may end with the pixel range that the
+            network was trained with, such as ``#-1..1``.
 
     Raises:
-        ConfigError: there is none, or what it names on disk is not there.
+        ConfigError: no backbone has this name, or the folder it names does not exist.
     """
     kind, _, rest = name.partition(":")
     if kind == "kerashub" and rest:

@@ -410,7 +410,9 @@ def test_the_second_process_says_that_it_waits(photos: Path, cache: Path) -> Non
     said = io.StringIO()
     with PixelCache(cache, SPEC):
         thread = threading.Thread(
-            target=load_dataset, args=(photos, SPEC), kwargs={"cache": cache, "console": Console(file=said, force_terminal=True)}
+            target=load_dataset,
+            args=(photos, SPEC),
+            kwargs={"cache": cache, "console": Console(file=said, force_terminal=True)},
         )
         thread.start()
         deadline = time.monotonic() + 30
