@@ -1,1 +1,1 @@
-"""Bundles to devices, and the commands that join the stages."""
+"""Deploys bundles to devices, and provides the commands that join several stages."""

@@ -1,1 +1,1 @@
-"""Reports of `edgeloop bench` as a page to look at."""
+"""HTML reports of `edgeloop bench`."""

@@ -1,4 +1,4 @@
-"""The charts of the page. Rows are named by letters, which its table explains."""
+"""Charts of the latency report. Letters identify the rows of its table."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trainer.report.svg import BLUE, GRID, INK, ORANGE, WIDE, as_svg, new_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_CURVES = 6
+MAX_CURVES = 6
 _LINES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
 
 
 def ranges(letters: Sequence[str], rows: Sequence[Steady]) -> str:
-    """Median, the middle half of the tail (to p90) and p99 of each row."""
+    """Draw the median, p90 and p99 latency of each row."""
     with style():
         figure, axes = new_figure((WIDE[0], 0.9 + 0.32 * len(rows)))
         for place, row in enumerate(rows):
@@ -48,32 +48,32 @@ def ranges(letters: Sequence[str], rows: Sequence[Steady]) -> str:
 
 
 def distributions(letters: Sequence[str], rows: Sequence[Steady]) -> str:
-    """Share of inferences that were at most so long."""
+    """Draw the cumulative distribution of the latencies."""
     with style():
         figure, axes = new_figure(WIDE)
         for place, (letter, row) in enumerate(zip(letters, rows, strict=True)):
             times = np.sort(np.asarray(row.times_ms))
             share = 100 * np.arange(1, len(times) + 1) / len(times)
-            axes.step(times, share, where="post", label=letter, **_look(place))
+            axes.step(times, share, where="post", label=letter, **_style(place))
         axes.set_xscale("log")
         lowest = min(min(row.times_ms) for row in rows)
         highest = max(float(np.percentile(row.times_ms, 99.5)) for row in rows)
-        axes.set(xlabel="ms at most", ylabel="inferences, %", xlim=(lowest * 0.95, highest * 1.1))
+        axes.set(xlabel="latency up to, ms", ylabel="inferences, %", xlim=(lowest * 0.95, highest * 1.1))
         _plain_ticks(axes, lowest, highest)
         axes.legend(loc="lower right")
         return as_svg(figure, "Distribution of latency")
 
 
 def threads(letters: Sequence[str], groups: Sequence[Sequence[Steady]]) -> str:
-    """Median and p95 by number of threads; a group is one bundle on one machine."""
+    """Draw median and p95 by number of threads; a group is one bundle on one machine."""
     with style():
         figure, axes = new_figure(WIDE)
         for place, (letter, group) in enumerate(zip(letters, groups, strict=True)):
             counts = [row.threads for row in group]
-            look = _look(place)
-            axes.plot(counts, [row.invoke.p50 for row in group], marker="o", markersize=4.5, label=letter, **look)
+            line = _style(place)
+            axes.plot(counts, [row.invoke.p50 for row in group], marker="o", markersize=4.5, label=letter, **line)
             low, high = [row.invoke.p50 for row in group], [row.invoke.p95 for row in group]
-            axes.fill_between(counts, low, high, color=look["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(counts, low, high, color=line["color"], alpha=0.15, linewidth=0)
         counts = sorted({row.threads for group in groups for row in group})
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.set(xlabel="threads", ylabel="ms: median, up to p95", ylim=(0, None))
@@ -82,7 +82,7 @@ def threads(letters: Sequence[str], groups: Sequence[Sequence[Steady]]) -> str:
 
 
 def over_time(one: Sustained) -> str:
-    """Latency each second of sustained work, and temperature."""
+    """Draw the latency in each second of sustained load, and the temperature."""
     at = [second.at_s for second in one.seconds]
     with style():
         figure, axes = new_figure(WIDE)
@@ -103,7 +103,7 @@ def over_time(one: Sustained) -> str:
 
 
 def accuracies(letters: Sequence[str], points: Sequence[tuple[float, float]]) -> str:
-    """Accuracy against latency; what is up and left is better. Points: median ms, accuracy 0 to 1."""
+    """Draw accuracy against latency; up and left is better. Points: median in ms, accuracy from 0 to 1."""
     with style():
         figure, axes = new_figure(WIDE)
         for letter, (ms, accuracy) in zip(letters, points, strict=True):
@@ -115,13 +115,13 @@ def accuracies(letters: Sequence[str], points: Sequence[tuple[float, float]]) ->
         return as_svg(figure, "Accuracy against latency")
 
 
-def _look(place: int) -> dict[str, Any]:
-    """Two colours and three kinds of line tell six curves apart."""
+def _style(place: int) -> dict[str, Any]:
+    """Return the line style of a curve: two colours and three dash patterns distinguish six curves."""
     return {"color": (BLUE, ORANGE)[place % 2], "linestyle": _LINES[place // 2 % len(_LINES)]}
 
 
 def _plain_ticks(axes: Axes, lowest: float, highest: float) -> None:
-    """Round numbers on a logarithmic axis, as many as there is room for."""
+    """Label a logarithmic axis with round numbers."""
     steps = [base * 10.0**power for power in range(-3, 5) for base in (1, 2, 5)]
     ticks = [step for step in steps if 0.9 * lowest <= step <= 1.1 * highest] or [lowest, highest]
     axes.set_xticks(ticks, [f"{tick:g}" if tick in steps else f"{tick:.2g}" for tick in ticks])

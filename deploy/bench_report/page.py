@@ -1,4 +1,4 @@
-"""Reports of one or several machines as one HTML page: what was measured, its spread, and what speaks against it."""
+"""Renders benchmark reports of one or several machines as one HTML page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STAGES = ("decode", "preprocess", "invoke", "decide", "publish")
 
 
 def render(reports: Sequence[Report]) -> str:
-    """The page: it needs no other file and no network."""
+    """Render the reports as a self-contained HTML page."""
     from markupsafe import Markup
 
     template = environment("deploy.bench_report", "trainer.report").get_template("latency.html.j2")
@@ -62,29 +62,29 @@ def _letter(place: int) -> str:
 
 
 def _charts(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    made: dict[str, str] = {}
+    drawings: dict[str, str] = {}
     if not rows:
-        return made
+        return drawings
     letters, steady = [row["letter"] for row in rows], [row["steady"] for row in rows]
-    made["ranges"] = charts.ranges(letters, steady)
-    drawn = [(row["letter"], row["steady"]) for row in rows if row["steady"].times_ms][: charts.MOST_CURVES]
+    drawings["ranges"] = charts.ranges(letters, steady)
+    drawn = [(row["letter"], row["steady"]) for row in rows if row["steady"].times_ms][: charts.MAX_CURVES]
     if drawn:
-        made["distributions"] = charts.distributions([letter for letter, _ in drawn], [one for _, one in drawn])
+        drawings["distributions"] = charts.distributions([letter for letter, _ in drawn], [one for _, one in drawn])
     keyed = sorted(rows, key=lambda row: (row["machine"].hostname, row["name"], row["delegate"], row["steady"].threads))
     groups = [
         list(group)
         for _, group in groupby(keyed, key=lambda row: (row["machine"].hostname, row["name"], row["delegate"]))
     ]
-    several = [group for group in groups if len({row["steady"].threads for row in group}) > 1][: charts.MOST_CURVES]
+    several = [group for group in groups if len({row["steady"].threads for row in group}) > 1][: charts.MAX_CURVES]
     if several:
-        # A group goes by its first row's letter and its last one's.
+        # The letters of its first and last row identify a group.
         names = [f"{group[0]['letter']} to {group[-1]['letter']}" for group in several]
-        made["threads"] = charts.threads(names, [[row["steady"] for row in group] for group in several])
+        drawings["threads"] = charts.threads(names, [[row["steady"] for row in group] for group in several])
     points = [
         (row["letter"], (row["steady"].invoke.p50, row["subject"].accuracy))
         for row in rows
         if row["subject"] is not None and row["subject"].accuracy is not None
     ]
     if len({accuracy for _, (_, accuracy) in points}) > 1:
-        made["accuracies"] = charts.accuracies([letter for letter, _ in points], [point for _, point in points])
-    return made
+        drawings["accuracies"] = charts.accuracies([letter for letter, _ in points], [point for _, point in points])
+    return drawings

@@ -1,1 +1,1 @@
-"""The commands of this package, one module each."""
+"""Commands of the deploy package, one module each."""

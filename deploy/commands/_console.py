@@ -1,4 +1,4 @@
-"""What `edgeloop deploy` shows while it works: a line for each device, or one for all where there are many."""
+"""Consoles and progress bars of `edgeloop deploy`: one bar per device, or one per wave for many devices."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from rich.progress import (
 from edge_agent.store.receive import PushEvent
 
 from ..fleet.inventory import Host
-from ..fleet.push import Package, Tell
+from ..fleet.push import OnEvent, Package
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-MOST_LINES = 20
-"""Devices that get a line of their own."""
+MAX_BARS = 20
+"""Maximum number of devices that get their own bar."""
 
 
 def printable(text: object) -> str:
-    """Text from a device, which must not steer the terminal."""
+    """Replace control characters in text from a device, so that it cannot control the terminal."""
     return "".join(char if char.isprintable() or char == "\t" else "?" for char in str(text))
 
 
 def plain(text: object) -> str:
-    """The same where Rich reads markup."""
+    """Make text from a device printable and escape Rich markup in it."""
     return escape(printable(text))
 
 
 @contextmanager
-def pushing(what: Package, *, quiet: bool) -> Iterator[tuple[Tell, Callable[[int, list[Host]], Any]]]:
-    """Bars of a roll-out: what is told of each device's events, and what of each wave."""
+def pushing(what: Package, *, quiet: bool) -> Iterator[tuple[OnEvent, Callable[[int, list[Host]], Any]]]:
+    """Show the progress of a rollout; yields a callback for device events and one for the start of a wave."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TransferSpeedColumn())
     with Progress(*columns, TextColumn("{task.fields[at]}"), console=err, disable=quiet or not err.is_terminal) as bars:
         lines: dict[str, TaskID] = {}
@@ -50,7 +50,7 @@ def pushing(what: Package, *, quiet: bool) -> Iterator[tuple[Tell, Callable[[int
             for line in lines.values():
                 bars.update(line, visible=False)
             lines.clear()
-            shown = [host.name for host in hosts] if len(hosts) <= MOST_LINES else []
+            shown = [host.name for host in hosts] if len(hosts) <= MAX_BARS else []
             for name in shown:
                 lines[name] = bars.add_task(plain(name), total=what.size, at="connecting")
             if not shown:
@@ -59,7 +59,7 @@ def pushing(what: Package, *, quiet: bool) -> Iterator[tuple[Tell, Callable[[int
 
         have: dict[str, int] = {}
 
-        def tell(name: str, event: PushEvent) -> None:
+        def on_event(name: str, event: PushEvent) -> None:
             if event.event == "have":
                 have[name] = event.done
             if "" in lines:
@@ -67,20 +67,20 @@ def pushing(what: Package, *, quiet: bool) -> Iterator[tuple[Tell, Callable[[int
             elif name in lines:
                 bars.update(lines[name], completed=have.get(name, 0), at=_at(event))
 
-        yield tell, wave
+        yield on_event, wave
 
 
 def _at(event: PushEvent) -> str:
     if event.event == "have":
         return "sending" if event.done < event.of else "unpacking"
     if event.event == "proving":
-        return f"proving {event.done}/{event.of}"
+        return f"canary test {event.done}/{event.of}"
     return {"installed": "installed", "probation": "on probation, its first 500 frames"}.get(event.event, event.event)
 
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[str, int, int], Any]]:
-    """A bar for each device that counts things."""
+    """Show a counting bar per device; yields a callback that takes the device, the count and the total."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -90,40 +90,40 @@ def counting(what: str) -> Iterator[Callable[[str, int, int], Any]]:
     with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
         lines: dict[str, TaskID] = {}
 
-        def tell(name: str, done: int, of: int) -> None:
+        def on_progress(name: str, done: int, of: int) -> None:
             if name not in lines:
                 lines[name] = bars.add_task(f"{plain(name)}: {what}")
             bars.update(lines[name], completed=done, total=of)
 
-        yield tell
+        yield on_progress
 
 
 @contextmanager
 def working() -> Iterator[Callable[[str, str, int, int], Any]]:
-    """A line for each device with what is being done there."""
+    """Show a line per device with its current step; yields a callback that takes the device, the step and bytes."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[at]}"))
     with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
         lines: dict[str, TaskID] = {}
 
-        def tell(name: str, at: str, done: int, of: int) -> None:
+        def on_progress(name: str, at: str, done: int, of: int) -> None:
             if name not in lines:
                 lines[name] = bars.add_task(plain(name), total=None, at="")
             size = f" {done / 1e6:.0f} of {of / 1e6:.0f} MB" if of else ""
             bars.update(lines[name], completed=done, total=of or None, at=f"{plain(at)}{size}")
 
-        yield tell
+        yield on_progress
 
 
 @contextmanager
 def preparing() -> Iterator[Callable[[str, int, int], Any]]:
-    """A bar for each thing that is done to a card."""
+    """Show a bar per step of preparing a card; yields a callback that takes the step, bytes done and the total."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.percentage:>3.0f}%"))
     with Progress(*columns, TimeRemainingColumn(), console=err, disable=not err.is_terminal) as bars:
         lines: dict[str, TaskID] = {}
 
-        def tell(doing: str, done: int, of: int) -> None:
+        def on_progress(doing: str, done: int, of: int) -> None:
             if doing not in lines:
                 lines[doing] = bars.add_task(doing, total=None)
             bars.update(lines[doing], completed=done, total=of or None)
 
-        yield tell
+        yield on_progress

@@ -1,4 +1,4 @@
-"""One thing done with many devices: how the command line names them, some at a time, and what failed at the end."""
+"""Shared parts of commands for many devices: host options, concurrent execution, reporting of errors."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ Result = TypeVar("Result")
 
 
 def takes_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
-    """HOST..., --inventory and --ssh-config, the same for every command."""
+    """Add HOST..., --inventory and --ssh-config to a command."""
     path = click.Path(path_type=Path, dir_okay=False, exists=True)
     hosts = click.argument("hosts", metavar="[HOST]...", nargs=-1)
     inventory = click.option("--inventory", "-i", type=path, help="YAML file of hosts and groups.")
-    ssh_config = click.option("--ssh-config", "-F", type=path, help="Instead of ~/.ssh/config.")
+    ssh_config = click.option(
+        "--ssh-config", "-F", type=path, help="SSH configuration file to use instead of ~/.ssh/config."
+    )
     return hosts(inventory(ssh_config(command)))
 
 
 async def all_of(
     hosts: Sequence[Host], do: Callable[[Host], Awaitable[Result]]
 ) -> list[tuple[str, Result | EdgeloopError]]:
-    """The same with each host, some at a time: its result, or why there is none."""
+    """Run `do` with every host, a limited number at a time, and return each host's result or error."""
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(host: Host) -> tuple[str, Result | EdgeloopError]:
@@ -44,12 +46,12 @@ async def all_of(
 
 
 def each(hosts: Sequence[Host], do: Callable[[Host], Awaitable[Result]]) -> list[tuple[str, Result | EdgeloopError]]:
-    """The same, from where nothing else runs."""
+    """Run `all_of` in a new event loop."""
     return asyncio.run(all_of(hosts, do))
 
 
 def end(results: Sequence[tuple[str, Any]]) -> None:
-    """Say what failed, and end with 1 if anything did."""
+    """Print the errors and exit with status 1 if there are any."""
     failed = [result for _, result in results if isinstance(result, EdgeloopError)]
     for error in failed:
         click.echo(f"edgeloop: {one_line(error)}", err=True)

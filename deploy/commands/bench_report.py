@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-# Looked for first, so that without the packages of the page the one line says which.
+# Imported first, so that the error message names a missing package.
 import jinja2  # noqa: F401
 import matplotlib as mpl  # noqa: F401
 
@@ -20,7 +20,7 @@ from ..bench_report.page import render
 @click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="HTML file to write.")
 def report_command(reports: tuple[Path, ...], out: Path) -> None:
-    """Show REPORTS, as `edgeloop bench --json` writes them, in one HTML page that needs no other file."""
+    """Render REPORTS, written by `edgeloop bench --json`, as one self-contained HTML page."""
     html = render([load(path) for path in reports])
     with replacing(out) as file:
         file.write(html.encode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""`edgeloop deploy`: devices over SSH, one or many."""
+"""`edgeloop deploy`: manages devices over SSH."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from .deploy_push import push_command
 
 @click.group("deploy")
 def deploy_command() -> None:
-    """Devices over SSH: set them up, send models in waves, look, go back, fetch captures.
+    """Manage devices over SSH: provision them, roll out models, show their status, fetch captures.
 
-    HOST is [USER@]HOST[:PORT], what ~/.ssh/config calls it, or a host or group of --inventory; without any, all of the
-    inventory. Your own SSH configuration, keys, agent and known hosts are used.
+    HOST is [USER@]HOST[:PORT], an alias in ~/.ssh/config, or a host or group of the --inventory file. Without HOST,
+    all hosts of the inventory are used. Your SSH configuration, keys, agent and known hosts apply.
     """
 
 
@@ -41,9 +41,9 @@ for _command in (image_command, provision_command, deprovision_command, push_com
 
 @deploy_command.command("status")
 @takes_hosts
-@click.option("--json", "as_json", is_flag=True, help="All of it, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all details as JSON.")
 def status_command(hosts: tuple[str, ...], inventory: Path | None, ssh_config: Path | None, *, as_json: bool) -> None:
-    """Show what each device runs, and how it is doing."""
+    """Show the model of each device and its state."""
 
     async def ask(host: Host) -> StoreStatus:
         async with connected(host, ssh_config=ssh_config) as device:
@@ -51,8 +51,10 @@ def status_command(hosts: tuple[str, ...], inventory: Path | None, ssh_config: P
 
     results = each(choose(hosts, inventory), ask)
     if as_json:
-        told = {name: {"error": str(r)} if isinstance(r, Exception) else msgspec.to_builtins(r) for name, r in results}
-        click.echo(json.dumps(told, indent=2))
+        report = {
+            name: {"error": str(r)} if isinstance(r, Exception) else msgspec.to_builtins(r) for name, r in results
+        }
+        click.echo(json.dumps(report, indent=2))
     else:
         table = Table("device", "model", "state", "canary", "invoke", "previous")
         for name, result in results:
@@ -68,7 +70,7 @@ def _row(status: StoreStatus | EdgeloopError) -> list[str]:
     if one is None:
         return ["none", "no model is installed", "", "", ""]
     state = f"{one.status}: {one.reason}" if one.reason else one.status
-    proof = one.proof
+    proof = one.canary
     shown = ["", ""] if proof is None else [f"{100 * proof.accuracy:.0f} %", f"{proof.p50_ms:.1f} ms"]
     before = status.previous
     previous = (
@@ -79,25 +81,27 @@ def _row(status: StoreStatus | EdgeloopError) -> list[str]:
 
 @deploy_command.command("drift")
 @takes_hosts
-@click.option("--json", "as_json", is_flag=True, help="All of it, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all details as JSON.")
 def drift_command(hosts: tuple[str, ...], inventory: Path | None, ssh_config: Path | None, *, as_json: bool) -> None:
-    """Say of each device's cameras whether the model still fits what they see.
+    """Show for each camera whether the model's scores are drifting.
 
-    Exits 1 where one is drifting: pull its captures, review them and retrain.
+    Exits with status 1 if any camera is drifting. In that case pull its captures, review them and retrain.
     """
 
     async def ask(host: Host) -> DeviceDrift:
         async with connected(host, ssh_config=ssh_config) as device:
-            # 1 says that a camera is drifting, which the answer says, too.
-            return msgspec.json.decode(await device.edgeloop("drift", "--json", fine=(0, 1)), type=DeviceDrift)
+            # Exit status 1 means that a camera is drifting; the report contains it as well.
+            return msgspec.json.decode(await device.edgeloop("drift", "--json", ok_codes=(0, 1)), type=DeviceDrift)
 
     results = each(choose(hosts, inventory), ask)
     if as_json:
-        told = {name: {"error": str(r)} if isinstance(r, Exception) else msgspec.to_builtins(r) for name, r in results}
-        click.echo(json.dumps(told, indent=2))
+        report = {
+            name: {"error": str(r)} if isinstance(r, Exception) else msgspec.to_builtins(r) for name, r in results
+        }
+        click.echo(json.dumps(report, indent=2))
     else:
         table = Table(
-            "device", "model", "camera", "verdict", "frames", "mean score", "on its test", "in its first days"
+            "device", "model", "camera", "verdict", "frames", "mean score", "on the test split", "in the first days"
         )
         for name, result in results:
             for row in _drift_rows(result):
@@ -114,14 +118,14 @@ def _drift_rows(result: DeviceDrift | EdgeloopError) -> list[list[str]]:
         return [["", "", f"[red]{_console.plain(result)}[/]", "", "", "", ""]]
     rows = []
     for one in result.cameras:
-        beside = one.test or one.first
+        baseline = one.test or one.first
         rows.append(
             [
                 _console.plain(result.model),
                 _console.plain(one.camera),
                 f"[{'red' if one.verdict == 'drifting' else 'green'}]{one.verdict}[/]",
                 str(one.frames),
-                "" if beside is None else f"{beside.now:.2f}",
+                "" if baseline is None else f"{baseline.now:.2f}",
                 "" if one.test is None else f"{one.test.before:.2f}",
                 "" if one.first is None else f"{one.first.before:.2f}",
             ]
@@ -131,9 +135,14 @@ def _drift_rows(result: DeviceDrift | EdgeloopError) -> list[list[str]]:
 
 @deploy_command.command("rollback")
 @takes_hosts
-@click.option("--reason", default="rolled back by hand", show_default=True, help="Noted beside the model left behind.")
+@click.option(
+    "--reason",
+    default="rolled back by hand",
+    show_default=True,
+    help="Reason to record with the model that is rolled back.",
+)
 def rollback_command(hosts: tuple[str, ...], inventory: Path | None, ssh_config: Path | None, reason: str) -> None:
-    """Make the previous model current again on each device."""
+    """Roll back each device to its previous model."""
     results = each(choose(hosts, inventory), lambda host: roll_back(host, reason, ssh_config=ssh_config))
     for name, result in results:
         if not isinstance(result, EdgeloopError):
@@ -143,12 +152,14 @@ def rollback_command(hosts: tuple[str, ...], inventory: Path | None, ssh_config:
 
 @deploy_command.command("logs")
 @takes_hosts
-@click.option("--lines", "-n", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many.")
-@click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C.")
+@click.option(
+    "--lines", "-n", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Number of lines to show."
+)
+@click.option("--follow", "-f", is_flag=True, help="Keep printing new lines until Ctrl-C.")
 def logs_command(
     hosts: tuple[str, ...], inventory: Path | None, ssh_config: Path | None, lines: int, *, follow: bool
 ) -> None:
-    """Print what the agents log, each line behind its device's name where there are several."""
+    """Print the agents' logs; with several devices, each line begins with the device's name."""
     chosen = choose(hosts, inventory)
     journal = ["journalctl", "--unit=edgeloop.service", "--no-pager", "--output=short-iso", f"--lines={lines}"]
 
@@ -161,14 +172,17 @@ def logs_command(
     end(each(chosen, read))
 
 
-async def _copy_lines(device: Connection, command: str, before: str) -> None:
+async def _copy_lines(device: Connection, command: str, prefix: str) -> None:
     async with device.process(command) as process:
         process.stdin.write_eof()
         while line := await process.stdout.readline():
-            click.echo(before + _console.printable(line.decode(errors="replace").rstrip("\n")))
-        said = await process.stderr.read(4096)
+            click.echo(prefix + _console.printable(line.decode(errors="replace").rstrip("\n")))
+        errors = (await process.stderr.read(4096)).decode(errors="replace")
         await process.wait_closed()
-        if process.exit_status != 0 and "not found" in (text := said.decode(errors="replace")) and "journalctl" in text:
-            raise DeviceError(f"{device.host.name}: it has no systemd journal; the agent logs to where it was started")
+        if process.exit_status != 0 and "not found" in errors and "journalctl" in errors:
+            raise DeviceError(
+                f"{device.host.name}: it has no systemd journal; look at the output of the process that started the "
+                "agent"
+            )
         if process.exit_status != 0:
-            raise device.failure(process.exit_status or -1, said.decode(errors="replace"))
+            raise device.failure(process.exit_status or -1, errors)

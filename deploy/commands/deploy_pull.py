@@ -1,4 +1,4 @@
-"""`edgeloop deploy pull`: captures from many devices."""
+"""`edgeloop deploy pull`: fetches captures from many devices."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from ._hosts import each, end, takes_hosts
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("captures"),
     show_default=True,
-    help="Folder to fetch them into, one below it for each device.",
+    help="Folder for the captures, with one subfolder per device.",
 )
-@click.option("--keep", is_flag=True, help="Leave them on the devices, too.")
+@click.option("--keep", is_flag=True, help="Keep the captures on the devices.")
 def pull_command(
     hosts: tuple[str, ...], inventory: Path | None, ssh_config: Path | None, out: Path, *, keep: bool
 ) -> None:
-    """Fetch the frames that devices kept for retraining; a device removes those that are safe here."""
-    with _console.counting("captures") as tell:
+    """Fetch the frames that devices captured for retraining, and delete them on the devices after a verified copy."""
+    with _console.counting("captures") as on_progress:
         results = each(
-            choose(hosts, inventory), lambda host: pull(host, out, keep=keep, ssh_config=ssh_config, tell=tell)
+            choose(hosts, inventory),
+            lambda host: pull(host, out, keep=keep, ssh_config=ssh_config, on_progress=on_progress),
         )
     for name, result in results:
         if not isinstance(result, EdgeloopError):
@@ -39,6 +40,6 @@ def pull_command(
 
 
 def _pulled(result: Pulled) -> str:
-    damaged = f"; {len(result.damaged)} are damaged and were left there" if result.damaged else ""
-    had = f", {result.had} were here" if result.had else ""
-    return f"{result.fetched} captures fetched into {result.folder}{had}, {result.removed} removed there{damaged}"
+    damaged = f"; {len(result.damaged)} are damaged and stay on the device" if result.damaged else ""
+    had = f", {result.had} were already here" if result.had else ""
+    return f"{result.fetched} captures fetched into {result.folder}{had}, {result.removed} deleted on it{damaged}"

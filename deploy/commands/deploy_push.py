@@ -1,4 +1,4 @@
-"""`edgeloop deploy push`: a bundle to many devices, in waves."""
+"""`edgeloop deploy push`: rolls out a bundle to many devices in waves."""
 
 from __future__ import annotations
 
@@ -23,19 +23,35 @@ _COLOURS = {"good": "green", "active": "green", "stored": "green", "rolled back"
 @click.command("push")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @takes_hosts
-@click.option("--waves", default=WAVES, show_default=True, help="How many devices are done when each wave ends.")
 @click.option(
-    "--tolerate", type=click.FloatRange(0, 100), default=10, show_default=True, help="Percent of a wave that may fail."
+    "--waves", default=WAVES, show_default=True, help="Total number or share of devices done at the end of each wave."
 )
-@click.option("--at-once", type=click.IntRange(1, 256), default=AT_ONCE, show_default=True, help="Devices at a time.")
-@click.option("--no-activate", is_flag=True, help="Only store it; the current models stay.")
-@click.option("--no-wait", is_flag=True, help="Do not wait for its first 500 frames.")
 @click.option(
-    "--timeout-s", type=click.FloatRange(1, 86400), default=300, show_default=True, help="Seconds to wait for those."
+    "--tolerate",
+    type=click.FloatRange(0, 100),
+    default=10,
+    show_default=True,
+    help="Percentage of a wave that may fail.",
 )
-@click.option("--force", is_flag=True, help="Also where it was rolled back before.")
-@click.option("--allow-downgrade", is_flag=True, help="Also where a newer one runs.")
-@click.option("--json", "as_json", is_flag=True, help="How it went, as JSON.")
+@click.option(
+    "--at-once",
+    type=click.IntRange(1, 256),
+    default=AT_ONCE,
+    show_default=True,
+    help="Maximum number of devices to work on at the same time.",
+)
+@click.option("--no-activate", is_flag=True, help="Store the bundle without activating it.")
+@click.option("--no-wait", is_flag=True, help="Do not wait for the probation, the model's first 500 frames.")
+@click.option(
+    "--timeout-s",
+    type=click.FloatRange(1, 86400),
+    default=300,
+    show_default=True,
+    help="Maximum time to wait for the probation, in seconds.",
+)
+@click.option("--force", is_flag=True, help="Also send the bundle to devices that rolled it back before.")
+@click.option("--allow-downgrade", is_flag=True, help="Also send the bundle to devices that run a newer version.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def push_command(
     bundle: Path,
     hosts: tuple[str, ...],
@@ -52,11 +68,10 @@ def push_command(
     allow_downgrade: bool,
     as_json: bool,
 ) -> None:
-    """Send BUNDLE to devices, which prove it and make it current; in waves, the first device alone.
+    """Send BUNDLE to devices in waves, the first device alone. Each device runs the canary test and activates it.
 
-    A device that has the bundle is sent nothing, and one that has part of it the rest. Where it does badly the device
-    goes back to its old model by itself; where a wave has too many of those, the whole wave goes back and no further
-    one is begun.
+    Only the bytes that a device lacks are sent. A device on which the model fails rolls it back automatically. If too
+    many devices of a wave fail, the whole wave is rolled back and the rollout stops.
     """
     what = package(bundle)
     chosen = choose(hosts, inventory)
@@ -68,7 +83,7 @@ def push_command(
         ssh_config=ssh_config,
     )
     start = time.monotonic()
-    with _console.pushing(what, quiet=as_json) as (tell, wave):
+    with _console.pushing(what, quiet=as_json) as (on_event, wave):
         rollout = asyncio.run(
             roll_out(
                 chosen,
@@ -76,7 +91,7 @@ def push_command(
                 choices,
                 plan=waves,
                 tolerate=tolerate / 100,
-                tell=tell,
+                on_event=on_event,
                 wave=wave,
                 at_once=at_once,
             )
@@ -98,12 +113,12 @@ def _show(rollout: Rollout, name: str, took_s: float) -> None:
     if of > 1:
         _console.out.print(f"{name}: on {good} of {of} devices in {took_s:.0f} s")
     if rollout.stopped and of > 1:
-        left = f"; {len(rollout.untouched)} devices were not begun with" if rollout.untouched else ""
+        left = f"; {len(rollout.untouched)} devices were not started" if rollout.untouched else ""
         _console.err.print(f"edgeloop: stopped: {rollout.stopped}{left}")
 
 
 def _facts(outcome: Outcome) -> str:
     if outcome.state == "unreachable":
         return outcome.text
-    moved = f"{outcome.moved_bytes / 1e6:.2f} MB moved" if outcome.moved_bytes else "nothing to move"
+    moved = f"{outcome.moved_bytes / 1e6:.2f} MB sent" if outcome.moved_bytes else "nothing to send"
     return f"{outcome.text}; {moved}, {outcome.took_s:.1f} s"

@@ -1,4 +1,4 @@
-"""`edgeloop loop`."""
+"""`edgeloop loop`: one round of pull, retrain and push."""
 
 from __future__ import annotations
 
@@ -26,22 +26,32 @@ from .retrain import takes_terms
 @click.command("loop", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("work", type=click.Path(path_type=Path, file_okay=False))
 @takes_hosts
-@click.option("--run", type=click.Path(path_type=Path), help="The first time: the run of the model on the devices.")
-@click.option("--bundle", type=click.Path(path_type=Path), help="The first time: the bundle on the devices.")
 @click.option(
-    "--enough", type=click.IntRange(1), help="Retrain with so many new labels, though other frames wait for review."
+    "--run", type=click.Path(path_type=Path), help="Run of the model on the devices; only for the first call."
+)
+@click.option("--bundle", type=click.Path(path_type=Path), help="Bundle on the devices; only for the first call.")
+@click.option(
+    "--enough",
+    type=click.IntRange(1),
+    help="Retrain as soon as there are this many new labels, even if other frames still wait for review.",
 )
 @takes_terms
-@click.option("--waves", default=WAVES, show_default=True, help="As of `edgeloop deploy push`.")
 @click.option(
-    "--tolerate", type=click.FloatRange(0, 100), default=10, show_default=True, help="As of `edgeloop deploy push`."
+    "--waves", default=WAVES, show_default=True, help="Total number or share of devices done at the end of each wave."
+)
+@click.option(
+    "--tolerate",
+    type=click.FloatRange(0, 100),
+    default=10,
+    show_default=True,
+    help="Percentage of a wave that may fail.",
 )
 @click.option(
     "--timeout-s",
     type=click.FloatRange(1, 86400),
     default=300,
     show_default=True,
-    help="Seconds to wait for a device's first 500 frames.",
+    help="Maximum time to wait for the probation, the model's first 500 frames on a device, in seconds.",
 )
 def loop_command(
     work: Path,
@@ -59,23 +69,25 @@ def loop_command(
     tolerate: float,
     timeout_s: float,
 ) -> None:
-    """Go once round the loop in the folder WORK, as far as it goes without a person, and say what was done.
+    """Run one round of the loop in the folder WORK, up to the next step that needs a person.
 
-    Fetches the devices' captures. Where frames wait for review it ends, naming the command; where all are labelled
-    it retrains, judges the new model against the current one, and pushes it in waves if it is no worse. Interrupted
-    or started again it goes on where it was; only one runs at a time, so a timer may start it.
+    Fetches the devices' captures. If frames wait for review, the command ends and prints the review command. Otherwise
+    it retrains, compares the new model with the current one and rolls it out in waves if it is not worse. An
+    interrupted round is resumed by the same command. Only one process runs at a time, so a timer can start it.
     """
     chosen = choose(hosts, inventory)
     if (run is None) != (bundle is None):
-        raise ConfigError("--run and --bundle belong together: the model on the devices, named the first time")
+        raise ConfigError("give both --run and --bundle, those of the model on the devices, or neither")
     if run is not None and bundle is not None:
         begin(work, run, bundle)
     elif not (work / STATE).is_file():
-        raise ConfigError(f"{work}: no loop was begun here; name --run and --bundle the first time")
+        raise ConfigError(f"{work}: no loop was started here; give --run and --bundle for the first call")
 
     def pull_all(folder: Path) -> Sequence[tuple[str, Pulled | EdgeloopError]]:
-        with _console.counting("captures") as tell:
-            return each(chosen, lambda host: pull(host, folder, keep=False, ssh_config=ssh_config, tell=tell))
+        with _console.counting("captures") as on_progress:
+            return each(
+                chosen, lambda host: pull(host, folder, keep=False, ssh_config=ssh_config, on_progress=on_progress)
+            )
 
     def push_all(path: Path) -> Rollout:
         return _push(path, chosen, Choices(watch_s=timeout_s, ssh_config=ssh_config), waves, tolerate)
@@ -98,7 +110,16 @@ def loop_command(
 
 def _push(path: Path, hosts: Sequence[Host], choices: Choices, plan: str, tolerate: float) -> Rollout:
     what = package(path)
-    with _console.pushing(what, quiet=False) as (tell, wave):
+    with _console.pushing(what, quiet=False) as (on_event, wave):
         return asyncio.run(
-            roll_out(hosts, what, choices, plan=plan, tolerate=tolerate / 100, tell=tell, wave=wave, at_once=AT_ONCE)
+            roll_out(
+                hosts,
+                what,
+                choices,
+                plan=plan,
+                tolerate=tolerate / 100,
+                on_event=on_event,
+                wave=wave,
+                at_once=AT_ONCE,
+            )
         )

@@ -1,4 +1,4 @@
-"""`edgeloop retrain`."""
+"""`edgeloop retrain`: trains a new model with labelled frames and compares it with the current one."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from ..pipelines.retrain.pipeline import PAGE, Retrained, Terms, retrain
 
 
 def takes_terms(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What the next model learns and is held to: the same options for every command that makes one."""
+    """Add the options that every command with retraining has."""
     options = (
-        click.option("--none-class", metavar="NAME", help="Make the frames that show none of the classes a class."),
+        click.option(
+            "--none-class", metavar="NAME", help="Use frames that show none of the classes as a class of this name."
+        ),
         click.option(
             "--max-drop",
             type=click.FloatRange(0, 100),
             default=MAX_DROP,
             show_default=True,
-            help="Points of accuracy that may be lost on the frozen test split.",
+            help="Maximum loss of accuracy on the frozen test split, in percentage points.",
         ),
         click.option(
             "--max-class-drop",
             type=click.FloatRange(0, 100),
             default=MAX_CLASS_DROP,
             show_default=True,
-            help="Points one class may lose there.",
+            help="Maximum loss of recall of any class on the frozen test split, in percentage points.",
         ),
         click.option(
             "--sign", "key", type=click.Path(path_type=Path), metavar="KEY", help="SSH key to sign the bundle with."
@@ -48,20 +50,24 @@ def takes_terms(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("retrain", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("captures", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory to make; must not exist.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory to create; must not exist.")
 @click.option(
     "--bundle",
     type=click.Path(path_type=Path),
-    help="Bundle to write where the new model is no worse: NAME-VERSION.edgeloop.  [default: OUT.edgeloop]",
+    help="Bundle to write if the new model is promoted: NAME-VERSION.edgeloop.  [default: OUT.edgeloop]",
 )
 @click.option(
-    "--champion", type=click.Path(path_type=Path), help="The bundle that runs now; made of RUN when left out."
+    "--champion", type=click.Path(path_type=Path), help="Current bundle on the devices; by default converted from RUN."
 )
-@click.option("--epochs", type=click.IntRange(1), help="Fine-tuning passes at most; by the number of images.")
-@click.option("--fine-tune", type=click.Choice(["auto", "none", "top", "all"]), help="Other than RUN's.")
+@click.option("--epochs", type=click.IntRange(1), help="Maximum number of fine-tuning epochs; by default that of RUN.")
+@click.option(
+    "--fine-tune",
+    type=click.Choice(["auto", "none", "top", "all"]),
+    help="Part of the backbone to fine-tune; by default that of RUN.",
+)
 @takes_terms
-@click.option("--cache", type=click.Path(path_type=Path), help="Where prepared images are kept.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted training of OUT.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder for the cache of preprocessed images.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted training of OUT.")
 def retrain_command(
     run: Path,
     captures: Path,
@@ -78,11 +84,11 @@ def retrain_command(
     *,
     resume: bool,
 ) -> None:
-    """Train on from RUN with the frames labelled in CAPTURES, and promote the result only where it is no worse.
+    """Continue training RUN with the frames labelled in CAPTURES, and promote the new model if it is not worse.
 
-    The frozen test split of RUN stays apart, and part of the labelled frames is kept to test with. Old model and
-    new one answer for both as int8, on the device's own classifier; OUT/promotion.html shows them side by side, with
-    the images. Exits 1 where the model before stays.
+    The frozen test split of RUN is not used for training, and part of the labelled frames is kept for testing. Both
+    models are evaluated in int8 with the device's classifier; OUT/promotion.html shows the comparison with the images.
+    Exits with status 1 if the new model is not promoted.
     """
     console = Console()
     if bundle is None:
@@ -105,7 +111,7 @@ def retrain_command(
         )
     except ConfigError as error:
         if bundle.name in str(error):
-            raise ConfigError(f"{error}; or name one with --bundle") from error
+            raise ConfigError(f"{error}; or give one with --bundle") from error
         raise
     show(done, console)
     if done.refusals:
@@ -113,16 +119,17 @@ def retrain_command(
 
 
 def show(done: Retrained, console: Console) -> None:
-    """Both models' figures and the verdict."""
-    table = Table("", "images", "before", "now")
-    matches = [] if done.duel is None else [("frozen test split", done.duel.frozen), ("new frames", done.duel.new)]
-    for name, match in matches:
-        if match is not None:
-            before, now = match.champion.accuracy, match.challenger.accuracy
-            table.add_row(name, str(len(match.photos)), f"{100 * before:.1f} %", f"{100 * now:.1f} %")
+    """Print the accuracy of both models and the verdict."""
+    table = Table("", "images", "champion", "challenger")
+    comparison = done.comparison
+    sets = [] if comparison is None else [("frozen test split", comparison.frozen), ("new frames", comparison.new)]
+    for name, results in sets:
+        if results is not None:
+            before, now = results.champion.accuracy, results.challenger.accuracy
+            table.add_row(name, str(len(results.photos)), f"{100 * before:.1f} %", f"{100 * now:.1f} %")
     if table.rows:
         console.print(table)
     for refusal in done.refusals:
         console.print(refusal, style="red", markup=False, highlight=False, soft_wrap=True)
-    verdict = "the model before stays" if done.bundle is None else f"promoted: {done.bundle}"
-    console.print(f"{verdict}; both side by side in {done.run / PAGE}", markup=False, highlight=False, soft_wrap=True)
+    verdict = "not promoted" if done.bundle is None else f"promoted: {done.bundle}"
+    console.print(f"{verdict}; comparison: {done.run / PAGE}", markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`edgeloop search`."""
+"""`edgeloop search`: finds the network and input size for a latency budget."""
 
 from __future__ import annotations
 
@@ -35,25 +35,50 @@ from ..pipelines.search import (
 @click.command("search")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
-    "--budget-ms", required=True, type=click.FloatRange(0, 60_000, min_open=True), help="That invoke may take."
+    "--budget-ms",
+    required=True,
+    type=click.FloatRange(0, 60_000, min_open=True),
+    help="Latency budget for one inference, in milliseconds.",
 )
-@click.option("--host", help="Measure there, [USER@]HOST[:PORT], instead of here; it must be provisioned.")
-@click.option("--ssh-config", "-F", type=click.Path(path_type=Path, exists=True), help="Instead of ~/.ssh/config.")
+@click.option("--host", help="Measure on this provisioned device, [USER@]HOST[:PORT], instead of this machine.")
 @click.option(
-    "--backbone", "backbones", multiple=True, help="Network to try instead of the usual ones. Several may be."
+    "--ssh-config",
+    "-F",
+    type=click.Path(path_type=Path, exists=True),
+    help="SSH configuration file to use instead of ~/.ssh/config.",
 )
-@click.option("--size", "sizes", multiple=True, type=click.IntRange(32, 1024), help="Side to try. Several may be.")
-@click.option("--threads", type=click.IntRange(1, 64), help="Those the agent would take by default.")
+@click.option(
+    "--backbone",
+    "backbones",
+    multiple=True,
+    help="Network to try instead of the default candidates. Can be given several times.",
+)
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    type=click.IntRange(32, 1024),
+    help="Input size to try, in pixels. Can be given several times.",
+)
+@click.option("--threads", type=click.IntRange(1, 64), help="Number of inference threads; by default the agent's.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("search"),
     show_default=True,
-    help="Folder for what is made; one from before is gone on with.",
+    help="Working directory; an existing one is resumed.",
 )
-@click.option("--sign", "key", type=click.Path(path_type=Path), metavar="KEY", help="SSH key to sign with, for --host.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the heads and the split.")
-@click.option("--json", "as_json", is_flag=True, help="What was found, as JSON.")
+@click.option(
+    "--sign",
+    "key",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="SSH key to sign the bundles with, for a --host that requires signatures.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed for training and the split."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def search_command(
     data: Path,
     budget_ms: float,
@@ -68,11 +93,11 @@ def search_command(
     *,
     as_json: bool,
 ) -> None:
-    """Find the network and input size for DATA that fit a latency budget, measured where the model is to run.
+    """Find the network and input size for DATA that fit a latency budget, measured on the target.
 
-    Each candidate learns a head on frozen features, is quantized, and is timed on the target. Recommended is the
-    fastest within the budget whose accuracy the test images cannot tell from the best; `edgeloop train` then trains
-    it whole. Interrupted, the same command goes on.
+    For each candidate the command trains a head on frozen features, quantizes the model and measures it on the target.
+    It recommends the fastest candidate within the budget whose accuracy is not significantly below the best; train
+    that one fully with `edgeloop train`. An interrupted search is resumed by the same command.
     """
     from ..bench_report.page import render
 
@@ -102,8 +127,8 @@ def _candidates(backbones: Sequence[str], sizes: Sequence[int]) -> list[SearchCa
         return [SearchCandidate(*one) for one in CANDIDATES]
     chosen = []
     for name in dict.fromkeys(backbones or (CANDIDATES[0][0],)):
-        own = find_backbone(name).default_size
-        chosen += [SearchCandidate(name, size) for size in dict.fromkeys(sizes or (own,))]
+        default = find_backbone(name).default_size
+        chosen += [SearchCandidate(name, size) for size in dict.fromkeys(sizes or (default,))]
     return chosen
 
 
@@ -142,7 +167,7 @@ def _there(name: str, ssh_config: Path | None, threads: int | None) -> Measure:
             raise DeviceError(f"{host.name}: {outcome.text}")
         options = [] if threads is None else ["--threads", str(threads)]
         done = await bench(
-            host, options, folder, seconds=3, ssh_config=ssh_config, tell=lambda *_told: None, digest=what.digest
+            host, options, folder, seconds=3, ssh_config=ssh_config, on_progress=lambda *_: None, digest=what.digest
         )
         return done.report
 
@@ -173,20 +198,23 @@ def _show(searched: Searched, chosen: SearchResult | None, data: Path, budget_ms
     for candidate, reason in searched.failed:
         console.print(f"{candidate.backbone} at {candidate.size}: {reason}", markup=False)
     if searched.found:
-        console.print(f"of {searched.found[0].images} test images, by heads on frozen features; {out / 'search.html'}")
+        images = searched.found[0].images
+        console.print(f"accuracy on {images} test images, heads on frozen features; report: {out / 'search.html'}")
     if chosen is not None:
         console.print(train_command(data, chosen), markup=False)
     elif searched.found:
         fastest = min(searched.found, key=lambda one: one.p50_ms)
         message = (
-            f"nothing takes at most {budget_ms:g} ms; the fastest, {fastest.candidate.name}, takes {fastest.p50_ms:.2f}"
+            f"no candidate is within {budget_ms:g} ms; the fastest, {fastest.candidate.name}, takes "
+            f"{fastest.p50_ms:.2f} ms"
         )
-        click.echo(f"edgeloop: {message}: allow more, or try --size {max(32, fastest.candidate.size // 2)}", err=True)
+        smaller = max(32, fastest.candidate.size // 2)
+        click.echo(f"edgeloop: {message}; raise --budget-ms or try --size {smaller}", err=True)
     else:
-        raise ConfigError("no candidate came to a model; the reasons stand above")
+        raise ConfigError("no candidate could be converted and measured; the reasons are printed above")
 
 
 def _as_json(result: SearchResult) -> dict[str, Any]:
-    """The fields of a result under the names that `--json` has always printed."""
+    """Return the fields of a result under their stable `--json` names."""
     found = asdict(result)
     return {"pictures" if name == "images" else name: value for name, value in found.items()}

@@ -1,1 +1,1 @@
-"""Devices over SSH: the inventory, one device, and roll-outs to many."""
+"""Access to devices over SSH: the inventory, single devices, and rollouts to many."""

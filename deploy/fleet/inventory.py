@@ -1,10 +1,10 @@
-"""Which devices: names on the command line, and an inventory file with groups.
+"""Selects devices by names on the command line and an inventory file with groups.
 
 hosts:
-  porch: pi@10.0.0.7              # name: [USER@]HOST[:PORT], or whatever ~/.ssh/config calls it
+  porch: pi@10.0.0.7              # name: [USER@]HOST[:PORT], or an alias in ~/.ssh/config
   barn:
     address: barn.local
-    settings:                     # laid over agent.yaml for this device
+    settings:                     # override agent.yaml for this device
       cameras: {stall: {source: 0}}
 groups:
   outside: [porch, barn]
@@ -36,10 +36,10 @@ class Host(msgspec.Struct, frozen=True):
     """A device to reach over SSH.
 
     Attributes:
-        name: what it is called here.
+        name: name of the device in messages and the inventory.
         host: address, or alias in the user's ssh_config.
-        user, port: None where ssh_config says.
-        settings: laid over agent.yaml for this device alone.
+        user, port: None to use those of ssh_config.
+        settings: settings that override agent.yaml for this device.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Host(msgspec.Struct, frozen=True):
 
     @property
     def place(self) -> tuple[str, str | None, int | None]:
-        """What tells one device from another."""
+        """Identity of the device: two hosts with the same place are the same device."""
         return self.host, self.user, self.port
 
 
@@ -65,25 +65,25 @@ class _Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def choose(names: Sequence[str], inventory: Path | None) -> list[Host]:
-    """The devices meant, in the order given.
+    """Resolve names to devices, in the given order.
 
     Args:
-        names: of hosts or groups of the inventory, or addresses ``[USER@]HOST[:PORT]``; all hosts of the inventory when
+        names: hosts or groups of the inventory, or addresses ``[USER@]HOST[:PORT]``; all hosts of the inventory if
             empty.
-        inventory: file as above.
+        inventory: inventory file as shown above.
 
     Raises:
-        ConfigError: with every problem found: an unknown group, a host listed twice, an address that is none.
+        ConfigError: an unknown group, a host listed twice or an invalid address. Reports all problems at once.
     """
     hosts, groups = ({}, {}) if inventory is None else _read(inventory)
     if not names and inventory is None:
-        raise ConfigError("no device is named; give HOST, or --inventory FILE")
+        raise ConfigError("no device given; give HOST or --inventory FILE")
     problems: list[str] = []
     chosen: dict[str, Host] = {}
     for name in names or list(hosts):
         members = groups.get(name, [name])
         if name not in groups and name in chosen:
-            problems.append(f"{name} is listed twice: name it once")
+            problems.append(f"{name} is listed twice; list it once")
         for member in members:
             host = hosts.get(member) or _addressed(member, member, problems, known=[*hosts, *groups])
             if host is not None:
@@ -95,7 +95,7 @@ def choose(names: Sequence[str], inventory: Path | None) -> list[Host]:
 
 
 def _read(path: Path) -> tuple[dict[str, Host], dict[str, list[str]]]:
-    document = read_yaml(path, hint="docs/guides/deploy.md shows one", max_bytes=MAX_BYTES)
+    document = read_yaml(path, hint="docs/guides/deploy.md has an example", max_bytes=MAX_BYTES)
     if isinstance(document, dict) and isinstance(document.get("hosts"), dict):
         short = {name: {"address": entry} for name, entry in document["hosts"].items() if isinstance(entry, str)}
         document["hosts"] |= short
@@ -108,10 +108,12 @@ def _read(path: Path) -> tuple[dict[str, Host], dict[str, list[str]]]:
             hosts[name] = host
     for group, members in inventory.groups.items():
         if group in hosts:
-            problems.append(f"{group} is a host and a group: give one of them another name")
+            problems.append(f"{group} is both a host and a group; rename one of them")
         problems += [f"{group}: {name} is listed twice" for name in dict.fromkeys(members) if members.count(name) > 1]
         problems += [
-            f"{group}: no host is called {name}{_meant(name, list(hosts))}" for name in members if name not in hosts
+            f"{group}: no host is called {name}{_suggestion(name, list(hosts))}"
+            for name in members
+            if name not in hosts
         ]
     problems += _twice(hosts.values())
     if problems:
@@ -127,15 +129,15 @@ def _addressed(
     settings: Mapping[str, Any] | None = None,
     known: Sequence[str] = (),
 ) -> Host | None:
-    """A host from ``[USER@]HOST[:PORT]``."""
+    """Parse a host from ``[USER@]HOST[:PORT]``; appends to `problems` and returns None if that fails."""
     if known and not any(char in address for char in "@.:"):
-        problems.append(f"no host and no group is called {address}{_meant(address, known)}")
+        problems.append(f"no host or group is called {address}{_suggestion(address, known)}")
         return None
     user, at, rest = address.rpartition("@")
     with_port = _PORT.match(rest)
     host, port = (with_port["host"], int(with_port["port"])) if with_port else (rest, None)
     if not _ADDRESS.match(f"{user}{at}{host}") or (port is not None and not 0 < port < 65536):
-        problems.append(f"{address[:100]!r} is no address; expected [USER@]HOST[:PORT]")
+        problems.append(f"{address[:100]!r} is not an address; expected [USER@]HOST[:PORT]")
         return None
     return Host(name, host.strip("[]"), user or None, port, dict(settings or {}))
 
@@ -143,12 +145,12 @@ def _addressed(
 def _twice(hosts: Any) -> list[str]:
     first: dict[tuple[str, str | None, int | None], str] = {}
     return [
-        f"{host.name} and {first[host.place]} are the same device: name it once"
+        f"{host.name} and {first[host.place]} are the same device; list it once"
         for host in hosts
         if first.setdefault(host.place, host.name) != host.name
     ]
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
+def _suggestion(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(list(known)[:20]) or 'none'}"
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(list(known)[:20]) or 'none'}"

@@ -1,4 +1,4 @@
-"""Captures from a device to a folder here; removed there only once they are safe here."""
+"""Pulls captures from a device into a local folder and deletes them on the device after a verified copy."""
 
 from __future__ import annotations
 
@@ -22,16 +22,25 @@ from .inventory import Host
 from .ssh import Connection, as_agent, connected
 
 _BATCH = 200
-"""Captures at a time: what a broken connection costs at most."""
-_MOST_LINE_BYTES = 256 * 1024
-_MOST_LIST_BYTES = 512 * 2**20
+"""Captures per transfer; a lost connection costs at most this many."""
+_MAX_LINE_BYTES = 256 * 1024
+_MAX_LIST_BYTES = 512 * 2**20
 _BLOCK = 256 * 1024
 _SILENCE_S = 60.0
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """``fetched``: new here. ``had``: were here before. ``removed``: of both. ``damaged``: left there."""
+    """Result of a pull.
+
+    Attributes:
+        host: name of the device.
+        folder: local folder with its captures.
+        fetched: number of captures copied.
+        had: number of captures that were already in the folder.
+        removed: number of captures deleted on the device.
+        damaged: names of damaged captures, which stay on the device.
+    """
 
     host: str
     folder: Path
@@ -42,20 +51,20 @@ class Pulled:
 
 
 async def pull(
-    host: Host, out: Path, *, keep: bool, ssh_config: Path | None, tell: Callable[[str, int, int], Any]
+    host: Host, out: Path, *, keep: bool, ssh_config: Path | None, on_progress: Callable[[str, int, int], Any]
 ) -> Pulled:
-    """Fetch a device's captures into ``out/<host>/<date>/``, verified, and remove them there.
+    """Copy a device's captures to ``out/<host>/<date>/``, verify them, and delete them on the device.
 
     Args:
-        host: which.
-        out: folder; made when it is not there.
-        keep: leave them on the device.
-        ssh_config: instead of the user's.
-        tell: told how many of how many captures are done.
+        host: the device.
+        out: local folder; created if missing.
+        keep: keep the captures on the device.
+        ssh_config: SSH configuration file instead of the user's.
+        on_progress: called with the device's name, the number of captures done and their total.
 
     Raises:
-        DeviceError: it cannot be reached, or sends what nobody asked for.
-        OSError: they cannot be written here; the device keeps what is not.
+        DeviceError: the device cannot be reached, or sends data that was not requested.
+        OSError: captures cannot be written; the device keeps those that are not copied.
     """
     folder = out / host.name.replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,78 +77,78 @@ async def pull(
             batch = captures[start : start + _BATCH]
             safe = [capture for capture in batch if _is_safe(folder, capture)]
             had += len(safe)
-            wanted = {capture.name: capture for capture in batch if capture not in safe}
-            if wanted:
-                got = await _fetch(device, folder, wanted)
-                fetched += len(got)
-                safe += got
-                damaged += sorted(set(wanted) - {capture.name for capture in got})
+            requested = {capture.name: capture for capture in batch if capture not in safe}
+            if requested:
+                received = await _fetch(device, folder, requested)
+                fetched += len(received)
+                safe += received
+                damaged += sorted(set(requested) - {capture.name for capture in received})
             if safe and not keep:
-                given = b"".join(msgspec.json.encode(capture) + b"\n" for capture in safe)
-                removed += int(await device.edgeloop("captures", "remove", given=given, timeout_s=600))
-            tell(host.name, start + len(batch), len(captures))
+                lines = b"".join(msgspec.json.encode(capture) + b"\n" for capture in safe)
+                removed += int(await device.edgeloop("captures", "remove", stdin=lines, timeout_s=600))
+            on_progress(host.name, start + len(batch), len(captures))
     return Pulled(host.name, folder, fetched, had, removed, tuple(damaged))
 
 
 def _listed(device: Connection, listed: bytes) -> list[StoredCapture]:
     try:
-        captures = [msgspec.json.decode(line, type=StoredCapture) for line in listed[:_MOST_LIST_BYTES].splitlines()]
+        captures = [msgspec.json.decode(line, type=StoredCapture) for line in listed[:_MAX_LIST_BYTES].splitlines()]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DeviceError(f"{device.host.name}: its list of captures is none: {error}") from error
-    # Names become paths here.
+        raise DeviceError(f"{device.host.name}: its list of captures cannot be read: {error}") from error
+    # Names are used as local paths.
     bad = next((capture.name for capture in captures if not NAME.match(capture.name)), None)
     if bad is not None:
-        raise DeviceError(f"{device.host.name}: {bad[:100]!r} is no name of a capture")
+        raise DeviceError(f"{device.host.name}: {bad[:100]!r} is not the name of a capture")
     return captures
 
 
-async def _fetch(device: Connection, folder: Path, wanted: dict[str, StoredCapture]) -> list[StoredCapture]:
-    """Fetch a batch; those that arrived whole, and are on the disk here."""
-    most = sum(capture.size + _MOST_LINE_BYTES + 4096 for capture in wanted.values()) + 2**20
+async def _fetch(device: Connection, folder: Path, requested: dict[str, StoredCapture]) -> list[StoredCapture]:
+    """Fetch a batch and return the captures that were received completely and are stored on disk."""
+    limit = sum(capture.size + _MAX_LINE_BYTES + 4096 for capture in requested.values()) + 2**20
     with tempfile.TemporaryFile(dir=folder) as file:
         async with device.process(as_agent(["captures", "send"])) as process:
-            process.stdin.write("".join(f"{name}\n" for name in wanted).encode())
+            process.stdin.write("".join(f"{name}\n" for name in requested).encode())
             process.stdin.write_eof()
             while block := await asyncio.wait_for(process.stdout.read(_BLOCK), _SILENCE_S):
-                if file.tell() + len(block) > most:
-                    raise DeviceError(f"{device.host.name}: sends more than was asked for")
+                if file.tell() + len(block) > limit:
+                    raise DeviceError(f"{device.host.name}: sends more data than was requested")
                 file.write(block)
-            said = await process.stderr.read(4096)
+            errors = await process.stderr.read(4096)
             await process.wait_closed()
             if process.exit_status != 0:
                 code = -1 if process.exit_status is None else process.exit_status
-                raise device.failure(code, said.decode(errors="replace"))
+                raise device.failure(code, errors.decode(errors="replace"))
         file.seek(0)
-        return await asyncio.to_thread(_unpack, device.host.name, file, folder, wanted)
+        return await asyncio.to_thread(_unpack, device.host.name, file, folder, requested)
 
 
-def _unpack(host: str, file: IO[bytes], folder: Path, wanted: dict[str, StoredCapture]) -> list[StoredCapture]:
-    got: list[StoredCapture] = []
+def _unpack(host: str, file: IO[bytes], folder: Path, requested: dict[str, StoredCapture]) -> list[StoredCapture]:
+    received: list[StoredCapture] = []
     lines: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for entry in tar:
                 name, _, kind = entry.name.rpartition(".")
-                capture = wanted.get(name)
+                capture = requested.get(name)
                 content = tar.extractfile(entry) if entry.isreg() else None
                 if capture is None or content is None or kind not in ("json", "jpg"):
-                    raise DeviceError(f"{host}: sends {entry.name[:100]!r}, which nobody asked for")
+                    raise DeviceError(f"{host}: sends {entry.name[:100]!r}, which was not requested")
                 if kind == "json":
-                    lines[name] = content.read(_MOST_LINE_BYTES)
-                elif name in lines and _keep(folder, capture, lines[name], content.read(MOST_IMAGE_BYTES)):
-                    got.append(capture)
+                    lines[name] = content.read(_MAX_LINE_BYTES)
+                elif name in lines and _store(folder, capture, lines[name], content.read(MOST_IMAGE_BYTES)):
+                    received.append(capture)
     except tarfile.TarError as error:
-        raise DeviceError(f"{host}: sends what is no tar: {error}") from error
-    return got
+        raise DeviceError(f"{host}: sends an invalid tar archive: {error}") from error
+    return received
 
 
-def _keep(folder: Path, capture: StoredCapture, line: bytes, image: bytes) -> bool:
-    """Write one, image first, as the device does; whether it is what it says it is."""
+def _store(folder: Path, capture: StoredCapture, line: bytes, image: bytes) -> bool:
+    """Write a capture, image first, as the device does; returns False if its checksums do not match."""
     try:
-        noted = msgspec.json.decode(line, type=Capture)
+        record = msgspec.json.decode(line, type=Capture)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
-    if not noted.sha256 == capture.sha256 == hashlib.sha256(image).hexdigest():
+    if not record.sha256 == capture.sha256 == hashlib.sha256(image).hexdigest():
         return False
     path = folder / f"{capture.name}.jpg"
     path.parent.mkdir(exist_ok=True)

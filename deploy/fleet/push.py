@@ -1,4 +1,4 @@
-"""A bundle to one device: only the bytes it lacks, then its proof and its probation as the device tells them."""
+"""Pushes a bundle to one device: sends the missing bytes, then follows the canary test and the probation."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from .inventory import Host
 from .ssh import Connection, LostError, as_agent, as_root, connected
 
 _BLOCK = 64 * 1024
-_MOST_LINE_BYTES = 64 * 1024
-_MOST_TRIES = 5
-"""Tries in a row that bring nothing before giving up."""
-_MOST_UNREACHED = 2
-"""Of a device that never answered: a busy network may take longer than one login's patience, and most are just off."""
+_MAX_LINE_BYTES = 64 * 1024
+_MAX_TRIES = 5
+"""Consecutive attempts without progress before giving up."""
+_MAX_CONNECT_TRIES = 2
+"""Attempts for a device that never answered. More than one, because a busy network can exceed the login timeout; few,
+because most such devices are switched off."""
 _PAUSE_S = 1.0
-_PROOF_S = 180.0
-"""Seconds without a word from the device, more than its canary may take."""
+_SILENCE_S = 180.0
+"""Maximum time without an event from the device, in seconds; longer than its canary test can take."""
 _START = "test ! -d /run/systemd/system || systemctl start --no-block edgeloop.service"
 
 
 @dataclass(frozen=True)
 class Package:
-    """A bundle's file as it is to arrive."""
+    """A bundle file to send, with its checksum and size."""
 
     path: Path
     name: str
@@ -44,14 +45,14 @@ class Package:
 
 @dataclass(frozen=True)
 class Choices:
-    """What `edgeloop deploy push` was told.
+    """Options of a push.
 
     Attributes:
-        force: also where it was rolled back before.
-        allow_downgrade: also where a newer one runs.
-        activate: make it current; otherwise only store it.
-        watch_s: seconds to follow its probation; 0 does not.
-        ssh_config: instead of the user's.
+        force: send the bundle even if the device rolled it back before.
+        allow_downgrade: send the bundle even if the device runs a newer version.
+        activate: activate the bundle; otherwise only store it.
+        watch_s: maximum time to follow the probation, in seconds; 0 does not wait.
+        ssh_config: SSH configuration file instead of the user's.
     """
 
     force: bool = False
@@ -63,11 +64,13 @@ class Choices:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it went on one device.
+    """Result of a push to one device.
 
-    ``good``: it runs and has proved itself. ``active``: it runs; nobody waited for that. ``stored``: it was only to be
-    stored. ``refused``: the device did not take it. ``failed``: it ran and was rolled back. ``unheard``: it runs, and
-    nobody knows how well. ``unreachable``: nothing is known. ``rolled back``: by us, with its wave.
+    States: ``good``: the model runs and passed its probation. ``active``: the model runs; the push did not wait for the
+    probation. ``stored``: the bundle is stored, not activated. ``refused``: the device rejected the bundle. ``failed``:
+    the device activated the model and rolled it back. ``unheard``: the model runs, but its probation did not end in
+    time. ``unreachable``: the device could not be reached or the connection was lost. ``rolled back``: rolled back by
+    the rollout together with its wave.
     """
 
     host: str
@@ -80,23 +83,23 @@ class Outcome:
 
     @property
     def healthy(self) -> bool:
-        """Whether a roll-out may go on."""
+        """True if the push succeeded, so that a rollout can continue."""
         return self.state in ("good", "active", "stored")
 
 
-Tell = Callable[[str, PushEvent], Any]
-"""Told of each host's events; ``have`` also while bytes move."""
+OnEvent = Callable[[str, PushEvent], Any]
+"""Callback for the events of a device, given its name; ``have`` events also report the progress of the transfer."""
 
 
 def package(path: Path) -> Package:
-    """A bundle as it is to be sent.
+    """Open and check a bundle file to send.
 
     Raises:
-        BundleError: it is none, or damaged.
-        ConfigError: it is not a file.
+        BundleError: the file is not a bundle or is damaged.
+        ConfigError: the path is not a file.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; expected a bundle, as edgeloop convert writes it")
+        raise ConfigError(f"{path}: no such file; expected a bundle written by edgeloop convert")
     bundle = open_bundle(path)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -104,10 +107,14 @@ def package(path: Path) -> Package:
     return Package(path, name, bundle.digest, digest, path.stat().st_size)
 
 
-async def push(host: Host, what: Package, choices: Choices, tell: Tell) -> Outcome:
-    """Send a bundle to a device and see how it does there. A broken connection is taken up again; never raises."""
+async def push(host: Host, what: Package, choices: Choices, on_event: OnEvent) -> Outcome:
+    """Send a bundle to a device and follow it there. Reconnects after a lost connection.
+
+    Returns:
+        The outcome. Errors of the device or the connection are part of it and not raised.
+    """
     start, tries = time.monotonic(), 0
-    attempt = _Attempt(host, what, choices, tell)
+    attempt = _Attempt(host, what, choices, on_event)
     while True:
         before = attempt.moved_bytes
         try:
@@ -115,7 +122,7 @@ async def push(host: Host, what: Package, choices: Choices, tell: Tell) -> Outco
                 state, text = await attempt.run(device)
         except LostError as error:
             tries = 1 if attempt.moved_bytes > before else tries + 1
-            if tries < (_MOST_TRIES if attempt.reached else _MOST_UNREACHED):
+            if tries < (_MAX_TRIES if attempt.reached else _MAX_CONNECT_TRIES):
                 await asyncio.sleep(_PAUSE_S * 2 ** (tries - 1))
                 continue
             state, text = "unreachable", str(error)
@@ -133,10 +140,10 @@ async def push(host: Host, what: Package, choices: Choices, tell: Tell) -> Outco
 
 
 class _Attempt:
-    """A push over as many connections as it takes."""
+    """The state of a push across several connections."""
 
-    def __init__(self, host: Host, what: Package, choices: Choices, tell: Tell) -> None:
-        self.host, self.what, self.choices, self.tell = host, what, choices, tell
+    def __init__(self, host: Host, what: Package, choices: Choices, on_event: OnEvent) -> None:
+        self.host, self.what, self.choices, self.on_event = host, what, choices, on_event
         self.moved_bytes = 0
         self.moving_s = 0.0
         self.reached = False
@@ -148,24 +155,24 @@ class _Attempt:
         async with device.process(as_agent(self._arguments())) as process:
             while True:
                 try:
-                    line = await asyncio.wait_for(process.stdout.readuntil(b"\n"), _PROOF_S)
+                    line = await asyncio.wait_for(process.stdout.readuntil(b"\n"), _SILENCE_S)
                 except asyncio.IncompleteReadError:
                     break
                 except TimeoutError:
-                    raise LostError(f"{self.host.name}: silent for {_PROOF_S:g} s") from None
+                    raise LostError(f"{self.host.name}: no event for {_SILENCE_S:g} s") from None
                 last = _event(self.host, line)
-                self.tell(self.host.name, last)
+                self.on_event(self.host.name, last)
                 if last.event == "have":
                     if self.before is None:
                         self.before = last.before
                     await self._send(process, last.done)
                 elif last.event == "installed" and self.choices.activate:
                     await device.run(as_root(["sh", "-c", _START]))
-            said = await process.stderr.read(_MOST_LINE_BYTES)
+            errors = await process.stderr.read(_MAX_LINE_BYTES)
             await process.wait_closed()
             code = -1 if process.exit_status is None else process.exit_status
         if last is None or last.event in ("have", "proving", "probation"):
-            raise device.failure(code, said.decode(errors="replace"))
+            raise device.failure(code, errors.decode(errors="replace"))
         if last.event == "installed":
             return ("active" if self.choices.activate else "stored"), last.model
         return last.event, last.text or last.model
@@ -186,7 +193,7 @@ class _Attempt:
     async def _send(self, process: Any, have: int) -> None:
         if not 0 <= have <= self.what.size:
             raise DeviceError(
-                f"{self.host.name}: says it has {have} of {self.what.size} bytes; is it an edgeloop device?"
+                f"{self.host.name}: reports {have} of {self.what.size} bytes received; is it an edgeloop device?"
             )
         start = time.monotonic()
         with open(self.what.path, "rb") as file:  # noqa: ASYNC230  blocks of 64 KB from the page cache
@@ -196,29 +203,30 @@ class _Attempt:
                     process.stdin.write(block)
                     await process.stdin.drain()
                 except (BrokenPipeError, ConnectionError):
-                    break  # it says why itself, if it still can
+                    break  # the device reports the reason itself if it can
                 have += len(block)
                 self.moved_bytes += len(block)
                 self.moving_s += time.monotonic() - start
                 start = time.monotonic()
-                self.tell(self.host.name, PushEvent("have", have, self.what.size))
+                self.on_event(self.host.name, PushEvent("have", have, self.what.size))
         process.stdin.write_eof()
 
 
 def _event(host: Host, line: bytes) -> PushEvent:
     try:
-        return msgspec.json.decode(line[:_MOST_LINE_BYTES], type=PushEvent)
+        return msgspec.json.decode(line[:_MAX_LINE_BYTES], type=PushEvent)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise DeviceError(
-            f"{host.name}: answered what edgeloop does not: {line[:100]!r}; does its login shell print something?"
+            f"{host.name}: unexpected output instead of edgeloop's: {line[:100]!r}; does its login shell print "
+            "something?"
         ) from None
 
 
 async def roll_back(host: Host, reason: str, *, ssh_config: Path | None = None) -> str:
-    """Make the previous model current again on a device; what runs there now.
+    """Roll back a device to its previous model and return the name and version of that model.
 
     Raises:
-        DeviceError: it cannot be reached, or has no previous model.
+        DeviceError: the device cannot be reached or has no previous model.
     """
     async with connected(host, ssh_config=ssh_config) as device:
         answer = await device.edgeloop("rollback", "--reason", reason, "--json")
@@ -227,5 +235,5 @@ async def roll_back(host: Host, reason: str, *, ssh_config: Path | None = None) 
 
 
 def rolled_back(outcome: Outcome, text: str) -> Outcome:
-    """The outcome of a device whose wave was taken back."""
+    """Return the outcome of a device whose wave was rolled back."""
     return replace(outcome, state="rolled back", text=text)

@@ -1,4 +1,4 @@
-"""A benchmark on a device: its agent stands still meanwhile, and the report comes back as it grows."""
+"""Runs a benchmark on a device: stops its agent for that time and receives the report as it grows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .inventory import Host
 from .ssh import LostError, as_root, connected
 
 _SILENCE_S = 600.0
-"""A line comes with each piece that is done; sustained work is one."""
-# One shell, which starts the agent again whatever becomes of the connection.
+"""Maximum time without a line, in seconds, added to the longest measurement; each measurement prints one line."""
+# A single shell, so that the agent is started again even if the connection is lost.
 _SCRIPT = """\
 trap "exit 1" HUP INT TERM PIPE
 if systemctl -q is-active edgeloop 2>/dev/null; then trap "systemctl start edgeloop" EXIT; systemctl stop edgeloop; fi
@@ -30,7 +30,7 @@ runuser -u {user} -- {command}
 
 @dataclass(frozen=True)
 class Measured:
-    """What came back, and where it is saved."""
+    """A benchmark report and the file it is saved in."""
 
     report: Report
     path: Path
@@ -43,24 +43,24 @@ async def bench(
     *,
     seconds: float,
     ssh_config: Path | None,
-    tell: Callable[[str, int, int], Any],
+    on_progress: Callable[[str, int, int], Any],
     digest: str | None = None,
 ) -> Measured:
-    """Measure a model on a device, and save its report as ``OUT/<host>.json``, whole or not.
+    """Measure a model on a device and save its report as ``OUT/<host>.json``, even if it is incomplete.
 
     Args:
-        host: which.
-        options: of `edgeloop bench`.
+        host: the device.
+        options: options of `edgeloop bench`.
         out: folder for the report.
-        seconds: the longest a piece of it takes.
-        ssh_config: instead of the user's.
-        tell: told how many configurations were measured so far.
-        digest: of the bundle in its store; the one that runs there when left out.
+        seconds: duration of the longest measurement.
+        ssh_config: SSH configuration file instead of the user's.
+        on_progress: called with the device's name, the number of configurations measured so far, and 0.
+        digest: digest of a bundle in the device's store; its current model if None.
 
     Raises:
-        DeviceError: it cannot be reached, has no model, or said nothing of use.
+        DeviceError: the device cannot be reached, has no model, or sent no valid report.
     """
-    # Left to the shell there: the folder's name ends in the digest's beginning, which is hexadecimal digits.
+    # The device's shell expands the pattern: the folder's name ends with the first digits of the digest.
     model = f"{STATE}/current" if digest is None else f"$(ls -d {STATE}/bundles/*-{digest[:12]})"
     command = f"{COMMAND} bench measure {model} {shlex.join([*options, '--json', '-'])}"
     report: Report | None = None
@@ -71,12 +71,12 @@ async def bench(
                 process.stdin.write_eof()
                 while line := await _line(process.stdout, host, _SILENCE_S + seconds):
                     report = _report(host, line)
-                    tell(host.name, len(report.steady), 0)
-                said = (await process.stderr.read(4096)).decode(errors="replace")
+                    on_progress(host.name, len(report.steady), 0)
+                errors = (await process.stderr.read(4096)).decode(errors="replace")
                 await process.wait_closed()
                 code = -1 if process.exit_status is None else process.exit_status
             if report is None:
-                raise device.failure(code, said)
+                raise device.failure(code, errors)
     except LostError as error:
         if report is None:
             raise
@@ -94,7 +94,7 @@ def _save(report: Report, path: Path) -> None:
 
 
 async def _line(stream: Any, host: Host, silence_s: float) -> bytes:
-    """The next line, however long; empty at the end."""
+    """Read the next line of any length up to `MOST_BYTES`; empty at the end of the stream."""
     parts: list[bytes] = []
     while True:
         try:
@@ -104,12 +104,12 @@ async def _line(stream: Any, host: Host, silence_s: float) -> bytes:
         except asyncio.IncompleteReadError as error:
             return b"".join([*parts, error.partial])
         except TimeoutError:
-            raise LostError(f"{host.name}: silent for {silence_s:g} s") from None
+            raise LostError(f"{host.name}: no output for {silence_s:g} s") from None
         parts.append(block)
         if block.endswith(b"\n"):
             return b"".join(parts)
         if sum(map(len, parts)) > MOST_BYTES:
-            raise DeviceError(f"{host.name}: its report is larger than any sound one")
+            raise DeviceError(f"{host.name}: its report is larger than {MOST_BYTES} bytes")
 
 
 def _report(host: Host, line: bytes) -> Report:
@@ -117,6 +117,6 @@ def _report(host: Host, line: bytes) -> Report:
         return msgspec.json.decode(line, type=Report)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise DeviceError(
-            f"{host.name}: answered what edgeloop bench does not: {line[:100]!r}; is its edgeloop as new as this one? "
-            f"edgeloop deploy provision {host.name} renews it"
+            f"{host.name}: unexpected output instead of a report: {line[:100]!r}; is its edgeloop older than this one? "
+            f"Update it with: edgeloop deploy provision {host.name}"
         ) from None

@@ -1,4 +1,4 @@
-"""A bundle to many devices in waves, stopped and taken back where a wave does badly."""
+"""Rolls out a bundle to many devices in waves; stops and rolls back the wave if too many of its devices fail."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 from edge_agent.errors import ConfigError, EdgeloopError
 
 from .inventory import Host
-from .push import Choices, Outcome, Package, Tell, push, roll_back, rolled_back
+from .push import Choices, OnEvent, Outcome, Package, push, roll_back, rolled_back
 
 WAVES = "1,10%,100%"
 AT_ONCE = 16
-"""Devices worked on at a time: more would share one desktop's network."""
+"""Default number of devices worked on at the same time; more would share the network of one desktop."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """How it went.
+    """Result of a rollout.
 
     Attributes:
-        outcomes: of every device that was tried, in order.
-        untouched: those it never came to.
-        stopped: why; None where it went through.
+        outcomes: outcome of every device that was tried, in order.
+        untouched: names of the devices that were not tried.
+        stopped: reason why the rollout was stopped; None if it was completed.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -34,14 +34,15 @@ class Rollout:
 
 
 def waves(hosts: Sequence[Host], plan: str = WAVES) -> list[list[Host]]:
-    """Hosts cut into waves, in their order.
+    """Split hosts into waves, in their order.
 
     Args:
-        hosts: all of them.
-        plan: for each wave how many are done when it ends: a number, or a part of all; what is left makes a last one.
+        hosts: all hosts.
+        plan: for each wave the number of hosts, or the percentage of all hosts, done at its end; remaining hosts form a
+            last wave.
 
     Raises:
-        ConfigError: the plan is none.
+        ConfigError: the plan is invalid.
     """
     ends = []
     for part in plan.split(","):
@@ -51,7 +52,7 @@ def waves(hosts: Sequence[Host], plan: str = WAVES) -> list[list[Host]]:
         except ValueError:
             share = math.nan
         if not share > 0 or (text.endswith("%") and share > 100):
-            raise ConfigError(f"{text!r} is no size of a wave; expected a plan such as {WAVES}")
+            raise ConfigError(f"{text!r} is not the size of a wave; expected a plan such as {WAVES}")
         ends.append(math.ceil(len(hosts) * share / 100) if text.endswith("%") else math.ceil(share))
     done, cut = 0, []
     for end in (*ends, len(hosts)):
@@ -68,27 +69,27 @@ async def roll_out(
     *,
     plan: str,
     tolerate: float,
-    tell: Tell,
+    on_event: OnEvent,
     wave: Callable[[int, list[Host]], Any] = lambda _number, _hosts: None,
     at_once: int = AT_ONCE,
 ) -> Rollout:
-    """Push to each wave in turn; a wave with too many failures is rolled back, and no further one is begun.
+    """Push a bundle wave by wave; if a wave has too many failures, roll it back and stop.
 
     Args:
-        hosts: all of them; the first is the canary.
+        hosts: all hosts; the first one is the canary.
         what: the bundle.
-        choices: of the push.
-        plan: as `waves` takes it.
-        tolerate: part of a wave, 0 to 1, that may fail; the devices that do are back on their old model anyway.
-        tell: told each device's events.
-        wave: told when one begins.
-        at_once: devices worked on at a time.
+        choices: options of the push.
+        plan: sizes of the waves, see `waves`.
+        tolerate: share of a wave, 0 to 1, that may fail; failed devices are back on their previous model in any case.
+        on_event: called with each event of a device.
+        wave: called with the number and the hosts of each wave when it begins.
+        at_once: maximum number of devices worked on at the same time.
     """
     gate = asyncio.Semaphore(at_once)
 
     async def one(host: Host) -> Outcome:
         async with gate:
-            return await push(host, what, choices, tell)
+            return await push(host, what, choices, on_event)
 
     outcomes: list[Outcome] = []
     planned = waves(hosts, plan)
@@ -101,20 +102,20 @@ async def roll_out(
             continue
         reason = f"{len(failed)} of {len(members)} devices of wave {number} failed"
         outcomes += await asyncio.gather(
-            *(_taken_back(host, outcome, reason, choices, gate) for host, outcome in zip(members, did, strict=True))
+            *(_undone(host, outcome, reason, choices, gate) for host, outcome in zip(members, did, strict=True))
         )
         left = tuple(host.name for later in planned[number:] for host in later)
         return Rollout(tuple(outcomes), left, reason)
     return Rollout(tuple(outcomes))
 
 
-async def _taken_back(host: Host, outcome: Outcome, reason: str, choices: Choices, gate: asyncio.Semaphore) -> Outcome:
-    """A device of a wave that did badly, back on the model it had."""
+async def _undone(host: Host, outcome: Outcome, reason: str, choices: Choices, gate: asyncio.Semaphore) -> Outcome:
+    """Roll back a device of a failed wave to its previous model."""
     if outcome.state not in ("good", "active", "unheard") or not outcome.replaced:
         return outcome
     try:
         async with gate:
-            now = await roll_back(host, f"roll-out stopped: {reason}", ssh_config=choices.ssh_config)
+            now = await roll_back(host, f"rollout stopped: {reason}", ssh_config=choices.ssh_config)
     except EdgeloopError as error:
         return rolled_back(outcome, f"could not be rolled back: {error}")
     return rolled_back(outcome, f"runs {now} again")

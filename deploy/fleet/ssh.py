@@ -1,4 +1,4 @@
-"""SSH to a device: the user's own configuration, keys, agent and known hosts, by asyncssh."""
+"""SSH connections to devices with asyncssh, using the user's configuration, keys, agent and known hosts."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ..on_device.setup import COMMAND, USER
 from .inventory import Host
 
 CONNECT_S = 20.0
-_ALIVE_EVERY_S = 10
-"""Three such silences, and the connection counts as gone."""
-_SAID_BYTES = 2000
+_KEEPALIVE_S = 10
+"""Interval of keepalive messages; after three without an answer the connection counts as lost."""
+_MAX_ERROR_CHARACTERS = 2000
 
 
 class LostError(DeviceError):
-    """The connection broke; what was begun may be tried again."""
+    """The connection was lost; the operation can be tried again."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a command gave."""
+    """Result of a command."""
 
     exit_code: int
     stdout: bytes
@@ -39,15 +39,15 @@ class Done:
 
 @asynccontextmanager
 async def connected(host: Host, *, ssh_config: Path | None = None) -> AsyncIterator[Connection]:
-    """A connection to a device, closed when the block ends.
+    """Connect to a device; the connection is closed when the block ends.
 
     Args:
-        host: which.
-        ssh_config: instead of the user's and the system's.
+        host: the device.
+        ssh_config: SSH configuration file instead of the user's and the system's.
 
     Raises:
-        DeviceError: it cannot be reached, is not the one that is known, or does not let us in.
-        LostError: the connection broke.
+        DeviceError: the device cannot be reached, its host key is unknown or changed, or it rejects the login.
+        LostError: the connection was lost.
     """
     files = _configurations() if ssh_config is None else [ssh_config]
     given: dict[str, Any] = {"port": host.port, "username": host.user}
@@ -56,22 +56,22 @@ async def connected(host: Host, *, ssh_config: Path | None = None) -> AsyncItera
             asyncssh.connect(
                 host.host,
                 config=[str(file) for file in files],
-                keepalive_interval=_ALIVE_EVERY_S,
+                keepalive_interval=_KEEPALIVE_S,
                 **{key: value for key, value in given.items() if value is not None},
             ),
             CONNECT_S,
         )
     except Exception as error:
-        raise _why(host, error) from error
+        raise _connect_error(host, error) from error
     try:
         async with line:
             yield Connection(host, line)
     except (asyncssh.ConnectionLost, asyncssh.DisconnectError, ConnectionError) as error:
-        raise LostError(f"{host.name}: the connection broke: {_said(error)}") from error
+        raise LostError(f"{host.name}: the connection was lost: {_reason(error)}") from error
 
 
 class Connection:
-    """A device that is reached. Its commands run as the agent's user, or as root."""
+    """A connection to a device. Commands run as the agent's user or as root."""
 
     def __init__(self, host: Host, line: asyncssh.SSHClientConnection) -> None:
         self.host = host
@@ -79,71 +79,83 @@ class Connection:
 
     @asynccontextmanager
     async def process(self, command: str) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
-        """A command with its bytes in and out, for as long as the block."""
+        """Run a command with binary standard streams; it is ended when the block ends."""
         try:
             async with self._line.create_process(command, encoding=None) as process:
                 yield process
         except asyncssh.ChannelOpenError as error:
-            raise LostError(f"{self.host.name}: the connection broke: {error.reason}") from error
+            raise LostError(f"{self.host.name}: the connection was lost: {error.reason}") from error
 
-    async def run(self, command: str, given: bytes = b"", *, timeout_s: float = 60.0) -> Done:
-        """A command from its start to its end.
+    async def run(self, command: str, stdin: bytes = b"", *, timeout_s: float = 60.0) -> Done:
+        """Run a command and wait for its end.
 
         Raises:
-            DeviceError: it takes longer than it may.
+            DeviceError: the command did not end within `timeout_s`.
         """
         async with self.process(command) as process:
             try:
-                out, said = await asyncio.wait_for(process.communicate(given), timeout_s)
+                out, errors = await asyncio.wait_for(process.communicate(stdin), timeout_s)
             except TimeoutError:
-                raise DeviceError(f"{self.host.name}: no end of `{command[:60]}` after {timeout_s:g} s") from None
+                raise DeviceError(f"{self.host.name}: `{command[:60]}` did not end within {timeout_s:g} s") from None
             await process.wait_closed()
-            return Done(-1 if process.exit_status is None else process.exit_status, out or b"", _text(said))
+            return Done(-1 if process.exit_status is None else process.exit_status, out or b"", _text(errors))
 
     async def edgeloop(
-        self, *arguments: str, given: bytes = b"", timeout_s: float = 60.0, fine: tuple[int, ...] = (0,)
+        self, *arguments: str, stdin: bytes = b"", timeout_s: float = 60.0, ok_codes: tuple[int, ...] = (0,)
     ) -> bytes:
-        """What `edgeloop` of the device, run as the agent's user, prints; ``fine`` are exit codes of an answer.
+        """Run the device's `edgeloop` as the agent's user and return its standard output.
+
+        Args:
+            arguments: arguments of `edgeloop`.
+            stdin: standard input.
+            timeout_s: maximum duration, in seconds.
+            ok_codes: exit codes of a successful command.
 
         Raises:
-            DeviceError: it is not there, may not be run, or fails.
+            DeviceError: edgeloop is not installed, cannot be run, or fails.
         """
-        done = await self.run(as_agent(arguments), given, timeout_s=timeout_s)
-        if done.exit_code not in fine or (done.exit_code and not done.stdout):
+        done = await self.run(as_agent(arguments), stdin, timeout_s=timeout_s)
+        if done.exit_code not in ok_codes or (done.exit_code and not done.stdout):
             raise self.failure(done.exit_code, done.stderr)
         return done.stdout
 
-    def failure(self, exit_code: int, said: str) -> DeviceError:
-        """Why a command that was run by `as_agent` or `as_root` failed, from what it said."""
+    def failure(self, exit_code: int, stderr: str) -> DeviceError:
+        """Return the error for a failed command of `as_agent` or `as_root`, given its standard error."""
         if exit_code == -1:
-            return LostError(f"{self.host.name}: the connection broke")
-        # sudo and the login shell may have said things of their own before.
-        last = (said.strip().splitlines() or [f"exit code {exit_code}"])[-1].strip()
+            return LostError(f"{self.host.name}: the connection was lost")
+        # sudo and the login shell may have printed other lines before.
+        last = (stderr.strip().splitlines() or [f"exit code {exit_code}"])[-1].strip()
         if "sudo:" in last and ("password is required" in last or "not allowed" in last or "may not run" in last):
             return DeviceError(
-                f"{self.host.name}: the user you log in as may not use sudo there without a password; allow it in "
-                "/etc/sudoers.d, or log in as root"
+                f"{self.host.name}: your login user cannot use sudo without a password; allow it in /etc/sudoers.d, or "
+                "log in as root"
             )
-        if exit_code == 127 or "command not found" in said or f"unknown user {USER}" in said or "No such file" in last:
+        if (
+            exit_code == 127
+            or "command not found" in stderr
+            or f"unknown user {USER}" in stderr
+            or "No such file" in last
+        ):
             return DeviceError(
-                f"{self.host.name}: edgeloop is not installed there; edgeloop deploy provision {self.host.name} does it"
+                f"{self.host.name}: edgeloop is not installed; install it with: edgeloop deploy provision "
+                f"{self.host.name}"
             )
         return DeviceError(f"{self.host.name}: {last.removeprefix('edgeloop: ')}")
 
 
 def as_agent(arguments: Sequence[str]) -> str:
-    """The shell command that runs the device's `edgeloop` as the agent's user, whoever logs in."""
+    """Return a shell command that runs the device's `edgeloop` as the agent's user, for any login user."""
     command = shlex.join([COMMAND, *arguments])
     return _privileged(f"runuser -u {USER} -- {command}", f"sudo -n -u {USER} -- {command}")
 
 
 def as_root(command: Sequence[str]) -> str:
-    """The shell command that runs another one as root, whoever logs in."""
+    """Return a shell command that runs another command as root, for any login user."""
     return _privileged(shlex.join(command), f"sudo -n -- {shlex.join(command)}")
 
 
 def _configurations() -> list[Path]:
-    """The user's and the system's ssh_config, as ssh(1) reads them."""
+    """Return the user's and the system's ssh_config files, as ssh(1) reads them."""
     return [file for file in (Path.home() / ".ssh/config", Path("/etc/ssh/ssh_config")) if file.exists()]
 
 
@@ -151,33 +163,32 @@ def _privileged(root: str, sudo: str) -> str:
     return f'cd /; if [ "$(id -u)" = 0 ]; then exec {root}; else exec {sudo}; fi'
 
 
-def _why(host: Host, error: Exception) -> DeviceError:
-    """What hinders a connection, and what to do about it."""
+def _connect_error(host: Host, error: Exception) -> DeviceError:
+    """Return an error that explains why a connection failed and what to do."""
     name, user = host.name, host.user or "USER"
     if isinstance(error, TimeoutError):
         return LostError(f"{name}: no answer within {CONNECT_S:g} s; is it on, and is {host.host} its address?")
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         return DeviceError(
-            f"{name}: its host key is not the one known for {host.host}, or none is known; run `ssh {host.host}` "
-            f"once and compare the key. If the device was flashed anew: ssh-keygen -R {host.host}"
+            f"{name}: its host key is unknown or differs from the known key of {host.host}; run `ssh {host.host}` "
+            f"once and compare the key. If the device was flashed again: ssh-keygen -R {host.host}"
         )
     if isinstance(error, asyncssh.PermissionDenied):
         return DeviceError(
-            f"{name}: it does not let you in with your keys; ssh-copy-id {user}@{host.host}, or ssh-add yours if it "
-            "has a passphrase"
+            f"{name}: it rejects your keys; run ssh-copy-id {user}@{host.host}, or ssh-add if your key has a passphrase"
         )
     if isinstance(error, socket.gaierror):
-        return LostError(f"{name}: no address is known for {host.host}; is it on, and its name right?")
+        return LostError(f"{name}: the name {host.host} cannot be resolved; is the device on, and the name right?")
     if isinstance(error, asyncssh.KeyImportError | asyncssh.KeyEncryptionError | asyncssh.ConfigParseError):
-        return DeviceError(f"{name}: your SSH configuration or key cannot be used: {_said(error)}")
-    return LostError(f"{name}: cannot be reached: {_said(error)}")
+        return DeviceError(f"{name}: your SSH configuration or key cannot be used: {_reason(error)}")
+    return LostError(f"{name}: cannot be reached: {_reason(error)}")
 
 
-def _said(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error) or type(error).__name__
     return _text(text)
 
 
-def _text(said: object) -> str:
-    text = said.decode(errors="replace") if isinstance(said, bytes) else str(said or "")
-    return text[-_SAID_BYTES:]
+def _text(output: object) -> str:
+    text = output.decode(errors="replace") if isinstance(output, bytes) else str(output or "")
+    return text[-_MAX_ERROR_CHARACTERS:]

@@ -1,1 +1,1 @@
-"""What runs on the device itself, with its own Python and nothing else installed."""
+"""Scripts that run on the device with its own Python and only the standard library."""

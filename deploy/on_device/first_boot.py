@@ -1,11 +1,12 @@
 """The first boot of a card that `edgeloop deploy image` prepared.
 
-    python3 first_boot.py system       host name, login, Wi-Fi, then as below (Bookworm, before the system is up)
-    python3 first_boot.py arrange      put the service in place that does the next (Trixie, after cloud-init did those)
-    python3 first_boot.py provision    run setup.py, and take everything off the boot partition again
+    python3 first_boot.py system       apply host name, login, Wi-Fi and time zone, then `arrange` (Bookworm)
+    python3 first_boot.py arrange      install the service that runs `provision` (Trixie, after cloud-init)
+    python3 first_boot.py provision    run setup.py, then delete the payload from the boot partition
 
-It lies in the kit, on the boot partition. Each may be cut by a power cut and is then done again. Standard library only,
-as in `setup.py`. What it did stands in `edgeloop-setup.txt` on the boot partition, which any computer can read.
+The script is part of the provisioning payload on the boot partition. Each command is repeated if a power cut interrupts
+it. Standard library only, as in `setup.py`. The log is `edgeloop-setup.txt` on the boot partition, which any computer
+can read.
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ _CONNECTION = "/etc/NetworkManager/system-connections/edgeloop.nmconnection"
 
 
 def system() -> None:
-    """Do what was asked of the system; what cannot be done is said, and hinders nothing else."""
+    """Apply the settings of the system; a failed one is logged and the others are still applied."""
     with open(f"{HERE}/system.json", encoding="utf-8") as file:
-        asked = json.load(file)
+        settings = json.load(file)
     for name, do in _STEPS:
-        if not asked.get(name):
+        if not settings.get(name):
             continue
         try:
-            do(asked)
-            _tell(f"{name}: done")
+            do(settings)
+            _log(f"{name}: done")
         except (OSError, subprocess.CalledProcessError, KeyError) as error:
-            _tell(f"{name}: {_why(error)}")
+            _log(f"{name}: {_reason(error)}")
     arrange()
 
 
 def arrange() -> None:
-    """Put the service in place, and start it where systemd is up already."""
+    """Install the service, and start it if systemd is already running."""
     wants = f"{UNITS}/multi-user.target.wants"
     os.makedirs(wants, exist_ok=True)
     shutil.copy(f"{HERE}/{SERVICE}", f"{UNITS}/{SERVICE}")
@@ -62,25 +63,25 @@ def arrange() -> None:
 
 
 def provision() -> int:
-    """Make this machine a device; the kit goes when that is done."""
+    """Provision this machine, then delete the payload."""
     with open(f"{HERE}/kit.json", encoding="utf-8") as file:
         made_s = json.load(file)["made_s"]
     if time.time() < made_s:
-        # A Pi has no clock of its own, and here there may be no network that knows the time.
+        # Most Pis have no battery-backed clock, and there may be no network time here.
         time.clock_settime(time.CLOCK_REALTIME, made_s)
-        _tell("the clock was before the card was made, and was set to that")
+        _log("the clock was behind the creation time of the card and was set to that time")
     with subprocess.Popen(
         [sys.executable, f"{HERE}/setup.py", "apply", "--kit", HERE], stdout=subprocess.PIPE, text=True
     ) as running:
         for line in running.stdout or ():
-            said = json.loads(line)
-            if said["text"]:
-                _tell(f"problem: {said['text']}" if said["state"] == "problem" else said["text"])
+            result = json.loads(line)
+            if result["text"]:
+                _log(f"problem: {result['text']}" if result["state"] == "problem" else result["text"])
     if running.returncode != 0:
-        _tell("this is not a device yet; it is tried again at each start")
+        _log("provisioning failed; it is tried again at each boot")
         return 1
-    _tell("this is a device")
-    # Passwords and certificates lay there, where everybody may read.
+    _log("provisioning finished")
+    # The payload contains passwords and certificates, and every user can read the boot partition.
     shutil.rmtree(HERE)
     os.unlink(f"{UNITS}/multi-user.target.wants/{SERVICE}")
     os.unlink(f"{UNITS}/{SERVICE}")
@@ -88,11 +89,11 @@ def provision() -> int:
     return 0
 
 
-# --- what is asked of the system ---
+# --- settings of the system ---
 
 
-def _hostname(asked: dict[str, Any]) -> None:
-    name = asked["hostname"]
+def _hostname(settings: dict[str, Any]) -> None:
+    name = settings["hostname"]
     _write("/etc/hostname", f"{name}\n")
     try:
         with open("/etc/hosts", encoding="utf-8") as file:
@@ -102,15 +103,15 @@ def _hostname(asked: dict[str, Any]) -> None:
     _write("/etc/hosts", "".join([*others, f"127.0.1.1\t{name}\n"]))
 
 
-def _login(asked: dict[str, Any]) -> None:
-    name = asked["user"]
+def _login(settings: dict[str, Any]) -> None:
+    name = settings["user"]
     if os.path.exists(_USERCONF):
-        # Renames the first user of the image, and ends the wait for somebody to choose one.
+        # Renames the first user of the image and ends the first-boot prompt for a user name.
         _run([_USERCONF, name, ""])
     elif not _is_user(name):
         _run(["useradd", "--create-home", "--shell", "/bin/bash", name])
     with open("/etc/group", encoding="utf-8") as file:
-        groups = {line.split(":")[0] for line in file} & set(asked["groups"].split(","))
+        groups = {line.split(":")[0] for line in file} & set(settings["groups"].split(","))
     _run(["usermod", "--append", "--groups", ",".join(sorted(groups)), name])
     _write(f"/etc/sudoers.d/010_{name}-nopasswd", f"{name} ALL=(ALL) NOPASSWD: ALL\n", mode=0o440)
     account = pwd.getpwnam(name)
@@ -122,7 +123,7 @@ def _login(asked: dict[str, Any]) -> None:
             before = file.read().splitlines()
     except FileNotFoundError:
         before = []
-    lines = [*before, *(key for key in asked["keys"] if key not in before)]
+    lines = [*before, *(key for key in settings["keys"] if key not in before)]
     _write(keys, "".join(f"{line}\n" for line in lines), mode=0o600)
     for path in (folder, keys):
         os.chown(path, account.pw_uid, account.pw_gid)
@@ -134,28 +135,30 @@ def _login(asked: dict[str, Any]) -> None:
             os.symlink(source, wants)
 
 
-def _wifi(asked: dict[str, Any]) -> None:
+def _wifi(settings: dict[str, Any]) -> None:
     if not os.path.isdir(os.path.dirname(_CONNECTION)):
-        raise FileNotFoundError(2, "there is no NetworkManager to join a network with", os.path.dirname(_CONNECTION))
-    ssid, psk = asked["wifi"]["ssid"], asked["wifi"]["psk"]
-    # As bytes, for a name may hold what means something in this format.
-    named = "".join(f"{byte};" for byte in ssid.encode())
+        raise FileNotFoundError(
+            2, "NetworkManager, which joins Wi-Fi networks, is missing", os.path.dirname(_CONNECTION)
+        )
+    ssid, psk = settings["wifi"]["ssid"], settings["wifi"]["psk"]
+    # As bytes, because the name can contain characters with a meaning in this format.
+    ssid_bytes = "".join(f"{byte};" for byte in ssid.encode())
     security = f"[wifi-security]\nkey-mgmt=wpa-psk\npsk={psk}\n\n" if psk else ""
     _write(
         _CONNECTION,
-        f"[connection]\nid=edgeloop\nuuid={uuid.uuid4()}\ntype=wifi\n\n[wifi]\nmode=infrastructure\nssid={named}\n\n"
+        f"[connection]\nid=edgeloop\nuuid={uuid.uuid4()}\ntype=wifi\n\n[wifi]\nmode=infrastructure\nssid={ssid_bytes}\n\n"
         f"{security}[ipv4]\nmethod=auto\n\n[ipv6]\nmethod=auto\n",
         mode=0o600,
     )
-    # The image comes with the radio blocked, until a country is known; that stands in cmdline.txt now.
+    # The image blocks the radio until a country is set; cmdline.txt now sets it.
     for path in glob.glob("/var/lib/systemd/rfkill/*:wlan"):
         _write(path, "0\n")
     if shutil.which("rfkill"):
         _run(["rfkill", "unblock", "wifi"])
 
 
-def _timezone(asked: dict[str, Any]) -> None:
-    zone = f"/usr/share/zoneinfo/{asked['timezone']}"
+def _timezone(settings: dict[str, Any]) -> None:
+    zone = f"/usr/share/zoneinfo/{settings['timezone']}"
     if not os.path.isfile(zone):
         raise FileNotFoundError(2, "no such time zone", zone)
     part = "/etc/localtime.part"
@@ -163,7 +166,7 @@ def _timezone(asked: dict[str, Any]) -> None:
         os.unlink(part)
     os.symlink(zone, part)
     os.replace(part, "/etc/localtime")
-    _write("/etc/timezone", f"{asked['timezone']}\n")
+    _write("/etc/timezone", f"{settings['timezone']}\n")
 
 
 _STEPS: tuple[tuple[str, Callable[[dict[str, Any]], None]], ...] = (
@@ -174,7 +177,7 @@ _STEPS: tuple[tuple[str, Callable[[dict[str, Any]], None]], ...] = (
 )
 
 
-# --- small things ---
+# --- helpers ---
 
 
 def _is_user(name: str) -> bool:
@@ -200,15 +203,15 @@ def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, subprocess.CalledProcessError):
-        said = (error.stderr or "").strip().splitlines()
-        return f"{os.path.basename(error.cmd[0])}: {said[-1] if said else error.returncode}"
+        lines = (error.stderr or "").strip().splitlines()
+        return f"{os.path.basename(error.cmd[0])}: {lines[-1] if lines else error.returncode}"
     return str(error)
 
 
-def _tell(text: str) -> None:
-    """To the journal, and to the file on the card, for a Pi without a screen tells nothing."""
+def _log(text: str) -> None:
+    """Log to the journal and to the file on the card, which can be read without a screen on the Pi."""
     print(text, flush=True)
     with open(f"{os.path.dirname(HERE)}/{LOG}", "a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {re.sub(r'[^ -~]', '?', text)}\n")
@@ -217,7 +220,7 @@ def _tell(text: str) -> None:
 
 
 def main() -> int:
-    """One of three things."""
+    """Run one of the three commands."""
     verb = sys.argv[1] if len(sys.argv) == 2 else ""
     try:
         if verb == "provision":
@@ -229,8 +232,8 @@ def main() -> int:
         else:
             print((__doc__ or "").strip(), file=sys.stderr)
             return 2
-    except Exception:  # noqa: BLE001  whatever it is, the card must tell of it
-        _tell(traceback.format_exc().splitlines()[-1])
+    except Exception:  # noqa: BLE001  every failure must be in the log on the card
+        _log(traceback.format_exc().splitlines()[-1])
         return 1
     return 0
 

@@ -1,13 +1,14 @@
-"""Make this machine a device, or take that back: run as root, with the Python that came with the machine.
+"""Installs edgeloop on this machine or removes it. Runs as root with the system's own Python.
 
-    python3 setup.py facts          what this machine is, as JSON
-    python3 setup.py plan           what `apply` would do
-    python3 setup.py apply          do it; a second time does nothing
-    python3 setup.py remove         undo it all
+    python3 setup.py facts          print facts about this machine as JSON
+    python3 setup.py plan           print what `apply` would change
+    python3 setup.py apply          install or update; does nothing if everything is up to date
+    python3 setup.py remove         remove everything
 
-It lies in a kit: `kit.json`, `wheels/`, `etc/` and `edgeloop.service` beside it. The same file does it over SSH and at
-the first boot of a prepared card. Standard library only, and nothing newer than Python 3.7: it has to say itself that a
-Python is too old. Each line it prints is JSON: {"step", "state": done | changed | would | problem | note, "text"}.
+The script is part of the provisioning payload, next to `kit.json`, `wheels/`, `etc/` and `edgeloop.service`, and runs
+over SSH or at the first boot of a prepared card. Standard library only and nothing newer than Python 3.7, so that it
+can report that Python is too old. It prints JSON lines: {"step", "state": done | changed | would | problem | note,
+"text"}.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ SHORTCUT = "/usr/local/bin/edgeloop"
 UNIT = "/etc/systemd/system/edgeloop.service"
 WANTED_BY = "/etc/systemd/system/multi-user.target.wants/edgeloop.service"
 GROUPS = ("video", "render", "plugdev")
-"""Of cameras, their ISP, and accelerators on USB."""
+"""Groups that can access cameras, their ISP and accelerators on USB."""
 MACHINES = ("aarch64", "armv7l", "x86_64")
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 EARLIEST = 1_761_955_200
-"""2025-11-01: a clock before it was never set, and would make every certificate invalid."""
+"""2025-11-01. A clock before that date was never set, so TLS certificates would count as not yet valid."""
 NEEDED_BYTES = 450 * 10**6
-"""For the environment of 300 MB, models and captures."""
+"""Free space for the environment (300 MB), models and captures."""
 _FROM_APT = {"numpy": "python3-numpy", "cv2": "python3-opencv", "yaml": "python3-yaml"}
 
 
 class RefusedError(Exception):
-    """What hinders; for people."""
+    """The machine cannot be set up; the message is for the user."""
 
 
 class Step(NamedTuple):
-    """One thing to be seen to: ``missing`` says what there is to do, None when nothing; ``do`` does it."""
+    """One step: ``missing`` returns a description of what is to be done, or None if nothing is; ``do`` does it."""
 
     name: str
     missing: Callable[[], str | None]
@@ -59,7 +60,7 @@ class Step(NamedTuple):
 
 
 def facts() -> dict[str, Any]:
-    """What the desktop wants to know of this machine before it gathers anything."""
+    """Return facts about this machine, which the desktop needs to select packages."""
     os_release = {}
     try:
         with open("/etc/os-release", encoding="utf-8") as file:
@@ -85,11 +86,11 @@ def facts() -> dict[str, Any]:
 
 
 def problems(found: dict[str, Any], *, now_s: float | None = None) -> list[str]:
-    """Why a machine cannot become a device; all of it.
+    """Return all reasons why a machine cannot be provisioned.
 
     Args:
-        found: its `facts`.
-        now_s: the right time, where somebody knows it.
+        found: `facts` of the machine.
+        now_s: the correct time, if known.
     """
     reasons = []
     if found["machine"] not in MACHINES:
@@ -97,21 +98,21 @@ def problems(found: dict[str, Any], *, now_s: float | None = None) -> list[str]:
     if tuple(found["python"]) not in PYTHONS:
         version = ".".join(map(str, found["python"]))
         reasons.append(
-            f"its python3 is {version}; expected 3.11 to 3.13, which Raspberry Pi OS has from Bookworm on: flash "
-            "a newer one"
+            f"its python3 is {version}; expected 3.11 to 3.13, which Raspberry Pi OS includes since Bookworm: flash "
+            "a newer release"
         )
     if found["env"] is None and found["free_bytes"] < NEEDED_BYTES:
         reasons.append(
-            f"{found['free_bytes'] / 1e6:.0f} MB are free in {OPT}; {NEEDED_BYTES / 1e6:.0f} MB are needed: make room"
+            f"{found['free_bytes'] / 1e6:.0f} MB are free in {OPT}; {NEEDED_BYTES / 1e6:.0f} MB are needed: free space"
         )
     if found["clock_s"] < EARLIEST:
         when = time.strftime("%Y-%m-%d", time.gmtime(found["clock_s"]))
-        reasons.append(f"its clock says {when}; set it with: sudo date -s @{now_s or time.time():.0f}")
+        reasons.append(f"its clock shows {when}; set it with: sudo date -s @{now_s or time.time():.0f}")
     return reasons
 
 
 def steps(kit: str, about: dict[str, Any]) -> Iterator[Step]:
-    """Everything a device has, in the order it is made."""
+    """Yield the steps of the installation in order."""
     yield Step("user", _user_missing, _make_user)
     for path, mode, group in ((OPT, 0o755, "root"), (ENVS, 0o755, "root"), (ETC, 0o750, USER)):
         yield _folder(path, mode, "root", group)
@@ -119,7 +120,7 @@ def steps(kit: str, about: dict[str, Any]) -> Iterator[Step]:
     yield _environment(kit, about)
     yield _shortcut()
     for name in about["etc"]:
-        # The agent reads them, and may not write them; a password is nobody else's business.
+        # Readable but not writable for the agent, and not readable for others: files can contain passwords.
         yield _copy(f"{kit}/etc/{name}", f"{ETC}/{name}", 0o640, USER)
     yield _copy(f"{kit}/edgeloop.service", UNIT, 0o644, "root")
     if shutil.which("systemctl"):
@@ -129,11 +130,11 @@ def steps(kit: str, about: dict[str, Any]) -> Iterator[Step]:
 
 
 def apply(kit: str, *, dry: bool) -> int:
-    """Do what is missing, or only say it. 0 when all is well."""
+    """Run the steps that are needed, or only print them if `dry`; returns the exit status."""
     about = _read_kit(kit)
-    hindrances = problems(facts())
-    if hindrances:
-        for text in hindrances:
+    reasons = problems(facts())
+    if reasons:
+        for text in reasons:
             _say("check", "problem", text)
         return 1
     changed = False
@@ -151,7 +152,7 @@ def apply(kit: str, *, dry: bool) -> int:
 
 
 def remove(*, dry: bool) -> int:
-    """Undo everything, captures and models included."""
+    """Remove everything, including captures and models."""
     found = [path for path in (UNIT, WANTED_BY, SHORTCUT, OPT, ETC, STATE) if os.path.lexists(path)]
     state = "would" if dry else "changed"
     if _systemd_runs() and os.path.lexists(UNIT):
@@ -169,7 +170,7 @@ def remove(*, dry: bool) -> int:
         if not dry:
             _run(["userdel", USER])
     if not found and not _has_user():
-        _say("all", "done", "nothing of edgeloop is here")
+        _say("all", "done", "edgeloop is not installed here")
     return 0
 
 
@@ -184,23 +185,23 @@ def _has_user() -> bool:
     return True
 
 
-def _groups_wanted() -> list[str]:
-    """The groups of `GROUPS` that exist here and that the user is not yet in."""
-    wanted = []
+def _missing_groups() -> list[str]:
+    """Return the existing groups of `GROUPS` that the user is not yet a member of."""
+    missing = []
     for name in GROUPS:
         try:
             if USER not in grp.getgrnam(name).gr_mem:
-                wanted.append(name)
+                missing.append(name)
         except KeyError:
             continue
-    return wanted
+    return missing
 
 
 def _user_missing() -> str | None:
     if not _has_user():
         return f"add the user {USER}"
-    wanted = _groups_wanted()
-    return f"add {USER} to {', '.join(wanted)}" if wanted else None
+    groups = _missing_groups()
+    return f"add {USER} to {', '.join(groups)}" if groups else None
 
 
 def _make_user() -> None:
@@ -209,18 +210,18 @@ def _make_user() -> None:
             ["useradd", "--system", "--user-group", "--home-dir", STATE, "--no-create-home", "--shell"]
             + ["/usr/sbin/nologin", USER]
         )
-    wanted = _groups_wanted()
-    if wanted:
-        _run(["usermod", "--append", "--groups", ",".join(wanted), USER])
+    groups = _missing_groups()
+    if groups:
+        _run(["usermod", "--append", "--groups", ",".join(groups), USER])
 
 
 def _folder(path: str, mode: int, owner: str, group: str) -> Step:
     def missing() -> str | None:
         if not os.path.lexists(path):
-            return f"make {path}"
+            return f"create {path}"
         found = os.lstat(path)
         if not stat.S_ISDIR(found.st_mode):
-            raise RefusedError(f"{path} is there and is no directory; remove it")
+            raise RefusedError(f"{path} exists but is not a directory; remove it")
         return None if _owned(found, owner, group, mode) else f"set owner and mode of {path}"
 
     def do() -> None:
@@ -278,24 +279,24 @@ def _shortcut() -> Step:
 
 
 def _environment(kit: str, about: dict[str, Any]) -> Step:
-    """Wheels in a virtual environment of their own name; `env` leads to the one that is whole."""
+    """Install the wheels into a virtual environment named by their digest; `env` links to the complete one."""
     tag = f"{sys.version_info[0]}.{sys.version_info[1]}"
     wheels = about["wheels"].get(f"{tag}-{_machine()}")
     if wheels is None:
-        raise RefusedError(f"this kit is for {', '.join(about['wheels'])}; this machine is {tag}-{_machine()}")
+        raise RefusedError(f"the payload is for {', '.join(about['wheels'])}; this machine is {tag}-{_machine()}")
     content = json.dumps([tag, sys.version_info[:3], wheels], sort_keys=True)
     folder = f"{ENVS}/{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    whole = f"{folder}/.whole"
+    complete = f"{folder}/.whole"
 
     def missing() -> str | None:
-        if _linked(ENV) == folder and os.path.exists(whole):
+        if _linked(ENV) == folder and os.path.exists(complete):
             return None
         return f"install edgeloop {about['version']} from {len(wheels)} packages"
 
     def do() -> None:
-        if not os.path.exists(whole):
+        if not os.path.exists(complete):
             _build(folder, {f"{kit}/wheels/{name}": digest for name, digest in wheels.items()})
-            _write(whole, b"")
+            _write(complete, b"")
             os.sync()
         _swap_link(folder, ENV)
         for other in os.listdir(ENVS):
@@ -306,17 +307,17 @@ def _environment(kit: str, about: dict[str, Any]) -> Step:
 
 
 def _build(folder: str, wheels: dict[str, str]) -> None:
-    """A virtual environment that also sees Debian's packages, for the Pi's camera is one of them."""
+    """Create a virtual environment with access to Debian's packages, which include the Pi's camera library."""
     for path, digest in wheels.items():
         if hashlib.sha256(_read(path)).hexdigest() != digest:
             raise RefusedError(f"{path} is damaged; run the command again")
     shutil.rmtree(folder, ignore_errors=True)
-    # Without pip of its own: Debian keeps that in a package of its own, and the kit has one.
+    # --without-pip, because Debian's venv needs an extra package for pip; the payload contains a pip wheel.
     _run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", folder])
     pip = next(path for path in wheels if os.path.basename(path).startswith("pip-"))
     others = [path for path in wheels if path != pip]
     python = f"{folder}/bin/python"
-    # Just these, whatever the system has: what was tested together stays together.
+    # Exactly these versions, whatever the system has: they were tested together.
     options = ["--no-index", "--no-deps", "--ignore-installed", "--no-warn-script-location", "--no-cache-dir"]
     quiet = ["--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]
     _run([python, f"{pip}/pip", "install", *options, *quiet, *others])
@@ -327,7 +328,7 @@ def _build(folder: str, wheels: dict[str, str]) -> None:
             remedy = (
                 "" if "No module named" not in str(error) else f"; sudo apt install {_FROM_APT.get(module, module)}"
             )
-            raise RefusedError(f"{module} does not import here: {error}{remedy}") from error
+            raise RefusedError(f"{module} cannot be imported: {error}{remedy}") from error
     _run([f"{folder}/bin/edgeloop", "--version"])
 
 
@@ -340,11 +341,11 @@ def _model(kit: str, bundle: dict[str, str]) -> Step:
             shown = _as_agent(["status", "--json"])
         except (RefusedError, OSError, KeyError):
             return f"install {bundle['file']}"
-        noted = {one["digest"] for key in ("installed", "failures") for one in json.loads(shown)[key]}
-        return None if bundle["digest"] in noted else f"install {bundle['file']}"
+        known = {one["digest"] for key in ("installed", "failures") for one in json.loads(shown)[key]}
+        return None if bundle["digest"] in known else f"install {bundle['file']}"
 
     def do() -> None:
-        # The agent's user may not look into the folder the kit is in.
+        # The agent's user cannot read the folder of the payload.
         with tempfile.TemporaryDirectory(prefix="edgeloop-") as folder:
             os.chmod(folder, 0o755)
             copy = shutil.copy(f"{kit}/{bundle['file']}", folder)
@@ -363,12 +364,12 @@ def _enable() -> None:
 
 
 def _service(*, dry: bool, changed: bool) -> None:
-    """Start the agent, or start it again where anything of it changed."""
+    """Start the agent, or restart it if anything changed."""
     if not _systemd_runs():
-        _say("service", "note", f"systemd does not run here; start it with: {COMMAND} run")
+        _say("service", "note", f"systemd is not running; start the agent with: {COMMAND} run")
         return
     if not os.path.lexists(f"{STATE}/current"):
-        _say("service", "note", "it starts with the first model; send one with: edgeloop deploy push")
+        _say("service", "note", "the agent starts with the first model; send one with: edgeloop deploy push")
         return
     active = subprocess.run(["systemctl", "is-active", "-q", "edgeloop.service"], check=False).returncode == 0
     if active and not changed:
@@ -380,11 +381,11 @@ def _service(*, dry: bool, changed: bool) -> None:
     _say("service", "would" if dry else "changed", text)
 
 
-# --- small things ---
+# --- helpers ---
 
 
 def _machine() -> str:
-    """The processor whose programs run here: a 32-bit system may run on a 64-bit kernel."""
+    """Return the processor of the programs, because a 32-bit system can run on a 64-bit kernel."""
     machine = platform.machine()
     return "armv7l" if machine == "aarch64" and sys.maxsize < 2**32 else machine
 
@@ -437,15 +438,15 @@ def _read_kit(kit: str) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads(_read(f"{kit}/kit.json"))
     except (OSError, ValueError) as error:
-        raise RefusedError(f"{kit}: no kit, or half of one: {error}; make it anew") from error
+        raise RefusedError(f"{kit}: no provisioning payload, or an incomplete one: {error}; create it again") from error
     return about
 
 
 def _run(command: list[str], *, cwd: str | None = None) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise RefusedError(f"{os.path.basename(command[0])}: {said}")
+        reason = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise RefusedError(f"{os.path.basename(command[0])}: {reason}")
     return done.stdout
 
 
@@ -454,23 +455,23 @@ def _say(step: str, state: str, text: str) -> None:
 
 
 def main() -> int:
-    """One of four things."""
-    parser = argparse.ArgumentParser(description="Make this machine an edgeloop device.")
+    """Run one of the four commands."""
+    parser = argparse.ArgumentParser(description="Install edgeloop on this machine or remove it.")
     parser.add_argument("what", choices=("facts", "plan", "apply", "remove"))
-    parser.add_argument("--dry-run", action="store_true", help="with remove: only say what would go")
+    parser.add_argument("--dry-run", action="store_true", help="with remove: only print what would be removed")
     parser.add_argument("--kit", default=os.path.dirname(os.path.abspath(sys.argv[0])))
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     os.umask(0o022)
     try:
-        if given.what == "facts":
+        if arguments.what == "facts":
             print(json.dumps(facts()))
             return 0
         if os.geteuid() != 0:
-            _say("all", "problem", "only root may do this; run it with sudo")
+            _say("all", "problem", "root is required; run it with sudo")
             return 1
-        if given.what == "remove":
-            return remove(dry=given.dry_run)
-        return apply(given.kit, dry=given.what == "plan")
+        if arguments.what == "remove":
+            return remove(dry=arguments.dry_run)
+        return apply(arguments.kit, dry=arguments.what == "plan")
     except RefusedError as error:
         _say("all", "problem", str(error))
     except OSError as error:

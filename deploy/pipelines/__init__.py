@@ -1,1 +1,1 @@
-"""Commands that join several stages."""
+"""Pipelines that join several stages."""

@@ -1,7 +1,7 @@
-"""Once round the loop: captures come, labels are waited for, the next model is made, and goes out in waves.
+"""One round of the loop: pull captures, wait for labels, retrain, compare, and roll out in waves.
 
-What was done lies in the work folder, so that the same command goes on from there: captures are in `captures/`, runs
-and bundles in `runs/`, and `loop.json` says which of them is current and how far it has got.
+The work folder holds the state, so that the same command resumes an interrupted round: captures in `captures/`, runs
+and bundles in `runs/`, and in `loop.json` which of them is current and how far the round has got.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ STATE, HISTORY, CAPTURES, RUNS = "loop.json", "loop.jsonl", "captures", "runs"
 
 
 class State(msgspec.Struct, forbid_unknown_fields=True):
-    """Where the loop is.
+    """State of the loop.
 
     Attributes:
-        run, bundle: the current model, made by hand before the first round and by the loop since.
-        number: of the last model that was begun, promoted or not.
-        labels: decisions that it learned from.
-        learned: digest of them.
-        under_way: its training was begun and has not ended.
-        to_push: the current bundle has yet to go to the devices.
-        before: the run and the bundle before, to which a stopped roll-out goes back.
+        run, bundle: run and bundle of the current model, the champion.
+        number: number of the last model whose training was started, promoted or not.
+        labels: number of annotations that model was trained with.
+        learned: digest of these annotations.
+        under_way: True if the training of that model was started and has not ended.
+        to_push: True if the current bundle still has to be pushed to devices.
+        before: run and bundle of the previous model, which becomes current again if a rollout is stopped.
     """
 
     run: str
@@ -58,11 +58,11 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """What one call did.
+    """Result of one call.
 
     Attributes:
-        did: in words, a sentence each.
-        well: whether nothing failed.
+        did: descriptions of what was done, one sentence each.
+        well: True if nothing failed.
     """
 
     did: tuple[str, ...]
@@ -71,15 +71,16 @@ class Round:
 
 @dataclass(frozen=True)
 class Means:
-    """How the loop reaches the devices, and on what terms it may replace their model.
+    """Access to the devices and conditions for replacing their model.
 
     Attributes:
-        hosts: the devices, the first of them the canary.
-        pull: fetch the captures of all of them into a folder.
-        push: send a bundle to all of them, in waves.
-        terms: what the next model is held to.
-        enough: retrain once so many new labels are there, though other frames are open; None waits for all of them.
-        none_class: as of `retrain`.
+        hosts: the devices; the first one is the canary.
+        pull: function that fetches the captures of all devices into a folder.
+        push: function that rolls out a bundle to all devices in waves.
+        terms: limits for promoting the next model.
+        enough: number of new labels that start a retraining even if frames still wait for review; None waits until all
+            frames are labelled.
+        none_class: see `retrain`.
         key: SSH key to sign bundles with.
     """
 
@@ -93,30 +94,30 @@ class Means:
 
 
 def begin(work: Path, run: Path, bundle: Path) -> None:
-    """Make the work folder of a loop that starts from a run and the bundle made of it, which the devices have.
+    """Create the work folder of a loop that starts with a run and its bundle, which the devices already have.
 
     Raises:
-        DataError: they are not there, or the loop is begun already.
-        ConfigError: the bundle's version is no number to count on from.
+        DataError: the run or the bundle does not exist, or the loop was already started.
+        ConfigError: the bundle's version is not a whole number.
     """
     _, version = parse_name(bundle)
     if not version.isdecimal():
-        raise ConfigError(f"{bundle.name}: its version is {version}; the loop counts on from a whole number")
+        raise ConfigError(f"{bundle.name}: its version is {version}; the loop needs a whole number to count up from")
     for path, what in ((run / "run.json", "run"), (bundle, "bundle")):
         if not path.is_file():
-            raise DataError(f"{path}: no such {what}; name those that the devices run")
+            raise DataError(f"{path}: no such {what}; give those of the model on the devices")
     if (work / STATE).exists():
-        raise DataError(f"{work / STATE}: the loop is begun already; leave --run and --bundle out")
+        raise DataError(f"{work / STATE}: the loop was already started; leave out --run and --bundle")
     work.mkdir(parents=True, exist_ok=True)
     _keep(work, State(str(run.resolve()), str(bundle.resolve()), int(version)))
 
 
 def once_round(work: Path, means: Means, console: Console) -> Round:
-    """Go on with the loop as far as it goes without a person.
+    """Run one round of the loop, up to the next step that needs a person.
 
     Raises:
-        ResourceError: another process is at it.
-        DataError: the folder or what lies in it cannot be used.
+        ResourceError: another process runs the loop.
+        DataError: the work folder or its files cannot be used.
     """
     with _alone(work):
         did: list[str] = []
@@ -128,15 +129,15 @@ def once_round(work: Path, means: Means, console: Console) -> Round:
 
 
 def _go(work: Path, state: State, means: Means, did: list[str], console: Console) -> bool:
-    # Promoted, and then the desktop was switched off.
+    # The last call promoted a model but did not finish pushing it.
     well = _push(work, state, means, did) if state.to_push else True
     well &= _pull(work, means, did)
     captures = work / CAPTURES
     if not any(captures.rglob("*.jpg")):
         did.append("no captures yet")
         return well
-    found, decisions = find_frames(captures), Annotations(captures)
-    settled = {sha256: one for sha256, one in decisions.latest.items() if one.verdict != "open"}
+    found, annotations = find_frames(captures), Annotations(captures)
+    settled = {sha256: one for sha256, one in annotations.latest.items() if one.verdict != "open"}
     labels = sorted(f"{one.sha256} {one.verdict} {one.label}" for one in settled.values())
     digest = hashlib.sha256("\n".join(labels).encode()).hexdigest()
     waiting = sum(frame.sha256 not in settled for frame in found.frames)
@@ -144,7 +145,7 @@ def _go(work: Path, state: State, means: Means, did: list[str], console: Console
         did.append(f"{waiting} frames wait for review: edgeloop review {captures} --run {state.run}")
         return well
     if not labels or (digest == state.learned and not state.under_way):
-        did.append("nothing new is labelled")
+        did.append("there are no new labels")
         return well
     return _next_model(work, state, means, did, console, (len(labels), digest)) and well
 
@@ -161,12 +162,12 @@ def _pull(work: Path, means: Means, did: list[str]) -> bool:
 def _next_model(
     work: Path, state: State, means: Means, did: list[str], console: Console, labels: tuple[int, str]
 ) -> bool:
-    """Train, judge and, where it is promoted, push the next model."""
+    """Train the next model, compare it with the current one and, if it is promoted, push it."""
     name, _ = parse_name(Path(state.bundle))
     out = work / RUNS / f"{name}-{state.number}"
     resume = state.under_way and state.learned == labels[1] and unfinished_path(out).is_dir()
     if not resume:
-        # A number is never given twice, whatever became of what it was given to.
+        # Numbers are never reused, even if the training failed.
         state.number += 1
         out = work / RUNS / f"{name}-{state.number}"
         state.labels, state.learned = labels
@@ -187,10 +188,10 @@ def _next_model(
     )
     state.under_way = False
     if done.bundle is None:
-        did.append(f"{out.name} is not promoted: {'; '.join(done.refusals)}; see {out / PAGE}")
+        did.append(f"{out.name} was not promoted: {'; '.join(done.refusals)}; see {out / PAGE}")
         _keep(work, state)
         return False
-    did.append(f"{out.name} is promoted, with {state.labels} decisions; see {out / PAGE}")
+    did.append(f"{out.name} was promoted, trained with {state.labels} annotations; see {out / PAGE}")
     state.before = state.run, state.bundle
     state.run, state.bundle, state.to_push = str(out.resolve()), str(done.bundle.resolve()), True
     _keep(work, state)
@@ -206,10 +207,10 @@ def _push(work: Path, state: State, means: Means, did: list[str]) -> bool:
     if rollout.stopped:
         did.append(f"stopped: {rollout.stopped}")
         if state.before is not None:
-            # The devices are back on it, and the next model has to be better than what they run.
+            # The devices run the previous model again, so it is the champion for the next comparison.
             state.run, state.bundle = state.before
-            did.append(f"{Path(state.bundle).name} stays the current model")
-    # Those that were off get it next time; one that refused or failed it is not asked again and again.
+            did.append(f"{Path(state.bundle).name} remains the current model")
+    # Unreachable devices get the bundle in the next round; devices that refused it or rolled it back are skipped.
     state.to_push = any(outcome.state == "unreachable" for outcome in bad) and not rollout.stopped
     _keep(work, state)
     return not bad and not rollout.stopped
@@ -220,9 +221,9 @@ def _state(work: Path) -> State:
     try:
         return msgspec.json.decode(path.read_bytes(), type=State)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no loop was begun here; name --run and --bundle the first time") from error
+        raise DataError(f"{path}: no loop was started here; give --run and --bundle for the first call") from error
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: damaged ({error}); remove it, and begin with --run and --bundle") from error
+        raise DataError(f"{path}: damaged ({error}); delete it and start again with --run and --bundle") from error
 
 
 def _keep(work: Path, state: State) -> None:
@@ -231,7 +232,7 @@ def _keep(work: Path, state: State) -> None:
 
 
 def _note(work: Path, did: Sequence[str]) -> None:
-    """One line of what a round did, for later."""
+    """Append a line about the round to the history."""
     line = {"at": now(), "did": list(did)}
     with (work / HISTORY).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -239,16 +240,16 @@ def _note(work: Path, did: Sequence[str]) -> None:
 
 @contextmanager
 def _alone(work: Path) -> Iterator[None]:
-    """While no other process goes round; a timer may fire while a training takes hours."""
+    """Hold the lock of the work folder; a timer may start the command while a training takes hours."""
     try:
         handle = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise DataError(f"{work}: {error.strerror}; name --run and --bundle the first time") from error
+        raise DataError(f"{work}: {error.strerror}; give --run and --bundle for the first call") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ResourceError(f"{work}: another `edgeloop loop` is at work here; it goes on by itself") from error
+            raise ResourceError(f"{work}: another `edgeloop loop` is running here; wait until it ends") from error
         yield
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""Which network, at which size, fits a latency budget: quick heads, quantized, and measured where they are to run."""
+"""Search for a network and input size within a latency budget: trains, quantizes and measures each candidate."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ CANDIDATES = (
     ("efficientnet-lite1", 240),
     ("efficientnet-lite2", 260),
 )
-"""Those whose weights come in a package; all of them keep their accuracy in int8."""
+"""Default candidates: networks whose weights are part of a package and that keep their accuracy in int8."""
 
 
 @dataclass(frozen=True)
 class SearchCandidate:
-    """A network and the side of its square input, pixels."""
+    """A network and its input size: the side of the square input, in pixels."""
 
     backbone: str
     size: int
 
     @property
     def name(self) -> str:
-        """For files: of letters, digits and hyphens."""
+        """Name for files, made of letters, digits and hyphens."""
         plain = "".join(char if char.isalnum() else "-" for char in self.backbone.lower())
         return f"{plain.strip('-')}-{self.size}"
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What became of a candidate.
+    """Measurements of a candidate.
 
     Attributes:
-        candidate: which.
-        accuracy: of its int8 model on the test images, 0 to 1.
-        images: how many those are.
-        p50_ms, p95_ms: of invoke on the target, milliseconds.
-        model_mb: of its model's file.
-        digest: of its bundle.
+        candidate: the candidate.
+        accuracy: accuracy of its int8 model on the test images, 0 to 1.
+        images: number of test images.
+        p50_ms, p95_ms: percentiles of the inference latency on the target, in milliseconds.
+        model_mb: size of its model file, in MB.
+        digest: digest of its bundle.
     """
 
     candidate: SearchCandidate
@@ -65,7 +65,13 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Searched:
-    """All that was found, best accuracy first; ``failed``: candidates without a model, and why."""
+    """Result of a search.
+
+    Attributes:
+        found: measured candidates, best accuracy first.
+        failed: candidates that could not be converted or measured, with the reason.
+        report: benchmark report of all candidates; None if none could be converted.
+    """
 
     found: tuple[SearchResult, ...]
     failed: tuple[tuple[SearchCandidate, str], ...]
@@ -73,11 +79,11 @@ class Searched:
 
 
 Measure = Callable[[Sequence[Path]], Report]
-"""Bundles to a report of all of them, on the target."""
+"""Function that measures bundles on the target and returns one report for all of them."""
 
 
-class _Note(msgspec.Struct, frozen=True):
-    """What a folder of a search was made with."""
+class _SearchState(msgspec.Struct, frozen=True):
+    """Parameters of the search in a folder, stored in `search.json`."""
 
     data: str
     seed: int
@@ -95,23 +101,23 @@ def search(
     key: Path | None,
     console: Console,
 ) -> Searched:
-    """Train, quantize and measure each candidate. What is done already is not done again.
+    """Train, quantize and measure each candidate; steps that are already done are skipped.
 
     Args:
-        data: as `edgeloop train` takes it.
-        out: folder for runs, bundles and the measurement; one from before is gone on with.
-        candidates: in their order.
-        measure: on the target.
-        target: what it is called.
-        seed: of the heads, and of the split.
-        key: SSH key to sign the bundles with, for a target that takes no others.
-        console: where progress goes.
+        data: images, see `edgeloop train`.
+        out: folder for runs, bundles and the measurement; an existing one is resumed.
+        candidates: the candidates, in the order of their training.
+        measure: measures bundles on the target.
+        target: name of the target.
+        seed: random seed for training and the split.
+        key: SSH key to sign the bundles with, for targets that require signatures.
+        console: console for progress.
 
     Raises:
-        DataError: the images cannot be trained on, or are not those of before.
-        ConfigError: the folder is of another search.
+        DataError: the images cannot be used for training, or have changed since the search was started.
+        ConfigError: the folder belongs to another search.
     """
-    _note(out, _Note(str(data.absolute()), seed, target))
+    _check_state(out, _SearchState(str(data.absolute()), seed, target))
     bundles: dict[SearchCandidate, Bundle] = {}
     failed: list[tuple[SearchCandidate, str]] = []
     fingerprints: dict[str, SearchCandidate] = {}
@@ -123,11 +129,11 @@ def search(
             fingerprint = _trained(data, folder / "run", candidate, seed, console)
             fingerprints.setdefault(fingerprint, candidate)
             if len(fingerprints) > 1:
-                raise DataError(f"{data}: its images changed since {out} was begun; name another --out")
+                raise DataError(f"{data}: its images changed since {out} was started; give another --out")
             bundles[candidate] = _converted(folder, candidate, key, console)
         except GateError as error:
             failed.append((candidate, str(error)))
-            console.print(f"int8 lost too much: {error}", style="yellow", markup=False)
+            console.print(f"not converted: {error}", style="yellow", markup=False)
     if not bundles:
         return Searched((), tuple(failed), None)
     report = _measured(out / "bench.json", list(bundles.values()), measure)
@@ -140,11 +146,14 @@ def search(
 
 
 def recommend(found: Sequence[SearchResult], budget_ms: float) -> SearchResult | None:
-    """The fastest within the budget that the test images cannot tell from the most accurate one there; None without.
+    """Return the fastest candidate within the budget whose accuracy is not significantly below the best one's.
+
+    Its accuracy must be at least the lower end of the best candidate's 95 % Wilson interval. Returns None if no
+    candidate is within the budget.
 
     Args:
-        found: of one search, so on the same images.
-        budget_ms: that the median may take.
+        found: results of one search, measured on the same images.
+        budget_ms: maximum median latency, in milliseconds.
     """
     within = [one for one in found if one.p50_ms <= budget_ms]
     if not within:
@@ -155,32 +164,37 @@ def recommend(found: Sequence[SearchResult], budget_ms: float) -> SearchResult |
 
 
 def train_command(data: Path, one: SearchResult) -> str:
-    """The command that trains what was recommended, whole."""
+    """Return the command that fully trains a candidate."""
     options = ["--backbone", one.candidate.backbone, "--image-size", str(one.candidate.size)]
     return shlex.join(["edgeloop", "train", str(data), "--out", f"runs/{one.candidate.name}", *options])
 
 
-def _note(out: Path, note: _Note) -> None:
+def _check_state(out: Path, state: _SearchState) -> None:
+    """Check that a folder belongs to this search; creates a new one.
+
+    Raises:
+        ConfigError: it belongs to another search or is not empty.
+    """
     path = out / "search.json"
     if path.exists():
         try:
-            before = msgspec.json.decode(path.read_bytes(), type=_Note)
+            before = msgspec.json.decode(path.read_bytes(), type=_SearchState)
         except msgspec.MsgspecError as error:
-            raise ConfigError(f"{path}: not of a search: {error}; name another --out") from error
-        if before != note:
+            raise ConfigError(f"{path}: not written by a search: {error}; give another --out") from error
+        if before != state:
             raise ConfigError(
-                f"{out}: begun with {before.data}, seed {before.seed}, on {before.target}; name another --out"
+                f"{out}: started with {before.data}, seed {before.seed}, on {before.target}; give another --out"
             )
         return
     if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out}: it is not empty, and not of a search; name another --out")
+        raise ConfigError(f"{out}: not empty and not written by a search; give another --out")
     out.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        file.write(msgspec.json.encode(note))
+        file.write(msgspec.json.encode(state))
 
 
 def _trained(data: Path, run: Path, candidate: SearchCandidate, seed: int, console: Console) -> str:
-    """Train a head on frozen features, if that was not done; fingerprint of the images it learnt from."""
+    """Train a head on frozen features, if not yet done, and return the fingerprint of its images."""
     from converter.run_reader import open_run
     from trainer.train import train
     from trainer.training.checkpoint import unfinished_path
@@ -202,7 +216,7 @@ def _converted(folder: Path, candidate: SearchCandidate, key: Path | None, conso
 
 
 def _measured(path: Path, bundles: Sequence[Bundle], measure: Measure) -> Report:
-    """The report of before, where it holds these bundles; otherwise a new one."""
+    """Return the existing report if it covers these bundles, otherwise measure them."""
     if path.exists():
         report = load(path)
         if report.complete and {one.bundle for one in report.steady} >= {bundle.digest for bundle in bundles}:
@@ -230,10 +244,10 @@ def _found(candidate: SearchCandidate, bundle: Bundle, report: Report) -> Search
 
 
 def merged(reports: Sequence[Report]) -> Report:
-    """Reports of one machine as one.
+    """Merge the reports of one machine.
 
     Raises:
-        EdgeloopError: there is none.
+        EdgeloopError: there are no reports.
     """
     if not reports:
         raise EdgeloopError("nothing was measured")

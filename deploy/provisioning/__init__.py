@@ -1,1 +1,1 @@
-"""A machine made a device: what is copied to it, over SSH or on a prepared card."""
+"""Provisioning of devices: installs edgeloop on a machine over SSH or from a prepared SD card."""

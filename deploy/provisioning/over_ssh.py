@@ -1,4 +1,4 @@
-"""A fresh Raspberry Pi OS or Debian to a device, over SSH: the kit goes there, and `setup.py` does the rest."""
+"""Provisions Raspberry Pi OS or Debian over SSH: copies the provisioning payload there and runs its `setup.py`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .payload import ON_DEVICE, Kit, make_kit
 from .wheels import wheels
 
 FOLDER = ".cache/edgeloop/kit"
-"""In the home of who logs in: nobody else may write there."""
+"""Folder of the payload in the login user's home, where no other user can write."""
 _BLOCK = 64 * 1024
 _SETUP_S = 1800.0
 
 
 @dataclass(frozen=True)
-class Said:
-    """A line of `setup.py`: ``state`` is done, changed, would, problem or note."""
+class StepResult:
+    """One line of output of `setup.py`; ``state`` is done, changed, would, problem or note."""
 
     step: str
     state: str
@@ -36,7 +36,7 @@ class Said:
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """What a device is to become; see `deploy.provisioning.payload.make_kit`."""
+    """Specification of a device; see `deploy.provisioning.payload.make_kit`."""
 
     config: Path
     trust: Sequence[Path] = ()
@@ -44,90 +44,96 @@ class DeviceSpec:
     dashboard: bool = False
 
 
-Tell = Callable[[str, str, int, int], Any]
-"""Host, what is being done, how much of how much (bytes, or 0 of 0)."""
+OnProgress = Callable[[str, str, int, int], Any]
+"""Callback for progress: host, current step, bytes done and total bytes (0 and 0 if unknown)."""
 
 
 async def provision(
-    host: Host, wanted: DeviceSpec, *, dry: bool, ssh_config: Path | None, tell: Tell, gathering: asyncio.Lock
-) -> list[Said]:
-    """Make a machine a device, or say what that would change.
+    host: Host,
+    spec: DeviceSpec,
+    *,
+    dry: bool,
+    ssh_config: Path | None,
+    on_progress: OnProgress,
+    gathering: asyncio.Lock,
+) -> list[StepResult]:
+    """Provision a device, or report what would change.
 
     Args:
-        host: which.
-        wanted: what it is to become.
-        dry: change nothing.
-        ssh_config: instead of the user's.
-        tell: told how far it is.
-        gathering: held while wheels are downloaded, which many devices share.
+        host: the device.
+        spec: specification of the device.
+        dry: only report what would change.
+        ssh_config: SSH configuration file instead of the user's.
+        on_progress: called with the progress.
+        gathering: lock that is held while wheels are downloaded, because many devices share them.
 
     Raises:
-        DeviceError: it cannot be reached, or cannot become one.
-        ConfigError: the settings or the packages are not usable.
+        DeviceError: the device cannot be reached or cannot be provisioned.
+        ConfigError: the settings or the packages cannot be used.
     """
     async with connected(host, ssh_config=ssh_config) as device:
-        tell(host.name, "looking", 0, 0)
-        facts = await look(device)
-        tell(host.name, "packages", 0, 0)
+        on_progress(host.name, "checking", 0, 0)
+        facts = await read_facts(device)
+        on_progress(host.name, "packages", 0, 0)
         python, machine = (facts["python"][0], facts["python"][1]), facts["machine"]
         async with gathering:
-            gathered = await asyncio.to_thread(wheels, python, machine, dashboard=wanted.dashboard)
+            gathered = await asyncio.to_thread(wheels, python, machine, dashboard=spec.dashboard)
         kit = make_kit(
-            wanted.config,
+            spec.config,
             {f"{python[0]}.{python[1]}-{machine}": gathered},
             device=host.name,
             settings=host.settings,
-            trust=wanted.trust,
-            bundle=wanted.bundle,
+            trust=spec.trust,
+            bundle=spec.bundle,
         )
         await _command(device, f"umask 077; mkdir -p {FOLDER}/wheels")
         await _send(device, kit.files, lambda _done, _of: None)
-        planned = await _set_up(device, "plan", tell)
-        if dry or not any(said.state == "would" for said in planned):
+        planned = await _run_setup(device, "plan", on_progress)
+        if dry or not any(result.state == "would" for result in planned):
             await _command(device, f"rm -rf {FOLDER}")
             return planned
-        if any(said.step == "packages" and said.state == "would" for said in planned):
+        if any(result.step == "packages" and result.state == "would" for result in planned):
             missing = await _missing(device, kit)
-            await _send(device, missing, lambda done, of: tell(host.name, "sending", done, of))
-        did = await _set_up(device, "apply", tell)
+            await _send(device, missing, lambda done, of: on_progress(host.name, "sending", done, of))
+        applied = await _run_setup(device, "apply", on_progress)
         await _command(device, f"rm -rf {FOLDER}")
-        return did
+        return applied
 
 
-async def deprovision(host: Host, *, dry: bool, discard: bool, ssh_config: Path | None) -> list[Said]:
-    """Take everything of edgeloop off a device.
+async def deprovision(host: Host, *, dry: bool, discard: bool, ssh_config: Path | None) -> list[StepResult]:
+    """Remove edgeloop from a device.
 
     Args:
-        host: which.
-        dry: only say what would go.
-        discard: also when it holds captures that were not pulled.
-        ssh_config: instead of the user's.
+        host: the device.
+        dry: only report what would be removed.
+        discard: also delete captures that were not pulled.
+        ssh_config: SSH configuration file instead of the user's.
 
     Raises:
-        DeviceError: it cannot be reached, or holds captures.
+        DeviceError: the device cannot be reached, or holds captures and `discard` is False.
     """
     async with connected(host, ssh_config=ssh_config) as device:
-        facts = await look(device, as_it_is=True)
+        facts = await read_facts(device, check=False)
         if facts["captures"] and not discard and not dry:
             raise DeviceError(
-                f"{host.name}: it holds {facts['captures']} captures; edgeloop deploy pull fetches them, "
-                "--discard-captures lets them go"
+                f"{host.name}: it holds {facts['captures']} captures; fetch them with edgeloop deploy pull, or delete "
+                "them with --discard-captures"
             )
         script = (ON_DEVICE / "setup.py").read_bytes()
         arguments = ["python3", "-", "remove", *(["--dry-run"] if dry else [])]
         done = await device.run(as_root(arguments), script, timeout_s=_SETUP_S)
-        return _told(device, done.exit_code, done.stdout, done.stderr)
+        return _parse(device, done.exit_code, done.stdout, done.stderr)
 
 
-async def look(device: Connection, *, as_it_is: bool = False) -> dict[str, Any]:
-    """The facts of a machine.
+async def read_facts(device: Connection, *, check: bool = True) -> dict[str, Any]:
+    """Read the facts of a machine with `setup.py`.
 
     Args:
-        device: a connection to it.
-        as_it_is: also one that cannot become a device.
+        device: connection to the machine.
+        check: raise if the machine cannot be provisioned.
 
     Raises:
-        DeviceError: it has no Python, we may not be root there, or it cannot become a device.
+        DeviceError: the machine has no Python, root access is denied, or it cannot be provisioned.
     """
     done = await device.run(as_root(["python3", "-", "facts"]), (ON_DEVICE / "setup.py").read_bytes())
     if done.exit_code != 0:
@@ -138,60 +144,73 @@ async def look(device: Connection, *, as_it_is: bool = False) -> dict[str, Any]:
         raise device.failure(done.exit_code, done.stderr)
     try:
         facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        hindrances = [] if as_it_is else problems(facts, now_s=time.time())
+        reasons = problems(facts, now_s=time.time()) if check else []
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise DeviceError(f"{device.host.name}: answered what Python does not: {done.stdout[:100]!r}") from None
-    if hindrances:
-        raise DeviceError(f"{device.host.name}: {'; '.join(hindrances)}")
+        raise DeviceError(
+            f"{device.host.name}: unexpected output instead of setup.py's: {done.stdout[:100]!r}; does its login shell "
+            "print something?"
+        ) from None
+    if reasons:
+        raise DeviceError(f"{device.host.name}: {'; '.join(reasons)}")
     return facts
 
 
-async def _set_up(device: Connection, verb: str, tell: Tell) -> list[Said]:
-    """Run `setup.py` of the kit, and tell of each step as it is done."""
-    # The home is not root's to guess: the shell of who logs in knows it.
+async def _run_setup(device: Connection, verb: str, on_progress: OnProgress) -> list[StepResult]:
+    """Run `setup.py` of the payload and report each step as it is done."""
+    # The login shell resolves the home folder; root cannot know it.
     inner = f'cd; kit=$PWD/{FOLDER}; if [ "$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n --"; fi; '
     command = f'{inner}exec $sudo python3 "$kit/setup.py" {verb} --kit "$kit"'
-    told: list[Said] = []
+    results: list[StepResult] = []
     async with device.process(command) as process:
         process.stdin.write_eof()
         while line := await asyncio.wait_for(process.stdout.readline(), _SETUP_S):
-            told += _told(device, 0, line, "")
-            tell(device.host.name, told[-1].text or told[-1].step, 0, 0)
-        said = await process.stderr.read()
+            results += _parse(device, 0, line, "")
+            on_progress(device.host.name, results[-1].text or results[-1].step, 0, 0)
+        errors = await process.stderr.read()
         await process.wait_closed()
         code = -1 if process.exit_status is None else process.exit_status
-    hindrances = [one.text for one in told if one.state == "problem"]
-    if hindrances:
-        raise DeviceError(f"{device.host.name}: {'; '.join(hindrances)}")
+    reasons = [result.text for result in results if result.state == "problem"]
+    if reasons:
+        raise DeviceError(f"{device.host.name}: {'; '.join(reasons)}")
     if code != 0:
-        raise device.failure(code, said.decode(errors="replace"))
-    return told
+        raise device.failure(code, errors.decode(errors="replace"))
+    return results
 
 
-def _told(device: Connection, exit_code: int, out: bytes, said: str) -> list[Said]:
-    if exit_code != 0 and not out:
-        raise device.failure(exit_code, said)
+def _parse(device: Connection, exit_code: int, stdout: bytes, stderr: str) -> list[StepResult]:
+    """Parse the output of `setup.py`.
+
+    Raises:
+        DeviceError: it failed, or printed something else.
+    """
+    if exit_code != 0 and not stdout:
+        raise device.failure(exit_code, stderr)
     try:
-        told = [Said(**{key: str(value) for key, value in json.loads(line).items()}) for line in out.splitlines()]
+        results = [
+            StepResult(**{key: str(value) for key, value in json.loads(line).items()}) for line in stdout.splitlines()
+        ]
     except (ValueError, TypeError, AttributeError):
-        raise DeviceError(f"{device.host.name}: answered what setup.py does not: {out[:100]!r}") from None
-    hindrances = [one.text for one in told if one.state == "problem"]
+        raise DeviceError(
+            f"{device.host.name}: unexpected output instead of setup.py's: {stdout[:100]!r}; does its login shell "
+            "print something?"
+        ) from None
+    reasons = [result.text for result in results if result.state == "problem"]
     if exit_code != 0:
-        raise DeviceError(f"{device.host.name}: {'; '.join(hindrances) or said}")
-    return told
+        raise DeviceError(f"{device.host.name}: {'; '.join(reasons) or stderr}")
+    return results
 
 
 async def _missing(device: Connection, kit: Kit) -> dict[str, Path]:
-    """The wheels that are not there already, whole, from a try that broke off."""
-    there = await _command(device, f"cd {FOLDER} && sha256sum wheels/*.whl 2>/dev/null || true")
-    have = {name: digest for digest, _, name in (line.partition("  ") for line in there.decode().splitlines())}
+    """Return the wheels that the device does not have completely from an interrupted attempt."""
+    output = await _command(device, f"cd {FOLDER} && sha256sum wheels/*.whl 2>/dev/null || true")
+    present = {name: digest for digest, _, name in (line.partition("  ") for line in output.decode().splitlines())}
     about = json.loads(kit.files["kit.json"])
-    wanted = {f"wheels/{name}": digest for group in about["wheels"].values() for name, digest in group.items()}
-    return {name: path for name, path in kit.wheel_paths().items() if have.get(name) != wanted[name]}
+    expected = {f"wheels/{name}": digest for group in about["wheels"].values() for name, digest in group.items()}
+    return {name: path for name, path in kit.wheel_paths().items() if present.get(name) != expected[name]}
 
 
-async def _send(device: Connection, files: Mapping[str, bytes | Path], tell: Callable[[int, int], Any]) -> None:
-    """Files into the kit's folder, as tar, which every Linux has."""
+async def _send(device: Connection, files: Mapping[str, bytes | Path], on_bytes: Callable[[int, int], Any]) -> None:
+    """Send files into the payload's folder as a tar archive, which every Linux can unpack."""
     sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
     done, of = 0, sum(sizes.values())
     async with device.process(f"umask 077; tar -x -f - -C {FOLDER}") as process:
@@ -205,16 +224,16 @@ async def _send(device: Connection, files: Mapping[str, bytes | Path], tell: Cal
                     process.stdin.write(content[start : start + _BLOCK])
                     await process.stdin.drain()
                     done += len(content[start : start + _BLOCK])
-                    tell(done, of)
+                    on_bytes(done, of)
                 process.stdin.write(bytes(-sizes[name] % tarfile.BLOCKSIZE))
             process.stdin.write(bytes(2 * tarfile.BLOCKSIZE))
             process.stdin.write_eof()
         except (BrokenPipeError, ConnectionError):
-            pass  # tar says why
-        said = (await process.stderr.read()).decode(errors="replace")
+            pass  # tar prints the reason
+        errors = (await process.stderr.read()).decode(errors="replace")
         await process.wait_closed()
         if process.exit_status != 0:
-            raise device.failure(-1 if process.exit_status is None else process.exit_status, said)
+            raise device.failure(-1 if process.exit_status is None else process.exit_status, errors)
 
 
 async def _command(device: Connection, command: str) -> bytes:

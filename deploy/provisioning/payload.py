@@ -1,4 +1,4 @@
-"""A kit: everything that makes a machine a device, as `setup.py` expects it beside itself."""
+"""The provisioning payload (kit): all files that `setup.py` needs next to it to turn a machine into a device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..on_device.setup import ETC
 ON_DEVICE = Path(setup.__file__).parent
 SIGNERS = "allowed_signers"
 _KEY = re.compile(r"(?P<key>(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+)(?: (?P<comment>.*))?\Z")
-# Where agent.yaml names files, and what they are called on the device.
+# Keys of agent.yaml that refer to files, and the names of these files on the device.
 _FILES = {
     ("mqtt", "password_file"): "mqtt_password",
     ("mqtt", "tls", "ca"): "mqtt_ca.pem",
@@ -39,13 +39,18 @@ _FILES = {
 
 @dataclass(frozen=True)
 class Kit:
-    """``files``: name in the kit to content. ``wheels``: file name to file, for each Python and processor."""
+    """The provisioning payload.
+
+    Attributes:
+        files: content by name in the payload.
+        wheels: for each ``<python>-<processor>``, wheel files by file name.
+    """
 
     files: Mapping[str, bytes]
     wheels: Mapping[str, Mapping[str, Path]]
 
     def wheel_paths(self) -> dict[str, Path]:
-        """Name in the kit to file; what two Pythons share is there once."""
+        """Return the wheel files by name in the payload; wheels shared by several Pythons appear once."""
         return {f"wheels/{name}": path for wheels in self.wheels.values() for name, path in wheels.items()}
 
 
@@ -59,16 +64,16 @@ def make_kit(
     bundle: Path | None = None,
     card: bool = False,
 ) -> Kit:
-    """Put a kit together for one device.
+    """Assemble the provisioning payload for one device.
 
     Args:
-        config: agent.yaml; the files it names go with it.
-        wheels: for each ``<python>-<processor>``, as `deploy.provisioning.wheels` gathers them.
-        device: name, where agent.yaml gives none.
-        settings: laid over agent.yaml.
-        trust: public keys whose signatures the device is to take, and no other.
-        bundle: model to begin with.
-        card: it is to lie on a card, where nobody but the device itself begins.
+        config: agent.yaml; the files it refers to are included.
+        wheels: for each ``<python>-<processor>``, the wheels that `deploy.provisioning.wheels` gathers.
+        device: name of the device, if agent.yaml has none.
+        settings: settings that override agent.yaml.
+        trust: public keys of allowed signers; the device then rejects all other bundles.
+        bundle: bundle of the first model.
+        card: True for a payload on an SD card, which the device itself installs at its first boot.
 
     Raises:
         ConfigError: agent.yaml, a key or the bundle cannot be used.
@@ -94,36 +99,40 @@ def make_kit(
 
 
 def _etc(config: Path, device: str, settings: Mapping[str, Any], trust: Sequence[Path]) -> dict[str, bytes]:
-    """What goes into /etc/edgeloop."""
+    """Return the files of /etc/edgeloop by name."""
     document = read_yaml(config, hint="write one; see docs/reference/agent-yaml.md")
     if not isinstance(document, dict):
         raise ConfigError(f"{config}: expected keys and values")
-    document = _laid_over({"device": device} | document, settings)
+    document = _merged({"device": device} | document, settings)
     if "bundle" in document:
         raise ConfigError(
-            f"{config}: it names a bundle; a device runs what is installed there: leave the line out, push the bundle"
+            f"{config}: it has the key bundle, but a device runs the bundle in its store; delete the line and push the "
+            "bundle"
         )
     if document.get("state", "/var/lib/edgeloop") != "/var/lib/edgeloop":
-        raise ConfigError(f"{config}: state is /var/lib/edgeloop on a device; leave the line out")
+        raise ConfigError(f"{config}: state is always /var/lib/edgeloop on a device; delete the line")
     etc: dict[str, bytes] = {}
     if trust:
         if "allowed_signers" in document:
-            raise ConfigError(f"{config}: it names allowed_signers; give either that or --trust")
+            raise ConfigError(f"{config}: it has the key allowed_signers; give either that or --trust")
         etc[SIGNERS] = "".join(_signer(key) for key in trust).encode()
     for keys, name in _FILES.items():
-        data = _taken_along(document, keys, name, config)
+        data = _referenced_file(document, keys, name, config)
         if data is not None:
             etc[name] = data
     if trust:
         document["allowed_signers"] = f"{ETC}/{SIGNERS}"
     settings_of(document, config)
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-    etc["agent.yaml"] = f"# From {config.name}, by edgeloop deploy provision, which writes it anew.\n{text}".encode()
+    etc["agent.yaml"] = f"# From {config.name}; edgeloop deploy provision overwrites this file.\n{text}".encode()
     return etc
 
 
-def _taken_along(document: Any, keys: tuple[str, ...], name: str, config: Path) -> bytes | None:
-    """The file that a key of agent.yaml names, which then names its place on the device; None where it names none."""
+def _referenced_file(document: Any, keys: tuple[str, ...], name: str, config: Path) -> bytes | None:
+    """Read the file that a key of agent.yaml refers to and change the key to its path on the device.
+
+    Returns None if the key is missing.
+    """
     place: Any = document
     for key in keys[:-1]:
         place = place.get(key) if isinstance(place, dict) else None
@@ -138,26 +147,26 @@ def _taken_along(document: Any, keys: tuple[str, ...], name: str, config: Path) 
     return data
 
 
-def _laid_over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = copy.deepcopy(below)
-    for key, value in above.items():
+def _merged(base: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(base)
+    for key, value in overrides.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _laid_over(merged[key], value) if both else copy.deepcopy(value)
+        merged[key] = _merged(merged[key], value) if both else copy.deepcopy(value)
     return merged
 
 
 def _signer(path: Path) -> str:
-    """A public key as a line of allowed_signers, good for bundles alone."""
+    """Return a public key as a line of allowed_signers that is valid only for bundles."""
     key, comment = public_key(path)
     name = re.sub(r"[^A-Za-z0-9@._-]", "-", comment or path.stem) or "owner"
     return f'{name} namespaces="{NAMESPACE}" {key}\n'
 
 
 def public_key(path: Path) -> tuple[str, str]:
-    """A public key of OpenSSH from its file: the key, and its comment.
+    """Read an OpenSSH public key file and return the key and its comment.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the file cannot be read or is not a public key.
     """
     try:
         text = path.read_text(encoding="utf-8").strip()

@@ -1,4 +1,4 @@
-"""The packages a device needs, gathered on the desktop for the device's Python and processor: it needs no internet."""
+"""Downloads the packages for a device's Python and processor on the desktop, so that the device needs no internet."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from edge_agent.errors import ConfigError
 
 GLIBC = range(36, 16, -1)
 """Minor versions of glibc 2 whose wheels run on Bookworm and later."""
-_WHOLE = ".whole"
+_COMPLETE = ".whole"
 _EPOCH = (2025, 1, 1, 0, 0, 0)
 _PIP = "pip>=24,<27"
-# Debian's camera packages for Python 3.11 are built against numpy 1, and see the one we install.
-_BESIDE = {(3, 11): "numpy<2"}
+# Debian's camera packages for Python 3.11 are built against numpy 1 and import the one we install.
+_CONSTRAINTS = {(3, 11): "numpy<2"}
 
 
 def wheels(python: tuple[int, int], machine: str, *, dashboard: bool = False) -> dict[str, Path]:
-    """Every wheel a device needs, by file name: edgeloop's own among them, and pip.
+    """Return every wheel a device needs by file name, including edgeloop's own and pip.
 
-    They are downloaded once and kept in the user's cache.
+    Wheels are downloaded once and kept in the user's cache.
 
     Args:
         python: version of the device's python3.
-        machine: its processor: aarch64, armv7l or x86_64.
-        dashboard: Also include the packages of the dashboard.
+        machine: processor of the device: aarch64, armv7l or x86_64.
+        dashboard: also include the packages of the dashboard.
 
     Raises:
-        ConfigError: they cannot be had.
+        ConfigError: the packages cannot be downloaded.
     """
-    wanted = [*_requirements(machine, dashboard=dashboard), _PIP]
-    beside = _BESIDE.get(python)
-    key = hashlib.sha256("\n".join([*wanted, beside or ""]).encode()).hexdigest()[:8]
+    requirements = [*_requirements(machine, dashboard=dashboard), _PIP]
+    constraint = _CONSTRAINTS.get(python, "")
+    key = hashlib.sha256("\n".join([*requirements, constraint]).encode()).hexdigest()[:8]
     folder = _cache() / "wheels" / f"{python[0]}.{python[1]}-{machine}-{key}"
-    if not (folder / _WHOLE).exists():
+    if not (folder / _COMPLETE).exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", prefix="edgeloop-", suffix=".txt") as constraints:
-            constraints.write(beside or "")
+            constraints.write(constraint)
             constraints.flush()
-            _download(folder, wanted, python, machine, Path(constraints.name))
-        (folder / _WHOLE).touch()
+            _download(folder, requirements, python, machine, Path(constraints.name))
+        (folder / _COMPLETE).touch()
     own = own_wheel(folder.parent)
     return {path.name: path for path in (*sorted(folder.glob("*.whl")), own)}
 
 
 def own_wheel(folder: Path) -> Path:
-    """The device's package as a wheel, from the files this very process runs; the same bytes every time."""
+    """Build a reproducible wheel of the device's package from the files of this installation."""
     meta = distribution("edgeloop")
     info = f"edgeloop-{meta.version}.dist-info"
     files = {f"edge_agent/{path.relative_to(root).as_posix()}": path.read_bytes() for root, path in _sources()}
@@ -90,7 +90,7 @@ def _encoded(data: bytes) -> str:
 
 
 def _requirements(machine: str, *, dashboard: bool) -> list[str]:
-    """What the device install names for a processor. pip would read the markers as those of this machine."""
+    """Return edgeloop's requirements for a processor. pip would evaluate the markers for this machine instead."""
     from packaging.requirements import Requirement
 
     environment = {"platform_machine": machine, "extra": ""}
@@ -103,18 +103,18 @@ def _requirements(machine: str, *, dashboard: bool) -> list[str]:
     return found
 
 
-def _download(folder: Path, wanted: list[str], python: tuple[int, int], machine: str, constraints: Path) -> None:
+def _download(folder: Path, requirements: list[str], python: tuple[int, int], machine: str, constraints: Path) -> None:
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in GLIBC]
     platforms += [f"manylinux2014_{machine}", f"linux_{machine}"]
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", str(folder)]
     pip += ["--only-binary=:all:", "--implementation=cp", f"--python-version={python[0]}.{python[1]}"]
     pip += [f"--constraint={constraints}", *(f"--platform={platform}" for platform in platforms)]
     if machine != "armv7l":
-        _run_pip([*pip, *wanted])
+        _run_pip([*pip, *requirements])
         return
-    # For 32 bits the index has wheels of some packages only; the device looks for the others among Debian's.
-    had = [requirement for requirement in wanted if _has_wheel([*pip, "--no-deps", requirement])]
-    if not any(re.match("tflite", requirement) for requirement in had):
+    # The index has 32-bit wheels of only some packages; the device takes the others from Debian.
+    available = [requirement for requirement in requirements if _has_wheel([*pip, "--no-deps", requirement])]
+    if not any(re.match("tflite", requirement) for requirement in available):
         raise ConfigError(
             f"there is no tflite-runtime for Python {python[0]}.{python[1]} on {machine}; use a 64-bit Raspberry Pi OS"
         )

@@ -45,7 +45,7 @@ def test_an_address_is_what_ssh_takes(address: str, host: Host) -> None:
     "address", ["", "-oProxyCommand=evil", "a b", "pi@", "@porch", "porch:0", "porch:70000", "p;id"]
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no address; expected \[USER@\]HOST\[:PORT\]"):
+    with pytest.raises(ConfigError, match=r"is not an address; expected \[USER@\]HOST\[:PORT\]"):
         choose([address], None)
 
 
@@ -64,14 +64,14 @@ def test_names_and_groups_lead_to_hosts_in_the_order_given(inventory: Path) -> N
     [
         (["porch", "porch"], "porch is listed twice"),
         (["pi@10.0.0.7", "porch"], "the same device"),
-        (["outsides"], "no host and no group is called outsides; did you mean outside"),
-        (["shed", "barm"], "no host and no group is called shed.*; no host and no group is called barm.*barn"),
+        (["outsides"], "no host or group is called outsides; did you mean outside"),
+        (["shed", "barm"], "no host or group is called shed.*; no host or group is called barm.*barn"),
     ],
 )
 def test_a_name_that_is_not_clear_is_refused_with_every_other(inventory: Path, names: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         choose(names, inventory)
-    with pytest.raises(ConfigError, match="no device is named; give HOST, or --inventory FILE"):
+    with pytest.raises(ConfigError, match="no device given; give HOST or --inventory FILE"):
         choose([], None)
 
 
@@ -84,9 +84,9 @@ def test_a_name_that_is_not_clear_is_refused_with_every_other(inventory: Path, n
         ({"hosts": {"porch": "pi@10.0.0.7", "door": "pi@10.0.0.7"}, "groups": {}}, "the same device"),
         ({"groups": {"outside": ["porch", "porch"]}}, "outside: porch is listed twice"),
         ({"groups": {"outside": ["prch"]}}, "outside: no host is called prch; did you mean porch"),
-        ({"groups": {"porch": ["gate"]}}, "porch is a host and a group"),
+        ({"groups": {"porch": ["gate"]}}, "porch is both a host and a group"),
         ({"hosts": {"../x": "porch"}}, "x"),
-        ({"hosts": {"porch": "a b"}, "groups": {}}, "is no address"),
+        ({"hosts": {"porch": "a b"}, "groups": {}}, "is not an address"),
     ],
 )
 def test_an_inventory_with_a_mistake_is_refused_whole(tmp_path: Path, change: dict[str, object], says: str) -> None:

@@ -76,7 +76,7 @@ def test_frames_of_a_changed_scene_become_the_model_that_the_devices_run(
         "threads": 1,
     }
     nothing = round_()
-    assert (nothing.code, "name --run and --bundle the first time" in nothing.err) == (2, True)
+    assert (nothing.code, "give --run and --bundle for the first call" in nothing.err) == (2, True)
     began = round_("--run", run_folder, "--bundle", first)
     assert began.code == 0, began.err
     assert "0 captures fetched from 2 of 2 devices" in began.out
@@ -119,15 +119,15 @@ def test_frames_of_a_changed_scene_become_the_model_that_the_devices_run(
     with (work / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         busy = round_()
-        assert (busy.code, "another `edgeloop loop` is at work" in busy.err) == (1, True)
+        assert (busy.code, "another `edgeloop loop` is running" in busy.err) == (1, True)
     with agents(devices, settings):
         done = round_("--timeout-s", 120)
         assert done.code == 0, done.out + done.err
-        assert "ground-2 is promoted, with 150 decisions" in done.out
+        assert "ground-2 was promoted, trained with 150 annotations" in done.out
         assert "ground-2.edgeloop runs on 2 of 2 devices" in done.out
         assert versions(devices) == ["2", "2"]
     again = round_()
-    assert (again.code, "nothing new is labelled" in again.out) == (0, True)
+    assert (again.code, "there are no new labels" in again.out) == (0, True)
     state = json.loads((work / STATE).read_text())
     assert (state["number"], state["to_push"], state["under_way"]) == (2, False, False)
     history = [json.loads(line) for line in (work / "loop.jsonl").read_text().splitlines()]
@@ -173,7 +173,7 @@ def test_a_loop_cannot_be_begun_with_what_is_not_there_or_twice(
         (["--run", run_folder, "--bundle", tmp_path / "ground-9.edgeloop"], 1, "no such bundle"),
         (["--run", run_folder, "--bundle", tmp_path / "ground.edgeloop"], 2, "NAME-VERSION"),
         (["--run", run_folder, "--bundle", tmp_path / "ground-1.2.edgeloop"], 2, "a whole number"),
-        (["--run", run_folder], 2, "belong together"),
+        (["--run", run_folder], 2, "give both --run and --bundle"),
     ):
         done = edgeloop("loop", work, "pi@127.0.0.1:1", *options)
         assert (done.code, said in done.err, len(done.err.splitlines())) == (code, True, 1), done.err
@@ -182,4 +182,4 @@ def test_a_loop_cannot_be_begun_with_what_is_not_there_or_twice(
     done = edgeloop("loop", work, "pi@127.0.0.1:1")
     assert (done.code, "loop.json: damaged" in done.err) == (1, True)
     done = edgeloop("loop", work, "pi@127.0.0.1:1", "--run", run_folder, "--bundle", first)
-    assert "begun already" in done.err
+    assert "already started" in done.err

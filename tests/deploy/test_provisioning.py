@@ -76,8 +76,8 @@ def test_settings_of_one_device_are_laid_over_those_of_all(tmp_path: Path) -> No
     ("document", "says"),
     [
         ([1], "expected keys and values"),
-        ({**SETTINGS, "bundle": "x.edgeloop"}, "leave the line out, push the bundle"),
-        ({**SETTINGS, "state": "/srv"}, "state is /var/lib/edgeloop on a device"),
+        ({**SETTINGS, "bundle": "x.edgeloop"}, "delete the line and push the bundle"),
+        ({**SETTINGS, "state": "/srv"}, "state is always /var/lib/edgeloop on a device"),
         (
             {**SETTINGS, "mqtt": {"host": "b", "username": "u", "password_file": "none.txt"}},
             "mqtt.password_file: .*none.txt",
@@ -117,10 +117,10 @@ def test_a_key_is_trusted_with_bundles_and_nothing_else(tmp_path: Path) -> None:
     ("change", "says"),
     [
         ({"machine": "riscv64"}, "its processor is riscv64; expected one of aarch64"),
-        ({"python": [3, 9]}, "its python3 is 3.9; expected 3.11 to 3.13.*flash a newer one"),
+        ({"python": [3, 9]}, "its python3 is 3.9; expected 3.11 to 3.13.*flash a newer release"),
         ({"python": [3, 14]}, "its python3 is 3.14"),
-        ({"free_bytes": NEEDED_BYTES - 1}, "MB are free in /opt/edgeloop; 450 MB are needed: make room"),
-        ({"clock_s": 0.0}, "its clock says 1970-01-01; set it with: sudo date -s @1800000000"),
+        ({"free_bytes": NEEDED_BYTES - 1}, "MB are free in /opt/edgeloop; 450 MB are needed: free space"),
+        ({"clock_s": 0.0}, "its clock shows 1970-01-01; set it with: sudo date -s @1800000000"),
     ],
 )
 def test_a_machine_that_cannot_become_a_device_says_why(change: dict[str, Any], says: str) -> None:

@@ -42,7 +42,7 @@ def test_waves_hold_every_host_once_in_its_order(plan: str, count: int, sizes: l
 
 @pytest.mark.parametrize("plan", ["", "0", "-1", "101%", "nan", "1,,2", "many", "1;2"])
 def test_a_plan_that_is_none_is_refused(plan: str) -> None:
-    with pytest.raises(ConfigError, match="is no size of a wave; expected a plan such as 1,10%,100%"):
+    with pytest.raises(ConfigError, match="is not the size of a wave; expected a plan such as 1,10%,100%"):
         waves([Host("pi", "pi")], plan)
 
 
@@ -128,8 +128,8 @@ def test_a_wave_that_does_badly_goes_back_and_no_further_one_is_begun(
     assert "pi-09: unreachable" in ran.out
     assert "pi-01: rolled back, runs ground 1 again" in ran.out
     assert "pi-02" not in ran.out
-    assert "stopped: 1 of 2 devices of wave 2 failed; 1 devices were not begun with" in ran.err
+    assert "stopped: 1 of 2 devices of wave 2 failed; 1 devices were not started" in ran.err
     now = versions(devices)
     assert (now["pi-00"], now["pi-01"], now["pi-02"]) == ("2", "1", "1")
     failed = store_of(devices, "pi-01").status().failures[0]
-    assert failed.reason == "roll-out stopped: 1 of 2 devices of wave 2 failed"
+    assert failed.reason == "rollout stopped: 1 of 2 devices of wave 2 failed"

@@ -67,8 +67,8 @@ def test_an_image_of_bookworm_becomes_a_card_that_sets_itself_up(
         *("--out", out, "--bundle", bundle_file, "--ssh-key", key.with_suffix(".pub"), *options),
         EDGELOOP_WIFI_PASSWORD=PASSWORD,
     )
-    assert (ran.code, ran.err) == (0, "no --trust KEY.pub: the device takes bundles nobody signed\n")
-    assert f"{out}: 0.19 GB written and read again; Bookworm, " in ran.out
+    assert (ran.code, ran.err) == (0, "no --trust KEY.pub: the device accepts unsigned bundles\n")
+    assert f"{out}: 0.19 GB written and verified; Bookworm, " in ran.out
     assert packed.read_bytes() == before
     assert out.stat().st_mode & 0o777 == 0o600
     assert not list(tmp_path.glob("*.part"))
@@ -101,10 +101,10 @@ def test_an_image_of_bookworm_becomes_a_card_that_sets_itself_up(
 
     packed.write_bytes(before[:-1_000_000])
     ran = image(packed, "--out", tmp_path / "other.img")
-    assert (ran.code, "damaged, or half of one" in ran.line) == (2, True)
+    assert (ran.code, "damaged or incomplete" in ran.line) == (2, True)
     plain.write_bytes(was[:-1_000_000])
     ran = image(plain, "--out", tmp_path / "other.img")
-    assert (ran.code, "it ends before its last partition does" in ran.line) == (2, True)
+    assert (ran.code, "truncated, ends before its last partition" in ran.line) == (2, True)
     assert not list(tmp_path.glob("other.img*"))
 
 
@@ -200,13 +200,13 @@ def test_the_key_of_a_network_is_the_one_of_the_standard() -> None:
 @pytest.mark.parametrize(
     ("system", "says"),
     [
-        (System(hostname="Porch"), "is no host name"),
-        (System(hostname="a;reboot"), "is no host name"),
-        (System(user="root"), "cannot log in"),
-        (System(user="edgeloop"), "cannot log in"),
-        (System(timezone="../../etc/passwd"), "is no time zone"),
-        (System(wifi=Wifi("x" * 33, None, "GB")), "is no name of a network"),
-        (System(wifi=Wifi("home", None, "GBR")), "is no country"),
+        (System(hostname="Porch"), "is not a host name"),
+        (System(hostname="a;reboot"), "is not a host name"),
+        (System(user="root"), "cannot be the login user"),
+        (System(user="edgeloop"), "cannot be the login user"),
+        (System(timezone="../../etc/passwd"), "is not a time zone"),
+        (System(wifi=Wifi("x" * 33, None, "GB")), "is not the name of a Wi-Fi network"),
+        (System(wifi=Wifi("home", None, "GBR")), "is not a country code"),
     ],
 )
 def test_what_no_system_takes_is_refused(system: System, says: str) -> None:
@@ -217,10 +217,10 @@ def test_what_no_system_takes_is_refused(system: System, says: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"cmdline.txt": None}, "no boot partition of Raspberry Pi OS"),
+        ({"cmdline.txt": None}, "not a boot partition of Raspberry Pi OS"),
         ({"kernel7l.img": "kernel"}, "a 32-bit system"),
         ({"kernel8.img": None, "kernel_2712.img": None}, "a 32-bit system"),
-        ({"issue.txt": "Raspberry Pi reference 2023-05-03\n"}, "of 2023-05-03; take Bookworm"),
+        ({"issue.txt": "Raspberry Pi reference 2023-05-03\n"}, "of 2023-05-03 is too old; use Bookworm"),
     ],
 )
 def test_another_system_is_named_for_what_it_is(changed: dict[str, str | None], says: str) -> None:
@@ -235,10 +235,10 @@ def test_what_is_no_image_is_refused_and_leaves_nothing(image: Image, settings: 
     data = whole.read_bytes()
     packed = lzma.compress(data, preset=0)
     bad = {
-        "text.img": (b"not an image\n" * 100, "not an image of a card"),
-        "empty.img": (b"", "not an image of a card"),
-        "half.img": (data[: BOOT_START + 2**20], "it ends in its boot partition; download it again"),
-        "half.img.xz": (packed[:3000], "damaged, or half of one"),
+        "text.img": (b"not an image\n" * 100, "not an SD card image"),
+        "empty.img": (b"", "not an SD card image"),
+        "half.img": (data[: BOOT_START + 2**20], "truncated, ends within its boot partition; download it again"),
+        "half.img.xz": (packed[:3000], "damaged or incomplete"),
         "it.zip": (b"PK\x03\x04" + bytes(1000), "a zip archive; unpack it"),
         "gpt.img": (data[:450] + b"\xee" + data[451:], "does not begin with a FAT boot partition"),
         "nofat.img": (data[:BOOT_START] + bytes(len(data) - BOOT_START), "its boot partition cannot be used"),
@@ -252,9 +252,9 @@ def test_what_is_no_image_is_refused_and_leaves_nothing(image: Image, settings: 
         assert not out.exists()
         assert not list(tmp_path.glob("*.part"))
     assert "no such file" in image(tmp_path / "nothing.img", "--out", out).line
-    assert "no boot partition of Raspberry Pi OS" in image(settings.parent).line
+    assert "not a boot partition of Raspberry Pi OS" in image(settings.parent).line
     out.write_text("mine")
-    assert "it is there already" in image(whole, "--out", out).line
+    assert "already exists" in image(whole, "--out", out).line
     assert out.read_text() == "mine"
 
 
@@ -264,8 +264,8 @@ def test_options_that_do_not_go_together_are_refused(image: Image, key: Path, tm
     out = ("--out", tmp_path / "out.img")
     assert "give --out FILE or --write DEVICE; " in image(source).line
     assert "--wifi also needs --wifi-country" in image(source, *out, "--wifi", "home").line
-    assert "belong to --wifi SSID" in image(source, *out, "--wifi-open").line
-    assert "is prepared where it is" in image(tmp_path, *out).line
+    assert "need --wifi SSID" in image(source, *out, "--wifi-open").line
+    assert "is prepared in place" in image(tmp_path, *out).line
     assert "expected a public key" in image(source, *out, "--ssh-key", key).line
     ran = image(source, *out, "--wifi", "home", "--wifi-country", "GB", EDGELOOP_WIFI_PASSWORD="short")
     assert "8 to 63 ASCII" in ran.line
@@ -313,27 +313,27 @@ LISTING = json.dumps(
     [
         ("/dev/nvme0n1", "is not removable"),
         ("/dev/sda", "is not removable"),
-        ("/dev/sdb1", "is no whole disk"),
-        ("/dev/sdc", r"is in use, as /media/you/bootfs: unmount it first"),
-        ("/dev/sdd", r"is in use, as crypt /dev/mapper/luks, /"),
+        ("/dev/sdb1", "is not a whole disk"),
+        ("/dev/sdc", r"is in use as /media/you/bootfs; unmount it first"),
+        ("/dev/sdd", r"is in use as crypt /dev/mapper/luks, /"),
         ("/dev/sde", "is read-only"),
-        ("/dev/sdf", "is no whole disk"),
-        ("/dev/sdg", r"is in use, as \[SWAP\]"),
-        ("/dev/sr0", "is no whole disk"),
-        ("/etc/passwd", "is no whole disk"),
+        ("/dev/sdf", "is not a whole disk"),
+        ("/dev/sdg", r"is in use as \[SWAP\]"),
+        ("/dev/sr0", "is not a whole disk"),
+        ("/etc/passwd", "is not a whole disk"),
     ],
 )
 def test_only_a_removable_disk_that_nobody_uses_is_written_to(device: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         choose(device, parsed(LISTING))
-    assert str(caught.value).endswith("to be written to there is /dev/sdb (Generic SD/MMC, 31.9 GB)")
+    assert str(caught.value).endswith("available cards: /dev/sdb (Generic SD/MMC, 31.9 GB)")
 
 
 def test_the_one_card_that_is_free_is_taken(tmp_path: Path) -> None:
     link = tmp_path / "card"
     link.symlink_to("/dev/sdb")
     assert choose(str(link), parsed(LISTING)) == Disk("/dev/sdb", 31914983424, True, False, (), "Generic SD/MMC")
-    with pytest.raises(ConfigError, match="no card is there to be written to: put one in"):
+    with pytest.raises(ConfigError, match="no card is available; insert one"):
         choose("/dev/sdb", [])
 
 
@@ -344,7 +344,7 @@ def test_a_disk_of_this_machine_is_never_written_to(image: Image, tmp_path: Path
     for device in own or ["/dev/null"]:
         ran = image(source, "--write", device, "--yes")
         assert ran.code == 2
-        assert "is not removable" in ran.line or "is in use" in ran.line or "is no whole disk" in ran.line
+        assert "is not removable" in ran.line or "is in use" in ran.line or "is not a whole disk" in ran.line
 
 
 def test_what_was_written_is_read_again(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
             file.seek(4_999_999)
             file.write(b"b")
 
-    with pytest.raises(DeviceError, match="what is there is not what was written"):
+    with pytest.raises(DeviceError, match="verification failed"):
         write(tmp_path / "card", blocks(), needed=5_000_000)
 
 
@@ -379,7 +379,7 @@ def test_a_block_device_is_written_whole_or_the_reason_said(tmp_path: Path) -> N
         assert write(device, data, needed=20 * 2**20, verifying=lambda *told: seen.append(told)) == 20 * 2**20
         assert seen[-1] == (20 * 2**20, 20 * 2**20)
         assert (tmp_path / "card").read_bytes()[: 20 * 2**20] == b"".join(data)
-        with pytest.raises(DeviceError, match=r"too small: 0\.03 GB, and 0\.04 GB are needed"):
+        with pytest.raises(DeviceError, match=r"too small: 0\.03 GB, 0\.04 GB are needed"):
             write(device, data, needed=40 * 2**20)
         with pytest.raises(DeviceError, match="too small for the image"):
             write(device, [*data, *data], needed=20 * 2**20)

@@ -93,7 +93,7 @@ def test_who_may_not_log_in_is_told_how(near: Pi, provision: Deploy, tmp_path: P
     key = near.ssh_config.with_name("id")
     ran = provision(edited(near, tmp_path, f"IdentityFile {key}", f"IdentityFile {new_key(tmp_path / 'mine')}"))
     assert ran.code == 1
-    assert "it does not let you in with your keys; ssh-copy-id" in ran.err
+    assert "it rejects your keys; run ssh-copy-id" in ran.err
     ran = provision(edited(near, tmp_path, f"IdentityFile {key}", f"IdentityFile {tmp_path / 'none'}"))
     assert ran.code == 1
     assert ran.err.startswith("edgeloop: raspberrypi: ")
@@ -105,14 +105,14 @@ def test_a_machine_that_is_off_is_said_to_be(near: Pi, provision: Deploy, tmp_pa
     assert "edgeloop: raspberrypi: cannot be reached: " in ran.err
     ran = provision(edited(near, tmp_path, "127.0.0.1", "nowhere.invalid"))
     assert ran.code == 1
-    assert "no address is known for raspberrypi; is it on, and its name right?" in ran.err
+    assert "the name raspberrypi cannot be resolved; is the device on, and the name right?" in ran.err
 
 
 def test_without_sudo_nothing_is_done(near: Pi, provision: Deploy) -> None:
     with instead(near.root / "etc/sudoers.d/010_pi-nopasswd", None), unchanged(near):
         ran = provision()
     assert ran.code == 1
-    assert "the user you log in as may not use sudo there without a password; allow it in /etc/sudoers.d" in ran.err
+    assert "your login user cannot use sudo without a password; allow it in /etc/sudoers.d" in ran.err
 
 
 PRETENDING = """#!/bin/sh
@@ -126,8 +126,8 @@ exec /usr/bin/python3 -c 'import platform, sys, time; {what}; exec(sys.stdin.rea
     ("what", "says"),
     [
         ('platform.machine = lambda: "riscv64"', "its processor is riscv64; expected one of aarch64, armv7l, x86_64"),
-        ("sys.version_info = (3, 9, 2)", "its python3 is 3.9; expected 3.11 to 3.13, which Raspberry Pi OS has from"),
-        ("time.time = lambda: 0.0", "its clock says 1970-01-01; set it with: sudo date -s @"),
+        ("sys.version_info = (3, 9, 2)", "its python3 is 3.9; expected 3.11 to 3.13, which Raspberry Pi OS includes"),
+        ("time.time = lambda: 0.0", "its clock shows 1970-01-01; set it with: sudo date -s @"),
     ],
 )
 def test_a_machine_that_is_no_device_is_refused(near: Pi, provision: Deploy, what: str, says: str) -> None:
@@ -155,14 +155,14 @@ def test_a_full_disk_is_noticed_before_anything_is_sent(near: Pi, provision: Dep
     finally:
         subprocess.run(["umount", str(place)], check=True)
     assert ran.code == 1
-    assert "MB are free in /opt/edgeloop; 450 MB are needed: make room" in ran.line
+    assert "MB are free in /opt/edgeloop; 450 MB are needed: free space" in ran.line
 
 
 def test_what_is_not_a_device_yet_is_pushed_nothing(near: Pi, edgeloop: Run, bundle_file: Path) -> None:
     with unchanged(near):
         ran = edgeloop("deploy", "push", bundle_file, "-F", near.ssh_config, "raspberrypi")
         assert ran.code == 1
-        assert "edgeloop is not installed there; edgeloop deploy provision raspberrypi does it" in ran.out
+        assert "edgeloop is not installed; install it with: edgeloop deploy provision raspberrypi" in ran.out
         assert "it has no systemd journal" in edgeloop("deploy", "logs", "-F", near.ssh_config, "raspberrypi").err
 
 

@@ -106,7 +106,7 @@ def test_a_card_makes_itself_a_device_however_often_it_is_cut(near: Pi, boot: Pa
 
     ran = inside(near, "python3", FIRST_BOOT, "provision")
     assert ran.returncode == 0, ran.stdout
-    assert log(boot).endswith("this is a device\n")
+    assert log(boot).endswith("provisioning finished\n")
     # Nothing of it is left where everybody can read it, and nothing to do at the next boot.
     assert not (boot / "edgeloop").exists()
     assert not wants.is_symlink()

@@ -96,7 +96,7 @@ def has_become_a_device(machine: Machine, name: str, messages: Subscriber) -> No
     machine.wait_for("mountpoint -q /boot/firmware && test ! -e /boot/firmware/edgeloop", 1200)
     assert machine.inside("cat /proc/sys/kernel/hostname") == f"{name}\n"
     log = machine.inside("cat /boot/firmware/edgeloop-setup.txt")
-    assert log.endswith("this is a device\n"), log
+    assert log.endswith("provisioning finished\n"), log
     assert "problem" not in log
     messages.wait_for(f"{name}/status", "online", timeout_s=120)
     messages.wait_for(f"{name}/camera/door/label", timeout_s=60)

@@ -183,9 +183,9 @@ def test_a_model_is_pushed_proved_watched_replaced_and_rolled_back(
     there = int(inside(device, "sudo find /var/lib/edgeloop/captures -name '*.json' | wc -l"))
     assert there > 2
     ran = deploy("pull", "--out", out, "--keep")
-    assert f"{there} captures fetched into {out / 'raspberrypi'}, 0 removed there" in ran.out
+    assert f"{there} captures fetched into {out / 'raspberrypi'}, 0 deleted on it" in ran.out
     ran = deploy("pull", "--out", out)
-    assert f"0 captures fetched into {out / 'raspberrypi'}, {there} were here, {there} removed there" in ran.out
+    assert f"0 captures fetched into {out / 'raspberrypi'}, {there} were already here, {there} deleted on it" in ran.out
     lines = sorted(out.glob("raspberrypi/*/*.json"))
     assert len(lines) == there
     for line in lines:
@@ -204,7 +204,7 @@ def test_all_of_it_can_be_taken_away(device: Pi, deploy: Deploy) -> None:
     )
     ran = deploy("deprovision", "--yes")
     assert ran.code == 1
-    assert "it holds 1 captures; edgeloop deploy pull fetches them" in ran.line
+    assert "it holds 1 captures; fetch them with edgeloop deploy pull" in ran.line
     ran = deploy("deprovision", "--dry-run")
     assert "would remove /opt/edgeloop" in ran.out
     assert inside(device, "edgeloop --version")
@@ -216,7 +216,7 @@ def test_all_of_it_can_be_taken_away(device: Pi, deploy: Deploy) -> None:
     assert (ran.code, ran.out) == (0, "raspberrypi: nothing to remove\n")
     ran = deploy("status")
     assert ran.code == 1
-    assert "edgeloop is not installed there; edgeloop deploy provision raspberrypi does it" in ran.err
+    assert "edgeloop is not installed; install it with: edgeloop deploy provision raspberrypi" in ran.err
 
 
 class agent:  # noqa: N801  reads as one

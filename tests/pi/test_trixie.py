@@ -93,8 +93,8 @@ def test_provision_push_roll_back_and_deprovision(
             os.kill(pid, signal.SIGKILL)
     out, said = cut_off.communicate(timeout=60)
     assert cut_off.returncode == 1
-    assert "not complete" in out
-    assert "the rest: raspberrypi: the connection broke" in said
+    assert "incomplete" in out
+    assert "the rest: raspberrypi: the connection was lost" in said
     report = load(tmp_path / "cut/raspberrypi.json")
     assert (len(report.steady), report.complete) == (1, False)
     wait_until(lambda: "edge_agent.bench" not in commands(trixie), 60, "the benchmark to end there")

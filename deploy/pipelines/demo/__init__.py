@@ -1,1 +1,1 @@
-"""The whole loop on one screen: photographs, training, int8, bundle, agent, MQTT, figures."""
+"""The demo: runs the whole pipeline from photographs to labels over MQTT."""

@@ -1,4 +1,4 @@
-"""An MQTT broker for one demo: rumqttd, as the `iotcore` wheel brings it, on loopback."""
+"""The demo's MQTT broker: rumqttd, from the `iotcore` wheel, on loopback."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edge_agent.errors import BrokerError, MissingExtraError
 
-# rumqttd speaks MQTT 5 only on listeners of a configuration file; docs: rumqttd.toml in its repository.
+# rumqttd supports MQTT 5 only on listeners of a configuration file; see rumqttd.toml in its repository.
 _CONFIG = """\
 id = 0
 
@@ -34,11 +34,11 @@ next_connection_delay_ms = 1
 
 @contextmanager
 def embedded_broker(folder: Path) -> Iterator[int]:
-    """A running MQTT 5 broker; yields its port on 127.0.0.1. Its configuration is written to ``folder``.
+    """Run an MQTT 5 broker and yield its port on 127.0.0.1. Its configuration is written to ``folder``.
 
     Raises:
         MissingExtraError: iotcore is not installed.
-        BrokerError: it does not start.
+        BrokerError: the broker does not start.
     """
     try:
         from iotcore import Broker
@@ -52,7 +52,7 @@ def embedded_broker(folder: Path) -> Iterator[int]:
     try:
         broker.start()
     except (RuntimeError, OSError) as error:
-        raise BrokerError(f"the embedded broker does not start: {error}; name another one with --broker") from error
+        raise BrokerError(f"the embedded broker does not start: {error}; give another one with --broker") from error
     try:
         yield port
     finally:

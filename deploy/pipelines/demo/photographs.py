@@ -1,8 +1,7 @@
-"""The demo's images: real photographs that scikit-image carries, cut into areas that never overlap.
+"""The demo's images: crops of real photographs from scikit-image.
 
-Each photograph shows one thing all over, so any part of it is an image of its class. One area of it
-is for training, one for validation, one for testing and one for the video; crops of one area
-overlap, crops of two never do.
+Each photograph shows one kind of object or surface everywhere, so any part of it is an image of its class. It is
+divided into areas for training, validation, testing and the video; crops of different areas never overlap.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from edge_agent.images import read_image
 from edge_agent.preprocess import Pixels
 
 FRAME = (240, 320)
-"""Height and width of every photo and video frame, pixels: what a small camera gives."""
+"""Height and width of every photo and video frame in pixels, as of a small camera."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One photograph: its class, its file in scikit-image, who made it and under which licence."""
+    """One photograph: its class, its file in scikit-image, and its author and licence."""
 
     label: str
     file: str
@@ -45,10 +44,10 @@ PHOTOS = {"train": 40, "val": 10, "test": 30}
 
 
 def load_areas() -> dict[str, dict[str, Pixels]]:
-    """Cut every photograph: class -> area (train, val, test, video) -> (H, W, 3) uint8 BGR.
+    """Divide every photograph: class -> area (train, val, test, video) -> (H, W, 3) uint8 BGR.
 
-    The left half is for training, the lower right quarter for the video; what is above that is
-    shared by validation and test.
+    The left half is for training, the lower right quarter for the video, and the upper right quarter is split between
+    validation and test.
 
     Raises:
         MissingExtraError: scikit-image is not installed.
@@ -73,17 +72,17 @@ def load_areas() -> dict[str, dict[str, Pixels]]:
 
 
 def view(area: Pixels, *, centre: tuple[float, float], height: float, angle: float) -> Pixels:
-    """What a camera of 4:3 would see of an area.
+    """Render the view of a 4:3 camera on an area.
 
     Args:
         area: (H, W, 3) uint8.
-        centre: of the view, as shares of the area's height and width, 0 to 1; moved inwards so far
-            that the view stays inside.
-        height: of the view, in pixels of the area.
-        angle: of rotation, degrees.
+        centre: centre of the view, as shares of the area's height and width, 0 to 1; moved inwards if needed, so that
+            the view stays inside.
+        height: height of the view, in pixels of the area.
+        angle: rotation, in degrees.
 
     Returns:
-        `FRAME` in size, uint8. What rotation turns in from beyond the area is its own mirror image.
+        (*FRAME, 3) uint8. Parts outside the area, which rotation can uncover, are filled with its mirror image.
     """
     rows, columns = FRAME
     scale = height / rows
@@ -95,14 +94,14 @@ def view(area: Pixels, *, centre: tuple[float, float], height: float, angle: flo
     offset = np.array([x, y]) - linear @ np.array([columns / 2, rows / 2])
     matrix = np.column_stack([linear, offset])
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    seen: Pixels = np.asarray(
+    frame: Pixels = np.asarray(
         cv2.warpAffine(area, matrix, (columns, rows), flags=flags, borderMode=cv2.BORDER_REFLECT_101), np.uint8
     )
-    return seen
+    return frame
 
 
 def light(image: Pixels, *, gain: float, noise: float, random: np.random.Generator) -> Pixels:
-    """The image in other light: levels times ``gain``, plus sensor noise of that standard deviation (levels)."""
+    """Change the light: multiply levels by ``gain`` and add noise with a standard deviation of ``noise`` levels."""
     lit = image.astype(np.float32) * gain + random.normal(0, noise, image.shape).astype(np.float32)
     levels: Pixels = np.clip(lit, 0, 255).astype(np.uint8)
     return levels
@@ -115,13 +114,13 @@ def write_photos(
     seed: int,
     progress: Callable[[list[tuple[str, str]]], Iterable[tuple[str, str]]],
 ) -> int:
-    """Photograph every area: ``folder/<split>/<class>/<number>.jpg``. Returns how many images were written."""
+    """Write images of every area as ``folder/<split>/<class>/<number>.jpg`` and return their number."""
     written = 0
     for split, label in progress([(split, label) for split in PHOTOS for label in areas]):
         area = areas[label][split]
         target = folder / split / label
         target.mkdir(parents=True)
-        # Its own stream of random numbers per folder, so that adding a class changes no other.
+        # One random stream per folder, so that adding a class changes no other.
         random = np.random.default_rng([seed, sorted(PHOTOS).index(split), *label.encode()])
         whole = next(iter(areas[label].values())).shape[0]
         for number in range(PHOTOS[split]):

@@ -1,4 +1,4 @@
-"""`edgeloop demo`, read top to bottom: photographs, train, convert, video, agent, figures."""
+"""The demo pipeline: photographs, training, conversion, video, agent, summary."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _MARKER = ".edgeloop-demo"
 
 
 class DemoError(EdgeloopError):
-    """The agent did not do what the demo is there to show."""
+    """The agent failed during the demo."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The demo's figures, as the closing table shows them."""
+    """Results of the demo, shown in the closing table."""
 
     float_accuracy: float
     int8_accuracy: float
@@ -57,17 +57,17 @@ class Summary:
 
 
 def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int = 0) -> Summary:
-    """Run the whole loop and print what happens.
+    """Run the whole pipeline and print its progress.
 
     Args:
-        keep: directory to keep everything in; made if needed, and emptied if an earlier demo filled it.
-        broker: ``host`` or ``host:port`` of an MQTT 5 broker; an embedded one when None.
-        seed: of photographs, training and video.
+        keep: directory to keep all files in; created if missing, emptied if an earlier demo wrote it.
+        broker: ``host`` or ``host:port`` of an MQTT 5 broker; an embedded one if None.
+        seed: random seed for images, training and video.
 
     Raises:
-        EdgeloopError: a stage failed; the message says which and why.
+        EdgeloopError: a stage failed; the message explains which and why.
     """
-    # Their heavy imports are the demo's business only once it runs.
+    # Heavy imports, needed only when the demo runs.
     from converter.convert import convert
     from trainer.train import Reading, train
     from trainer.training.recipe import Recipe
@@ -76,10 +76,12 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
     console = Console()
     host, port = _parse_broker(broker)
     if keep is None and not os.access(Path.cwd(), os.W_OK):
-        raise ConfigError(f"{Path.cwd()}: cannot be written to, and the bundle is to be left there; or name a --keep")
+        raise ConfigError(
+            f"{Path.cwd()}: cannot write the bundle there; run the demo in another directory or give one with --keep"
+        )
     if host is not None:
-        with console.status("Asking the broker"), Watcher(host, port, Topics("edgeloop", DEVICE), CAMERA):
-            pass  # better now than after two minutes of work
+        with console.status("Connecting to the broker"), Watcher(host, port, Topics("edgeloop", DEVICE), CAMERA):
+            pass  # fail now rather than after two minutes of work
     with ExitStack() as cleanup:
         folder = cleanup.enter_context(_workplace(keep))
 
@@ -87,7 +89,7 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
             console,
             1,
             "Photographs",
-            f"{len(SOURCES)} real ones, from scikit-image: {', '.join(f'{s.label} ({s.credit})' for s in SOURCES)}",
+            f"{len(SOURCES)} of scikit-image: {', '.join(f'{s.label} ({s.credit})' for s in SOURCES)}",
         )
         areas = load_areas()
         write_photos(
@@ -98,12 +100,12 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
         recipe, reading = Recipe(fine_tune="none", seed=seed), Reading(cache=folder / "cache")
         run = train(folder / "photos", folder / "run", recipe, console=console, reading=reading)
 
-        _headline(console, 3, "Convert", "to int8, measured on the test photographs, packed only if nothing was lost")
+        _headline(console, 3, "Convert", "to int8, evaluate on the test images, pack if accuracy is kept")
         converted = convert(run.path, folder / BUNDLE, console=console)
         bundle = folder / BUNDLE if keep else _copy_here(folder / BUNDLE)
         console.print(f"{bundle.name}: {bundle.stat().st_size / 1e6:.2f} MB, digest {converted.digest[:12]}")
 
-        _headline(console, 4, "Film", "parts of the photographs no training saw; movement, blur, changing light")
+        _headline(console, 4, "Video", "of areas not used for training, with movement, blur and changing light")
         truth = write_video(
             folder / "video.avi",
             areas,
@@ -120,18 +122,18 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
         if host is None:
             with console.status("Starting the broker"):
                 host, port = "127.0.0.1", cleanup.enter_context(embedded_broker(folder))
-        seen = _run_agent(folder, bundle, host, port, truth, console)
+        received = _run_agent(folder, bundle, host, port, truth, console)
 
     summary = Summary(
         float_accuracy=converted.verdict.float32.accuracy,
         int8_accuracy=converted.verdict.model.accuracy,
-        video_accuracy=seen.accuracy(truth),
+        video_accuracy=received.accuracy(truth),
         test_images=len(converted.verdict.model.truth),
-        frames_classified=len(seen.results),
+        frames_classified=len(received.results),
         frames=len(truth),
         float_bytes=converted.float_bytes,
         int8_bytes=converted.model_bytes,
-        latencies_ms=seen.latencies_ms(),
+        latencies_ms=received.latencies_ms(),
         took_s=time.monotonic() - started,
         bundle=bundle,
     )
@@ -142,7 +144,7 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
 
 
 def _run_agent(folder: Path, bundle: Path, host: str, port: int, truth: list[str], console: Console) -> ReceivedLabels:
-    """Start `edgeloop run` as a process of its own and follow it over MQTT until its video ends."""
+    """Start `edgeloop run` in a separate process and follow it over MQTT until its video ends."""
     settings = {
         "device": DEVICE,
         "bundle": str(bundle.resolve()),
@@ -157,51 +159,56 @@ def _run_agent(folder: Path, bundle: Path, host: str, port: int, truth: list[str
         try:
             with Live(console=console, refresh_per_second=10, transient=not console.is_terminal) as live:
                 while agent.poll() is None:
-                    live.update(_live_line(watcher.seen, truth))
+                    live.update(_live_line(watcher.received, truth))
                     time.sleep(0.1)
-                # The last messages and the goodbye are on their way through the broker.
+                # Wait for the last messages and the offline status to pass through the broker.
                 deadline = time.monotonic() + 3
-                while watcher.seen.status != "offline" and time.monotonic() < deadline:
+                while watcher.received.status != "offline" and time.monotonic() < deadline:
                     time.sleep(0.05)
-                live.update(_live_line(watcher.seen, truth))
+                live.update(_live_line(watcher.received, truth))
         finally:
             if agent.poll() is None:
                 agent.send_signal(signal.SIGTERM)
                 agent.wait(10)
         log.seek(0)
-        said = log.read().decode(errors="replace").strip().splitlines()
-    if agent.returncode != 0 or not watcher.seen.results:
-        last = said[-1] if said else "it said nothing"
-        raise DemoError(f"the agent ended with {agent.returncode} after {len(watcher.seen.results)} results: {last}")
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    if agent.returncode != 0 or not watcher.received.results:
+        last = lines[-1] if lines else "its log is empty"
+        raise DemoError(
+            f"the agent exited with status {agent.returncode} after {len(watcher.received.results)} results: {last}"
+        )
     if not console.is_terminal:
-        for label in watcher.seen.labels:
+        for label in watcher.received.labels:
             console.print(f"{CAMERA}: frame {label.seq}, {label.label} {label.score:.2f}", highlight=False)
-    return watcher.seen
+    return watcher.received
 
 
-def _live_line(seen: ReceivedLabels, truth: list[str]) -> Text:
-    """One line for the camera: what is decided, what this frame alone says, and how it goes."""
-    if not seen.results:
+def _live_line(received: ReceivedLabels, truth: list[str]) -> Text:
+    """Return the camera's line: decided label, result of the last frame, age and accuracy."""
+    if not received.results:
         return Text(f"{CAMERA}: waiting for the first label")
-    result = seen.results[-1]
-    decided = seen.labels[-1].label if seen.labels else "unknown"
+    result = received.results[-1]
+    decided = received.labels[-1].label if received.labels else "unknown"
     line = Text(f"{CAMERA}: ")
     line.append(f"{decided:<8}", style="bold green" if decided == truth[result.seq] else "bold yellow")
     line.append(
         f" frame {result.seq + 1:>3}/{len(truth)}: {result.label} {result.score:.2f}, "
-        f"age {result.timing_ms.capture_to_publish:.1f} ms, {100 * seen.accuracy(truth):.1f} % right"
+        f"age {result.timing_ms.capture_to_publish:.1f} ms, {100 * received.accuracy(truth):.1f} % correct"
     )
     return line
 
 
 def _table(summary: Summary) -> Table:
-    table = Table(title="The whole loop", title_justify="left", show_header=False)
+    table = Table(title="Summary", title_justify="left", show_header=False)
     p50, p95, p99 = summary.latencies_ms
     percent = f"{100 * summary.video_accuracy:.1f} %"
     for name, value in (
-        ("accuracy, float", f"{100 * summary.float_accuracy:.1f} % of {summary.test_images} test photographs"),
-        ("accuracy, int8", f"{100 * summary.int8_accuracy:.1f} % of the same"),
-        ("accuracy, video", f"{percent} of {summary.frames_classified} frames classified, {summary.frames} filmed"),
+        ("accuracy, float", f"{100 * summary.float_accuracy:.1f} % of {summary.test_images} test images"),
+        ("accuracy, int8", f"{100 * summary.int8_accuracy:.1f} % of the same images"),
+        (
+            "accuracy, video",
+            f"{percent} of {summary.frames_classified} classified frames ({summary.frames} in the video)",
+        ),
         ("size", f"{summary.int8_bytes / 1e6:.2f} MB int8, {summary.float_bytes / 1e6:.2f} MB float"),
         ("latency", f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms (preprocess and inference)"),
         ("took", f"{summary.took_s:.0f} s"),
@@ -226,14 +233,14 @@ def _parse_broker(broker: str | None) -> tuple[str | None, int]:
 
 @contextmanager
 def _workplace(keep: Path | None) -> Iterator[Path]:
-    """The directory to work in: a temporary one, or an empty or earlier demo's one that stays."""
+    """Yield the working directory: a temporary one, or `keep`, which must be empty or written by an earlier demo."""
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="edgeloop-demo-") as scratch:
             yield Path(scratch)
         return
     if keep.exists() and any(keep.iterdir()):
         if not (keep / _MARKER).exists():
-            raise ConfigError(f"{keep}: holds files that no demo made; name an empty or new directory")
+            raise ConfigError(f"{keep}: contains files that no demo wrote; give an empty or new directory")
         shutil.rmtree(keep)
     keep.mkdir(parents=True, exist_ok=True)
     (keep / _MARKER).touch()

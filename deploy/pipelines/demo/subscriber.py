@@ -1,4 +1,4 @@
-"""The demo's own subscriber: it sees what anyone at the broker sees, and nothing else."""
+"""The demo's MQTT subscriber, which collects a device's labels and results from the broker."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from edge_agent.mqtt import Topics
 
 @dataclass
 class ReceivedLabels:
-    """What came in so far.
+    """Messages received so far.
 
     Attributes:
-        results: every single inference.
-        labels: every decided label of the camera.
-        status: the device's last word on itself, ``online`` or ``offline``.
+        results: result of every inference.
+        labels: decided labels of the camera.
+        status: last status of the device, ``online`` or ``offline``.
     """
 
     results: list[Observation] = field(default_factory=list)
@@ -31,7 +31,7 @@ class ReceivedLabels:
     status: str = ""
 
     def accuracy(self, truth: list[str]) -> float:
-        """Share of classified frames whose label was right, 0 to 1; ``truth[seq]`` is a frame's class."""
+        """Share of classified frames with the correct label, 0 to 1; ``truth[seq]`` is a frame's class."""
         return float(np.mean([result.label == truth[result.seq] for result in self.results]))
 
     def latencies_ms(self) -> tuple[float, float, float]:
@@ -42,16 +42,16 @@ class ReceivedLabels:
 
 
 class Watcher:
-    """Subscribes to one device; a context manager.
+    """Context manager that subscribes to one device.
 
     Args:
-        host, port: the broker.
-        topics: the device's.
-        camera: whose labels and results to collect.
+        host, port: address of the broker.
+        topics: topics of the device.
+        camera: camera to collect labels and results of.
     """
 
     def __init__(self, host: str, port: int, topics: Topics, camera: str) -> None:
-        self.seen = ReceivedLabels()
+        self.received = ReceivedLabels()
         self._where = f"{host}:{port}"
         self._topics, self._camera = topics, camera
         self._subscribed = threading.Event()
@@ -72,7 +72,7 @@ class Watcher:
         if not self._subscribed.wait(10):
             self._client.loop_stop()
             raise BrokerError(
-                f"the broker at {self._where} takes no subscription; does it allow anonymous MQTT 5 clients?"
+                f"the broker at {self._where} accepts no subscription; does it allow anonymous MQTT 5 clients?"
             )
         return self
 
@@ -89,8 +89,8 @@ class Watcher:
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         if message.topic == self._topics.status:
-            self.seen.status = message.payload.decode()
+            self.received.status = message.payload.decode()
         elif message.topic == self._topics.label(self._camera):
-            self.seen.labels.append(msgspec.json.decode(message.payload, type=Observation))
+            self.received.labels.append(msgspec.json.decode(message.payload, type=Observation))
         else:
-            self.seen.results.append(msgspec.json.decode(message.payload, type=Observation))
+            self.received.results.append(msgspec.json.decode(message.payload, type=Observation))

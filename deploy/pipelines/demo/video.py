@@ -1,4 +1,4 @@
-"""The demo's video: a camera moved over parts of the photographs that training never saw."""
+"""The demo's video: a camera that moves over areas of the photographs that were not used for training."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ def write_video(
     seed: int,
     progress: Callable[[Iterable[int], int], Iterable[int]],
 ) -> list[str]:
-    """Write a Motion-JPEG video of every class, each twice, in random order.
+    """Write a Motion-JPEG video with `SCENES_PER_CLASS` scenes of each class in random order.
 
-    Within a scene the camera pans, turns and closes in; focus and light come and go; fast movement
-    smears.
+    Within a scene the camera pans, rotates and zooms, focus and light change, and fast movement is blurred.
 
     Args:
-        path: the ``.avi`` to write.
-        areas: see `load_areas`; only ``video`` is used.
-        seed: of order and movement.
+        path: the ``.avi`` file to write.
+        areas: see `load_areas`; only ``video`` is shown.
+        seed: random seed for order and movement.
         progress: wraps the iteration over frames, given their number.
 
     Returns:
@@ -53,7 +52,7 @@ def write_video(
 
 
 class _Path:
-    """How the camera moves within a scene; all of it drawn at its start."""
+    """Random movement of the camera within a scene."""
 
     def __init__(self, random: np.random.Generator) -> None:
         self.start, self.end = random.random(2), random.random(2)
@@ -65,7 +64,7 @@ class _Path:
 def _frame(areas: dict[str, Pixels], path: _Path, moment: float, whole: float, random: np.random.Generator) -> Pixels:
     area, height = areas["video"], areas["train"].shape[0]
     exposed = []
-    # Four instants of one exposure: what moves smears.
+    # The mean of four instants of one exposure gives motion blur.
     for instant in moment + np.arange(4) * 0.006:
         eased = 0.5 - 0.5 * np.cos(np.pi * instant)
         y, x = path.start + (path.end - path.start) * eased
@@ -80,7 +79,7 @@ def _frame(areas: dict[str, Pixels], path: _Path, moment: float, whole: float, r
 
 
 def _scenes(labels: list[str], random: np.random.Generator) -> list[str]:
-    """Every class `SCENES_PER_CLASS` times, none twice in a row."""
+    """Return a random order with every class `SCENES_PER_CLASS` times, never twice in a row."""
     while True:
         order = [str(label) for label in random.permutation(labels * SCENES_PER_CLASS)]
         if all(one != other for one, other in pairwise(order)):

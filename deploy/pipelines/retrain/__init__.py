@@ -1,1 +1,1 @@
-"""Labelled frames to the next model: a dataset version, a training from the old one, champion against challenger."""
+"""Retraining with labelled frames: dataset version, training, comparison of champion and challenger."""

@@ -1,7 +1,7 @@
-"""A new version of a run's data set: its images as they were, and the labelled frames beside them.
+"""Creates a new version of a run's data set: its images, unchanged, and the labelled frames.
 
-A folder of its own, whole whatever becomes of its sources: files are hard links to them where the disk allows it, and
-copies elsewhere. `images.csv` is what the trainer reads; `sources.csv` says where each image came from.
+The version is a folder that does not depend on its sources: its files are hard links to them where the disk allows it,
+and copies elsewhere. The trainer reads the list `pictures.csv`; `sources.csv` records the origin of each image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 
 from edge_agent.atomic_files import link_or_copy
 from edge_agent.errors import DataError, ImageError
@@ -27,26 +26,28 @@ from edge_agent.images import read_bytes
 from trainer.active_learning.annotations import Annotation, Annotations
 from trainer.active_learning.captured_frames import CapturedFrame, find_frames
 from trainer.data import Photo
+from trainer.progress import track
 from trainer.run_writer import read_photos
 from trainer.threads import in_order
 
 LIST, SOURCES = "pictures.csv", "sources.csv"
 BURST_S = 60.0
-"""Frames of one camera closer than this are one event, and never lie in different splits."""
-FEWEST = 5
-"""Images of a class nobody knew yet: one each to validate and to test, three to learn from."""
-NAMED = 3
+"""Frames of one camera that are at most this many seconds apart are one event and always in the same split."""
+MIN_NEW_CLASS_IMAGES = 5
+"""Minimum number of images of a new class: one for validation, one for testing and three for training."""
+MAX_EXAMPLES = 3
+"""Maximum number of examples in a message."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """The data set made.
+    """A version of the data set.
 
     Attributes:
-        folder: where it lies.
-        added: labelled frames in it, by class.
-        new_classes: of them, those the run did not know.
-        notes: what was left out and why, a line each.
+        folder: its folder.
+        added: number of labelled frames by class.
+        new_classes: classes that the run did not have.
+        notes: messages about frames that were left out, one line each.
     """
 
     folder: Path
@@ -67,88 +68,88 @@ class _Source:
 def make_version(
     run: Path, captures: Path, folder: Path, *, none_class: str | None = None, console: Console
 ) -> Version:
-    """Gather a run's images and the labelled frames.
+    """Gather a run's images and the labelled frames in a new folder.
 
     Args:
-        run: the run directory, whose images must all be there: its test split stays what it was.
-        captures: the folder that was reviewed.
-        folder: to be made.
-        none_class: class for the frames that show none of the classes; they are left out when None.
-        console: for the progress bar.
+        run: the run directory. All its images must exist, so that its test split stays the same.
+        captures: folder of reviewed captures.
+        folder: folder to create.
+        none_class: class for the frames that show none of the classes; if None they are left out.
+        console: console for the progress bar.
 
     Raises:
-        DataError: ``folder`` exists, nothing is labelled, or an image of the run is gone or changed.
+        DataError: ``folder`` exists, there are no labelled frames, or an image of the run is missing or has changed.
     """
     if folder.exists():
-        raise DataError(f"{folder}: exists already; name another directory or remove it")
+        raise DataError(f"{folder}: already exists; give another directory or delete it")
     root, photos = read_photos(run)
     old = [_Source(photo, root / photo.path, "run") for photo in photos]
     new, notes = _labelled(captures, photos, none_class)
     added = Counter(source.photo.label for source in new)
     known = {photo.label for photo in photos}
-    few = {label for label, count in added.items() if label not in known and count < FEWEST}
+    few = {label for label, count in added.items() if label not in known and count < MIN_NEW_CLASS_IMAGES}
     if few:
         named = ", ".join(f"{label!r} {added[label]}" for label in sorted(few))
-        notes.append(f"too few frames of a new class, {FEWEST} are needed, left out: {named}")
+        notes.append(f"new classes with fewer than {MIN_NEW_CLASS_IMAGES} frames were left out: {named}")
         new = [source for source in new if source.photo.label not in few]
     if not new:
         why = f": {notes[0]}" if notes else ""
-        raise DataError(f"{captures}: no labelled frames to learn from{why}; label some with `edgeloop review`")
+        raise DataError(f"{captures}: no labelled frames to train with{why}; label some with `edgeloop review`")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    half = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
-        _gather(half, old, new, notes, console)
-        half.chmod(0o755)
-        half.rename(folder)
+        _gather(unfinished, old, new, notes, console)
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror}; nothing was left there") from error
+        raise DataError(f"{folder}: cannot be written: {error.strerror}; nothing was written") from error
     finally:
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     added = Counter(source.photo.label for source in new)
     return Version(folder, dict(sorted(added.items())), tuple(sorted(set(added) - known)), tuple(notes))
 
 
 def _labelled(captures: Path, photos: Sequence[Photo], none_class: str | None) -> tuple[list[_Source], list[str]]:
-    """The labelled frames that are not images of the run, and what was left out."""
-    found, decisions = find_frames(captures), Annotations(captures)
-    notes = [*found.problems, *decisions.problems]
+    """Return the labelled frames that are not images of the run, and messages about frames that are left out."""
+    found, annotations = find_frames(captures), Annotations(captures)
+    notes = [*found.problems, *annotations.problems]
     trained = {photo.sha256: photo.label for photo in photos}
-    there = {frame.sha256 for frame in found.frames}
+    existing = {frame.sha256 for frame in found.frames}
     bursts = _bursts(found.frames)
-    sources, otherwise, nones = [], [], 0
+    sources, conflicts, nones = [], [], 0
     for frame in found.frames:
-        decision = decisions.latest.get(frame.sha256)
-        label = _label_of(decision, none_class)
-        nones += decision is not None and decision.verdict == "none" and none_class is None
-        if decision is None or label is None:
+        annotation = annotations.latest.get(frame.sha256)
+        label = _label_of(annotation, none_class)
+        nones += annotation is not None and annotation.verdict == "none" and none_class is None
+        if annotation is None or label is None:
             continue
         if frame.sha256 in trained:
             if trained[frame.sha256] != label:
-                otherwise.append(f"{frame.path} is {trained[frame.sha256]!r} in the run and {label!r} here")
+                conflicts.append(f"{frame.path} is {trained[frame.sha256]!r} in the run and {label!r} here")
             continue
         photo = Photo("", label, "", frame.sha256, bursts[frame.sha256])
-        sources.append(_Source(photo, captures / frame.path, frame.path, decision.by, decision.at))
-    if otherwise:
+        sources.append(_Source(photo, captures / frame.path, frame.path, annotation.by, annotation.at))
+    if conflicts:
         notes.append(
-            f"{len(otherwise)} frames are images of the run under another class, which stands: "
-            f"{'; '.join(otherwise[:NAMED])}"
+            f"{len(conflicts)} frames are images of the run with another label; the run's label is kept: "
+            f"{'; '.join(conflicts[:MAX_EXAMPLES])}"
         )
     if nones:
-        notes.append(f"{nones} frames show none of the classes and are left out; --none-class makes them a class")
-    gone = sum(one.verdict == "label" for sha256, one in decisions.latest.items() if sha256 not in there)
+        notes.append(f"{nones} frames show none of the classes and were left out; --none-class makes them a class")
+    gone = sum(one.verdict == "label" for sha256, one in annotations.latest.items() if sha256 not in existing)
     if gone:
-        notes.append(f"{gone} labels are of frames that are not in {captures} any more")
+        notes.append(f"{gone} labels belong to frames that are no longer in {captures}")
     return sources, notes
 
 
-def _label_of(decision: Annotation | None, none_class: str | None) -> str | None:
-    if decision is None:
+def _label_of(annotation: Annotation | None, none_class: str | None) -> str | None:
+    if annotation is None:
         return None
-    return decision.label if decision.verdict == "label" else none_class if decision.verdict == "none" else None
+    return annotation.label if annotation.verdict == "label" else none_class if annotation.verdict == "none" else None
 
 
 def _bursts(frames: Sequence[CapturedFrame]) -> dict[str, str]:
-    """A name for each frame's event: frames of one camera that follow one another closely."""
+    """Return a name for each frame's event: frames of one camera at most `BURST_S` apart are one event."""
     last: dict[tuple[str, str], tuple[datetime, int]] = {}
     names = {}
     for frame in frames:
@@ -178,7 +179,7 @@ def _gather(folder: Path, old: Sequence[_Source], new: Sequence[_Source], notes:
     rows, sources = [], []
 
     def take(source: _Source) -> str | None:
-        """Name of the file made, or None where the source is gone or another."""
+        """Return the name of the new file, or None if the source is missing or has changed."""
         name = f"pictures/{source.photo.sha256}{source.path.suffix.lower()}"
         try:
             if hashlib.sha256(read_bytes(source.path)).hexdigest() != source.photo.sha256:
@@ -201,11 +202,11 @@ def _gather(folder: Path, old: Sequence[_Source], new: Sequence[_Source], notes:
     of_run = [str(source.path) for source in lost if source.came_from == "run"]
     if of_run:
         raise DataError(
-            f"{len(of_run)} of {len(old)} images of the run are gone or changed, first {of_run[0]}; bring them back: "
-            "without them nobody can say whether the next model is better"
+            f"{len(of_run)} of {len(old)} images of the run are missing or have changed, first {of_run[0]}; restore "
+            "them: the comparison with the next model needs them"
         )
     if lost:
-        notes.append(f"{len(lost)} labelled frames are gone or damaged and left out, first {lost[0].path}")
+        notes.append(f"{len(lost)} labelled frames are missing or damaged and were left out, first {lost[0].path}")
     _write(folder / LIST, ("path", "label", "group"), rows)
     _write(folder / SOURCES, ("sha256", "path", "label", "source", "original", "by", "at"), sources)
 

@@ -1,4 +1,4 @@
-"""A run and labelled frames to a better run, read top to bottom: data set, training, int8, the duel, the verdict."""
+"""Retraining of a run with labelled frames: data set, training, int8 conversion, comparison, promotion."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.run_writer import read_photos, refuse_existing
 from trainer.train import Reading, train
 from trainer.training.recipe import Recipe
 
-from .comparison import MAX_CLASS_DROP, MAX_DROP, Comparison, PairedResults, duel
+from .comparison import MAX_CLASS_DROP, MAX_DROP, Comparison, PairedResults, compare
 from .dataset_version import LIST, Version, make_version
 from .report import render
 
@@ -32,11 +32,11 @@ VERDICT, PAGE = "promotion.json", "promotion.html"
 
 @dataclass(frozen=True)
 class Terms:
-    """What the next model is held to.
+    """Limits for promoting the next model.
 
     Attributes:
-        max_drop, max_class_drop: points it may lose on the frozen test split; see `.comparison`.
-        limits: what int8 may cost it; the gate of `edgeloop convert`.
+        max_drop, max_class_drop: maximum loss on the frozen test split, in percentage points; see `.comparison`.
+        limits: limits of the conversion to int8; the gate of `edgeloop convert`.
     """
 
     max_drop: float = MAX_DROP
@@ -46,19 +46,19 @@ class Terms:
 
 @dataclass(frozen=True, eq=False)
 class Retrained:
-    """How it went.
+    """Result of a retraining.
 
     Attributes:
         run: the new run.
         version: its data set.
-        duel: champion against challenger; None where int8 lost too much for there to be a challenger.
-        refusals: why the challenger is not promoted; empty where it is.
-        bundle: where it lies; None where it is not promoted.
+        comparison: comparison of champion and challenger; None if the new model failed the gate of the conversion.
+        refusals: reasons why the challenger was not promoted; empty if it was.
+        bundle: path of the new bundle; None if it was not promoted.
     """
 
     run: Path
     version: Version
-    duel: Comparison | None
+    comparison: Comparison | None
     refusals: tuple[str, ...]
     bundle: Path | None
 
@@ -79,26 +79,26 @@ def retrain(
     cache: Path | None = None,
     resume: bool = False,
 ) -> Retrained:
-    """Learn what was labelled, beginning with the old network, and promote the result only where it is no worse.
+    """Train the network of a run on with labelled frames and promote the result if it is not worse.
 
     Args:
         run: the old run.
-        captures: the folder that was reviewed.
-        out: the new run; must not exist. Its data set is made beside it, as ``out``-images.
-        bundle: the new bundle, NAME-VERSION.edgeloop; written only where it is promoted.
-        console: where progress goes.
-        champion: the bundle that runs now; made of the old run when None.
-        none_class: class for the frames that show none of the classes.
-        epochs: fine-tuning passes, where other than the old run's.
-        fine_tune: how much of the backbone learns, where other than the old run's.
-        terms: what the next model is held to.
-        key: SSH key to sign with.
-        cache: folder of prepared images.
-        resume: go on with an interrupted training of ``out``.
+        captures: folder of reviewed captures.
+        out: the new run; must not exist. Its data set is created next to it as ``out``-images.
+        bundle: the new bundle, NAME-VERSION.edgeloop; written only if the model is promoted.
+        console: console for progress and messages.
+        champion: the current bundle on the devices; converted from the old run if None.
+        none_class: class for the frames that show none of the classes; if None they are not used.
+        epochs: number of fine-tuning epochs; None for that of the old run.
+        fine_tune: part of the backbone to fine-tune; None for that of the old run.
+        terms: limits for promoting the model.
+        key: SSH key to sign the bundle with.
+        cache: folder for the cache of preprocessed images.
+        resume: resume an interrupted training of ``out``.
 
     Raises:
-        DataError: nothing to learn from, a run or images that are not what they were, ``out`` exists.
-        ConfigError: a name that is none.
+        DataError: there are no new labels, a run or its images have changed, or ``out`` exists.
+        ConfigError: the bundle's name is invalid.
     """
     parse_name(bundle)
     terms = terms or Terms()
@@ -114,7 +114,7 @@ def retrain(
     with tempfile.TemporaryDirectory(prefix="edgeloop-retrain-") as scratch:
         work = Path(scratch)
         challenger = work / bundle.name
-        fought, refusals = None, []
+        comparison, refusals = None, []
         try:
             convert(out, challenger, console=console, limits=terms.limits, key=key)
         except GateError as error:
@@ -122,16 +122,16 @@ def retrain(
         else:
             if champion is None:
                 champion = work / "champion-0.edgeloop"
-                # It runs already, whatever int8 cost it.
+                # The devices already run this model, whatever it lost in int8.
                 convert(run, champion, console=console, limits=_NO_LIMITS)
-            fought = _duel(champion, challenger, run, out, images, console)
-            refusals += fought.refusals(max_drop=terms.max_drop, max_class_drop=terms.max_class_drop)
-        _record(out, version, fought, refusals, bundle)
+            comparison = _compare(champion, challenger, run, out, images, console)
+            refusals += comparison.refusals(max_drop=terms.max_drop, max_class_drop=terms.max_class_drop)
+        _record(out, version, comparison, refusals, bundle)
         if not refusals:
             bundle.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(bundle) as file, challenger.open("rb") as made:
-                shutil.copyfileobj(made, file)
-    return Retrained(out, version, fought, tuple(refusals), None if refusals else bundle)
+            with replacing(bundle) as file, challenger.open("rb") as source:
+                shutil.copyfileobj(source, file)
+    return Retrained(out, version, comparison, tuple(refusals), None if refusals else bundle)
 
 
 _NO_LIMITS = GateLimits(
@@ -142,16 +142,18 @@ _NO_LIMITS = GateLimits(
 
 
 def _recipe(run: Path, *, epochs: int | None, fine_tune: str | None) -> Recipe:
-    """The old run's choices, beginning with its network."""
+    """Return the old run's recipe, with its network as the initial weights."""
     try:
         arguments = json.loads((run / "run.json").read_bytes())["arguments"]
         recipe = msgspec.convert(arguments, Recipe)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{run}: no run to begin with ({error}); name a directory that `edgeloop train` made"
+            f"{run}: not a run to continue from ({error}); give a directory that `edgeloop train` wrote"
         ) from error
     if not (run / "model.keras").is_file():
-        raise DataError(f"{run}: its model is a SavedModel, which cannot be learned on from; train on the new images")
+        raise DataError(
+            f"{run}: its model is a SavedModel, which cannot be trained further; train a new run with the new images"
+        )
     changed: dict[str, Any] = {"weights": str(run.resolve())}
     if epochs is not None:
         changed["epochs"] = epochs
@@ -164,17 +166,17 @@ def _version(
     run: Path, captures: Path, folder: Path, none_class: str | None, console: Console, *, resume: bool
 ) -> Version:
     if resume and (folder / LIST).is_file():
-        return Version(folder, {}, (), ("going on with the data set that was made before",))
+        return Version(folder, {}, (), ("resuming with the existing data set",))
     return make_version(run, captures, folder, none_class=none_class, console=console)
 
 
-def _duel(champion: Path, challenger: Path, run: Path, out: Path, images: Path, console: Console) -> Comparison:
+def _compare(champion: Path, challenger: Path, run: Path, out: Path, images: Path, console: Console) -> Comparison:
     _, before = read_photos(run)
     _, now = read_photos(out)
     frozen = {photo.sha256 for photo in before if photo.split == "test"}
     old = {photo.sha256 for photo in before}
     tested = [photo for photo in now if photo.split == "test"]
-    return duel(
+    return compare(
         champion,
         challenger,
         (images, [photo for photo in tested if photo.sha256 in frozen]),
@@ -183,8 +185,8 @@ def _duel(champion: Path, challenger: Path, run: Path, out: Path, images: Path, 
     )
 
 
-def _record(out: Path, version: Version, fought: Comparison | None, refusals: Sequence[str], bundle: Path) -> None:
-    """The verdict beside the new run: for programs, and as a page."""
+def _record(out: Path, version: Version, comparison: Comparison | None, refusals: Sequence[str], bundle: Path) -> None:
+    """Write the verdict into the new run, as JSON and as an HTML report."""
     verdict = {
         "format": 1,
         "decided": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
@@ -193,11 +195,11 @@ def _record(out: Path, version: Version, fought: Comparison | None, refusals: Se
         "bundle": None if refusals else str(bundle.resolve()),
         "pictures": str(version.folder.resolve()),
         "added": version.added,
-        "frozen": _figures(fought.frozen if fought else None),
-        "new": _figures(fought.new if fought else None),
+        "frozen": _figures(comparison.frozen if comparison else None),
+        "new": _figures(comparison.new if comparison else None),
     }
     with replacing(out / PAGE) as file:
-        file.write(render(out.name, version, fought, refusals).encode())
+        file.write(render(out.name, version, comparison, refusals).encode())
     with replacing(out / VERDICT) as file:
         file.write(json.dumps(verdict, indent=2, ensure_ascii=False).encode() + b"\n")
 

@@ -1,4 +1,4 @@
-"""Champion and challenger side by side, as one HTML page with the images that decide between them."""
+"""HTML report of a retraining: compares champion and challenger and shows the images on which they differ."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .comparison import Comparison, PairedResults
 from .dataset_version import Version
 
 IMAGES = 36
-"""Of each kind; more are not looked at."""
+"""Maximum number of images shown per kind."""
 
 
-def render(name: str, version: Version, fought: Comparison | None, refusals: Sequence[str]) -> str:
-    """The page: it needs no other file and no network."""
+def render(name: str, version: Version, comparison: Comparison | None, refusals: Sequence[str]) -> str:
+    """Render the report as a self-contained HTML page."""
     matches = []
-    if fought is not None:
-        matches = [("The frozen test split", fought.frozen)]
-        if fought.new is not None:
-            matches.append(("New frames nobody learned from", fought.new))
+    if comparison is not None:
+        matches = [("The frozen test split", comparison.frozen)]
+        if comparison.new is not None:
+            matches.append(("New frames, not used for training", comparison.new))
     return (
         environment("deploy.pipelines.retrain", "trainer.report")
         .get_template("promotion.html.j2")
@@ -50,8 +50,8 @@ def _shown(title: str, match: PairedResults, folder: Path) -> dict[str, Any]:
             for label in before
         ],
         "kinds": [
-            ("lost", "Now wrong, and right before", _cards(match, match.lost, folder), len(match.lost)),
-            ("gained", "Now right, and wrong before", _cards(match, match.gained, folder), len(match.gained)),
+            ("lost", "Correct before, now wrong", _cards(match, match.lost, folder), len(match.lost)),
+            ("gained", "Wrong before, now correct", _cards(match, match.gained, folder), len(match.gained)),
         ],
     }
 

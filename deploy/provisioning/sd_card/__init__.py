@@ -1,1 +1,1 @@
-"""A card that comes up as a device at its first boot: an image of Raspberry Pi OS, or a card's boot partition."""
+"""SD cards that provision the device at its first boot, prepared from an image of Raspberry Pi OS or a mounted card."""

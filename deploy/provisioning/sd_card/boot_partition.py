@@ -1,4 +1,4 @@
-"""A card's boot partition: mounted somewhere, or inside an image."""
+"""Access to the boot partition of a card, mounted or inside an image."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ from edge_agent.atomic_files import sync_folder
 from edge_agent.errors import ConfigError
 
 _ENVIRONMENT = {"MTOOLSRC": os.devnull, "MTOOLS_SKIP_CHECK": "1", "LC_ALL": "C.UTF-8"}
-_ABSENT = "mtools is not installed, which writes into images; on Debian: sudo apt install mtools"
+_ABSENT = "mtools is needed to write into images but is not installed; on Debian: sudo apt install mtools"
 
 
 class Boot(Protocol):
-    """A boot partition. Names are paths in it, with slashes."""
+    """A boot partition. Names are paths relative to its top, with slashes."""
 
     def names(self) -> set[str]:
-        """Files and folders at its top."""
+        """Return the names of files and folders at the top."""
 
     def read(self, name: str) -> bytes | None:
-        """A file; None where there is none."""
+        """Read a file; None if it does not exist."""
 
     def free(self) -> int:
-        """Bytes free."""
+        """Return the free space in bytes."""
 
     def write(self, files: Mapping[str, bytes | Path]) -> None:
-        """Write files, in their order; each is the old one or the new one."""
+        """Write files in the given order, replacing each atomically."""
 
     def remove_tree(self, name: str) -> None:
-        """Remove a folder, where it is."""
+        """Remove a folder if it exists."""
 
 
 class Mounted:
-    """One that is mounted.
+    """A mounted boot partition.
 
     Args:
-        folder: where.
+        folder: mount point.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def names(self) -> set[str]:
-        """Files and folders at its top."""
+        """Return the names of files and folders at the top."""
         return {path.name for path in self._folder.iterdir()}
 
     def read(self, name: str) -> bytes | None:
-        """A file; None where there is none."""
+        """Read a file; None if it does not exist."""
         try:
             return (self._folder / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def free(self) -> int:
-        """Bytes free."""
+        """Return the free space in bytes."""
         return shutil.disk_usage(self._folder).free
 
     def write(self, files: Mapping[str, bytes | Path]) -> None:
-        """Write files, in their order, each put in place whole."""
+        """Write files in the given order, replacing each atomically."""
         try:
             for name, content in files.items():
                 self._write(self._folder / name, content)
         except OSError as error:
             raise ConfigError(
-                f"{self._folder}: {error.strerror or error}; is the card still there, and may you write to it?"
+                f"{self._folder}: {error.strerror or error}; is the card still inserted, and can you write to it?"
             ) from error
 
     def _write(self, path: Path, content: bytes | Path) -> None:
@@ -84,35 +84,35 @@ class Mounted:
         sync_folder(path.parent)
 
     def remove_tree(self, name: str) -> None:
-        """Remove a folder, where it is."""
+        """Remove a folder if it exists."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self._folder / name)
 
 
 class InImage:
-    """A FAT file system inside a file, by mtools: nothing is mounted, and nobody need be root.
+    """A FAT file system inside a file, accessed with mtools, which needs neither a mount nor root.
 
     Args:
-        file: the image, or its beginning.
-        start: byte the partition begins at.
+        file: the image or its beginning.
+        start: byte offset of the partition.
     """
 
     def __init__(self, file: Path, start: int) -> None:
         self._place = f"{file}@@{start}"
 
     def names(self) -> set[str]:
-        """Files and folders at its top."""
+        """Return the names of files and folders at the top."""
         listed = self._run("mdir", "-b", "-a", "::/")
         return {line.removeprefix("::/").rstrip("/") for line in listed.decode(errors="replace").splitlines() if line}
 
     def read(self, name: str) -> bytes | None:
-        """A file at its top; None where there is none."""
+        """Read a file at the top; None if it does not exist."""
         if name not in self.names():
             return None
         return self._run("mtype", f"::/{name}")
 
     def free(self) -> int:
-        """Bytes free."""
+        """Return the free space in bytes."""
         found = re.search(rb"([0-9][0-9 ]*) bytes free", self._run("mdir", "::/"))
         return int(found[1].replace(b" ", b"")) if found else 0
 
@@ -129,7 +129,7 @@ class InImage:
             self._run("mcopy", "-s", "-o", "-Q", *(str(path) for path in sorted(Path(work).iterdir())), "::/")
 
     def remove_tree(self, name: str) -> None:
-        """Remove a folder, where it is."""
+        """Remove a folder if it exists."""
         if name in self.names():
             self._run("mdeltree", f"::/{name}")
 
@@ -145,6 +145,6 @@ class InImage:
             env={**os.environ, **_ENVIRONMENT},
         )
         if done.returncode != 0:
-            said = (done.stderr.decode(errors="replace").strip().splitlines() or [f"{command} failed"])[-1]
-            raise ConfigError(f"its boot partition cannot be used: {said}; download the image again")
+            reason = (done.stderr.decode(errors="replace").strip().splitlines() or [f"{command} failed"])[-1]
+            raise ConfigError(f"its boot partition cannot be used: {reason}; download the image again")
         return done.stdout

@@ -1,4 +1,4 @@
-"""Cards in this machine: which ones may be written to, and writing them so that what was written is there."""
+"""Finds SD cards that can be overwritten, and writes and verifies them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Disk:
     """A whole disk.
 
     Attributes:
-        path: its device.
-        size: bytes.
-        removable: cards, sticks, disks on USB.
-        read_only: its switch is at lock.
-        used: what it is used for just now: mount points, or what is built upon it.
-        name: of its maker.
+        path: path of its block device.
+        size: size in bytes.
+        removable: True for cards, USB sticks and USB disks.
+        read_only: True if the card's lock switch is on.
+        used: current uses: mount points, and volumes such as LVM or RAID on the disk.
+        name: vendor and model.
     """
 
     path: str
@@ -45,10 +45,10 @@ class Disk:
 
 
 def disks() -> list[Disk]:
-    """All there are, as lsblk(8) of util-linux tells.
+    """Return all disks that lsblk(8) of util-linux lists.
 
     Raises:
-        ConfigError: it cannot tell.
+        ConfigError: lsblk is missing or fails.
     """
     command = ["lsblk", "--json", "--bytes", "--paths", "--output", _COLUMNS]
     try:
@@ -61,7 +61,7 @@ def disks() -> list[Disk]:
 
 
 def parsed(listing: str) -> list[Disk]:
-    """The whole disks of lsblk's JSON."""
+    """Parse the whole disks from lsblk's JSON."""
     found = []
     for entry in json.loads(listing)["blockdevices"]:
         if entry["type"] != "disk" or not entry["size"]:
@@ -82,41 +82,41 @@ def parsed(listing: str) -> list[Disk]:
 def _uses(entry: dict[str, Any]) -> Iterable[str]:
     yield from (str(point) for point in entry.get("mountpoints") or [] if point)
     for child in entry.get("children") or []:
-        # Encrypted volumes, LVM, RAID: in use, whatever is mounted of it.
+        # Encrypted volumes, LVM and RAID count as in use even if nothing of them is mounted.
         if child["type"] != "part":
             yield f"{child['type']} {child['path']}"
         yield from _uses(child)
 
 
 def choose(device: str, found: list[Disk]) -> Disk:
-    """The disk somebody named, where it may be written to.
+    """Return the named disk if it can be overwritten.
 
     Args:
-        device: path of its device, or a link to it.
+        device: path of its block device, or a link to it.
         found: all disks.
 
     Raises:
-        ConfigError: there is none such, or it must not be overwritten; with those that may.
+        ConfigError: the disk does not exist or must not be overwritten; the message lists the disks that can be.
     """
     real = os.path.realpath(device)
     disk = next((disk for disk in found if disk.path == real), None)
     if disk is None:
-        problem = f"{device} is no whole disk"
+        problem = f"{device} is not a whole disk"
     elif not disk.removable:
         problem = f"{disk} is not removable: it is part of this machine"
     elif disk.used:
-        problem = f"{disk} is in use, as {', '.join(disk.used)}: unmount it first"
+        problem = f"{disk} is in use as {', '.join(disk.used)}; unmount it first"
     elif disk.read_only:
-        problem = f"{disk} is read-only: move the card's switch"
+        problem = f"{disk} is read-only; move the card's lock switch"
     else:
         return disk
     raise ConfigError(f"{problem}; {listed(found)}")
 
 
 def listed(found: list[Disk]) -> str:
-    """Those that may be written to, in a line."""
+    """Describe the disks that can be overwritten, in one line."""
     free = [str(disk) for disk in found if disk.removable and not disk.used and not disk.read_only]
-    return f"to be written to there is {', '.join(free)}" if free else "no card is there to be written to: put one in"
+    return f"available cards: {', '.join(free)}" if free else "no card is available; insert one"
 
 
 def write(
@@ -126,31 +126,31 @@ def write(
     needed: int,
     verifying: Callable[[int, int], object] = lambda _done, _of: None,
 ) -> int:
-    """Write a card, or a file; then read it all again.
+    """Write a card or a file and verify it by reading it again.
 
     Args:
-        path: device, or file that is made anew, for its owner alone.
-        blocks: what to write.
-        needed: bytes it must have room for.
-        verifying: told how many bytes were read again, and of how many.
+        path: block device, or file to create with access for its owner only.
+        blocks: data to write.
+        needed: required capacity in bytes.
+        verifying: called with the number of bytes verified and their total.
 
     Returns:
-        Bytes written.
+        Number of bytes written.
 
     Raises:
-        ConfigError: it may not be written to.
-        DeviceError: it is too small, went away, or holds something else afterwards.
+        ConfigError: the path cannot be written to.
+        DeviceError: the card is too small, was removed, or does not return the written data.
     """
     is_device = path.is_block_device()
-    # O_EXCL: of a device that nobody else has it, not even mounted; of a file that there was none.
+    # O_EXCL fails if a device is in use or mounted, or if a file already exists.
     flags = os.O_RDWR | os.O_EXCL | os.O_CLOEXEC | (0 if is_device else os.O_CREAT)
     try:
         handle = os.open(path, flags, 0o600)
     except OSError as error:
-        raise ConfigError(f"{path}: {_hindrance(error)}") from error
+        raise ConfigError(f"{path}: {_open_failure(error)}") from error
     with os.fdopen(handle, "r+b", buffering=0) as file:
         if is_device and (size := os.lseek(handle, 0, os.SEEK_END)) < needed:
-            raise DeviceError(f"{path}: too small: {size / 1e9:.2f} GB, and {needed / 1e9:.2f} GB are needed")
+            raise DeviceError(f"{path}: too small: {size / 1e9:.2f} GB, {needed / 1e9:.2f} GB are needed")
         try:
             os.lseek(handle, 0, os.SEEK_SET)
             digest, count = hashlib.sha256(), 0
@@ -161,12 +161,12 @@ def write(
                 digest.update(block)
                 count += len(block)
             os.fsync(handle)
-            # The kernel forgets what it holds, so that what is read comes from the card.
+            # Drop the kernel's cache, so that the data is read from the card.
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             if _digest(handle, count, verifying) != digest.digest():
-                raise DeviceError(f"{path}: what is there is not what was written; the card is worn out: take another")
+                raise DeviceError(f"{path}: verification failed, the card is probably worn out; use another one")
         except OSError as error:
-            raise DeviceError(f"{path}: {_failure(error, is_device=is_device)}") from error
+            raise DeviceError(f"{path}: {_write_failure(error, is_device=is_device)}") from error
     return count
 
 
@@ -183,19 +183,19 @@ def _digest(handle: int, count: int, verifying: Callable[[int, int], object]) ->
     return digest.digest()
 
 
-def _hindrance(error: OSError) -> str:
+def _open_failure(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "you may not write there; run the command with sudo"
+        return "no permission to write; run the command with sudo"
     if error.errno == errno.EBUSY:
         return "it is in use; unmount it first"
     if error.errno == errno.EEXIST:
-        return "it is there already; name another file, or remove it"
+        return "already exists; give another file or delete it"
     return f"{error.strerror or error}"
 
 
-def _failure(error: OSError, *, is_device: bool) -> str:
+def _write_failure(error: OSError, *, is_device: bool) -> str:
     if error.errno in _GONE:
-        return "it went away or failed while it was written, and is of no use now; put it in and run the command again"
+        return "the card was removed or failed during writing and is incomplete; insert it and run the command again"
     if error.errno == errno.ENOSPC:
-        return "too small for the image" if is_device else "the disk is full; make room"
-    return f"{error.strerror or error}; what is there now is of no use"
+        return "too small for the image" if is_device else "the disk is full; free some space"
+    return f"{error.strerror or error}; the written data is incomplete"

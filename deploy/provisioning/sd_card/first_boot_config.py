@@ -1,7 +1,7 @@
-"""What a card tells its system at the first boot: host name, login, Wi-Fi, and to make itself a device.
+"""Configuration of the first boot: host name, login, Wi-Fi, time zone and the start of provisioning.
 
-Raspberry Pi OS Trixie reads cloud-init's files from the boot partition, Bookworm runs a `firstrun.sh` there. Both lead
-to `first_boot.py` of the kit, which waits on the card until it is done.
+Raspberry Pi OS Trixie reads cloud-init files from the boot partition, Bookworm runs a `firstrun.sh` there. Both start
+`first_boot.py` of the provisioning payload, which stays on the card until it has finished.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ...on_device.first_boot import KIT, MOUNTED
 Codename = Literal["bookworm", "trixie"]
 PYTHONS: dict[Codename, tuple[int, int]] = {"bookworm": (3, 11), "trixie": (3, 13)}
 GROUPS = "adm,audio,cdrom,dialout,games,gpio,i2c,input,netdev,plugdev,render,spi,sudo,users,video"
-"""Of the first user of Raspberry Pi OS."""
+"""Groups of the first user of Raspberry Pi OS."""
 _RUN = " systemd.run=/boot/firmware/firstrun.sh systemd.run_success_action=reboot systemd.run_failure_action=reboot"
 _RUN += " systemd.unit=kernel-command-line.target"
 _FIRST_BOOT = f"{MOUNTED}/{KIT}/first_boot.py"
@@ -37,7 +37,7 @@ _PSK = re.compile(r"[0-9a-fA-F]{64}\Z")
 
 @dataclass(frozen=True)
 class Wifi:
-    """A network to join. ``psk``: 64 hexadecimal digits; None for an open one."""
+    """A Wi-Fi network. ``psk``: key of 64 hexadecimal digits; None for an open network."""
 
     ssid: str
     psk: str | None
@@ -46,14 +46,14 @@ class Wifi:
 
 @dataclass(frozen=True)
 class System:
-    """What the user wants of the system; None leaves it as it is.
+    """Settings of the operating system; None keeps the image's setting.
 
     Attributes:
-        hostname: its name in the network.
-        user: who may log in with ``keys``, and become root.
+        hostname: host name.
+        user: user who can log in with ``keys`` and use sudo.
         keys: lines of authorized_keys.
-        wifi: a network to join.
-        timezone: as in /usr/share/zoneinfo.
+        wifi: Wi-Fi network to join.
+        timezone: name of the time zone, as in /usr/share/zoneinfo.
     """
 
     hostname: str | None = None
@@ -63,38 +63,38 @@ class System:
     timezone: str | None = None
 
     def check(self) -> None:
-        """Refuse what a system would stumble over.
+        """Check the settings.
 
         Raises:
-            ConfigError: with everything that is wrong.
+            ConfigError: a setting is invalid. Reports all problems at once.
         """
         wrong = []
         if self.hostname is not None and not _HOSTNAME.match(self.hostname):
             wrong.append(
-                f"{self.hostname!r} is no host name; expected lower-case letters, digits and hyphens, at most 63"
+                f"{self.hostname!r} is not a host name; expected up to 63 lowercase letters, digits and hyphens"
             )
         if not _USER.match(self.user) or self.user in ("root", "edgeloop"):
-            wrong.append(f"{self.user!r} cannot log in; expected a name such as pi, not root or edgeloop")
+            wrong.append(f"{self.user!r} cannot be the login user; expected a name such as pi, not root or edgeloop")
         if self.timezone is not None and not _ZONE.match(self.timezone):
-            wrong.append(f"{self.timezone!r} is no time zone; expected one such as Europe/London")
+            wrong.append(f"{self.timezone!r} is not a time zone; expected one such as Europe/London")
         if self.wifi is not None and not 1 <= len(self.wifi.ssid.encode()) <= 32:
-            wrong.append(f"{self.wifi.ssid!r} is no name of a network; expected 1 to 32 bytes")
+            wrong.append(f"{self.wifi.ssid!r} is not the name of a Wi-Fi network; expected 1 to 32 bytes")
         if self.wifi is not None and not _COUNTRY.match(self.wifi.country):
             wrong.append(
-                f"{self.wifi.country!r} is no country; --wifi-country takes two letters such as GB, without which the "
-                "radio stays off"
+                f"{self.wifi.country!r} is not a country code; --wifi-country takes two letters such as GB, without "
+                "which the radio stays off"
             )
         if wrong:
             raise ConfigError("; ".join(wrong))
 
 
 def psk(ssid: str, passphrase: str) -> str:
-    """The key of a WPA network, 64 hexadecimal digits: PBKDF2 with SHA-1, 4096 times (IEEE 802.11i, annex H.4).
+    """Derive the key of a WPA network, 64 hexadecimal digits: PBKDF2 with SHA-1, 4096 times (IEEE 802.11i, annex H.4).
 
-    A card then does not carry the passphrase itself.
+    The card then does not contain the passphrase itself.
 
     Raises:
-        ConfigError: it is no passphrase.
+        ConfigError: the passphrase is invalid.
     """
     if _PSK.match(passphrase):
         return passphrase.lower()
@@ -104,72 +104,72 @@ def psk(ssid: str, passphrase: str) -> str:
 
 
 def detect(names: set[str], issue: bytes | None, place: str) -> Codename:
-    """Which Raspberry Pi OS a boot partition belongs to.
+    """Detect the release of Raspberry Pi OS from its boot partition.
 
     Args:
-        names: of what is at its top.
-        issue: its ``issue.txt``.
-        place: where it is, for messages.
+        names: names of files and folders at the top of the partition.
+        issue: content of ``issue.txt``.
+        place: path of the partition or image, for messages.
 
     Raises:
-        ConfigError: it is another system, a 32-bit or too old one.
+        ConfigError: it is another system, a 32-bit system or too old.
     """
     if not {"cmdline.txt", "config.txt"} <= names:
-        raise ConfigError(f"{place}: no boot partition of Raspberry Pi OS: it has no cmdline.txt and config.txt")
+        raise ConfigError(f"{place}: not a boot partition of Raspberry Pi OS: it has no cmdline.txt and config.txt")
     if names & {"kernel7.img", "kernel7l.img"} or not names & {"kernel8.img", "kernel_2712.img"}:
-        raise ConfigError(f"{place}: a 32-bit system; take the 64-bit Raspberry Pi OS")
-    # Only Trixie's images are made for cloud-init.
+        raise ConfigError(f"{place}: a 32-bit system; use the 64-bit Raspberry Pi OS")
+    # Only Trixie's images use cloud-init.
     if names & {"user-data", "network-config"}:
         return "trixie"
     made = re.search(rb"reference (20\d\d-\d\d-\d\d)", issue or b"")
     if made and made[1] < b"2023-10-10":
-        raise ConfigError(f"{place}: a Raspberry Pi OS of {made[1].decode()}; take Bookworm (October 2023) or later")
+        raise ConfigError(f"{place}: Raspberry Pi OS of {made[1].decode()} is too old; use Bookworm (10/2023) or later")
     return "bookworm"
 
 
-def first_boot_files(system: System, codename: Codename, there: Mapping[str, bytes | None]) -> dict[str, bytes]:
-    """What a boot partition needs beside the kit.
+def first_boot_files(system: System, codename: Codename, existing: Mapping[str, bytes | None]) -> dict[str, bytes]:
+    """Return the files that a boot partition needs in addition to the provisioning payload.
 
     Args:
-        system: what the user wants.
-        codename: which system it is.
-        there: cmdline.txt, firstrun.sh, user-data and network-config as they are.
+        system: settings of the operating system.
+        codename: release of the system.
+        existing: current contents of cmdline.txt, firstrun.sh, user-data and network-config.
 
     Raises:
-        ConfigError: what is there cannot be kept.
+        ConfigError: the existing files cannot be used.
     """
-    files = _cloud_init(system, there) if codename == "trixie" else _firstrun(system, there)
-    cmdline = (there.get("cmdline.txt") or b"").decode("utf-8", "replace").strip()
+    files = _cloud_init(system, existing) if codename == "trixie" else _firstrun(system, existing)
+    cmdline = (existing.get("cmdline.txt") or b"").decode("utf-8", "replace").strip()
     if not cmdline or "\n" in cmdline:
-        raise ConfigError("cmdline.txt is not one line; write the image anew")
+        raise ConfigError("cmdline.txt is not one line; write the image again")
     if system.wifi is not None:
         cmdline = _without(cmdline, "cfg80211.ieee80211_regdom=") + f" cfg80211.ieee80211_regdom={system.wifi.country}"
     if codename == "trixie":
-        # Here, for where it is given here cloud-init heeds no other; a new one, so that it sets things up again.
+        # The data source on the kernel command line has priority; a new instance ID makes cloud-init run again.
         cmdline = _without(cmdline, "ds=nocloud") + f" ds=nocloud;i=edgeloop-{secrets.token_hex(6)}"
     else:
         cmdline = re.sub(r" systemd\.(run|run_\w+_action|unit)=\S*", "", cmdline) + _RUN
-    # Last: it is what makes the rest count.
+    # Last, because it starts everything else.
     return files | {"cmdline.txt": f"{cmdline}\n".encode()}
 
 
-def _without(cmdline: str, beginning: str) -> str:
-    return " ".join(word for word in cmdline.split() if not word.startswith(beginning))
+def _without(cmdline: str, prefix: str) -> str:
+    return " ".join(word for word in cmdline.split() if not word.startswith(prefix))
 
 
 # --- Bookworm ---
 
 
-def _firstrun(system: System, there: Mapping[str, bytes | None]) -> dict[str, bytes]:
-    script = there.get("firstrun.sh")
-    files = {f"{KIT}/system.json": json.dumps(_asked(system), indent=2).encode()}
+def _firstrun(system: System, existing: Mapping[str, bytes | None]) -> dict[str, bytes]:
+    script = existing.get("firstrun.sh")
+    files = {f"{KIT}/system.json": json.dumps(_settings(system), indent=2).encode()}
     if script is not None and _FIRST_BOOT.encode() not in script:
-        # Raspberry Pi Imager's, which sets up what its user chose there.
+        # The script of Raspberry Pi Imager, which applies the settings chosen there.
         files[_BEFORE] = script
     return files | {"firstrun.sh": _SCRIPT.encode()}
 
 
-def _asked(system: System) -> dict[str, Any]:
+def _settings(system: System) -> dict[str, Any]:
     wifi = system.wifi
     return {
         "hostname": system.hostname,
@@ -183,11 +183,11 @@ def _asked(system: System) -> dict[str, Any]:
 
 _SCRIPT = f"""\
 #!/bin/sh
-# By edgeloop deploy image. systemd.run= on the kernel's command line starts it, once, before everything else.
+# Written by edgeloop deploy image. systemd.run= on the kernel command line starts it once, before everything else.
 boot={MOUNTED}
 [ ! -e $boot/{_BEFORE} ] || sh $boot/{_BEFORE}
 python3 {_FIRST_BOOT} system
-# Whatever came of it: another boot must be an ordinary one.
+# Even after a failure, the next boot must be a normal one.
 sed -i -E 's/ systemd\\.(run|run_[a-z]+_action|unit)=[^ ]*//g' $boot/cmdline.txt
 rm -f $boot/firstrun.sh $boot/{_BEFORE}
 sync
@@ -197,10 +197,10 @@ sync
 # --- Trixie ---
 
 
-def _cloud_init(system: System, there: Mapping[str, bytes | None]) -> dict[str, bytes]:
-    config = _document(there.get("user-data"), "user-data")
+def _cloud_init(system: System, existing: Mapping[str, bytes | None]) -> dict[str, bytes]:
+    config = _document(existing.get("user-data"), "user-data")
     commands = [command for command in config.get("runcmd") or [] if _FIRST_BOOT not in str(command)]
-    # Not enable_ssh, which only Raspberry Pi's cloud-init knows: another refuses the whole file for it.
+    # Not enable_ssh: only Raspberry Pi's cloud-init knows it, others reject the whole file.
     ssh = [["systemctl", "enable", "--now", "ssh"]] if system.keys else []
     config["runcmd"] = [*(one for one in commands if one not in ssh), *ssh, ["python3", _FIRST_BOOT, "arrange"]]
     if system.hostname is not None:
@@ -222,7 +222,7 @@ def _cloud_init(system: System, there: Mapping[str, bytes | None]) -> dict[str, 
         config["users"] = [*others, user]
     files = {"user-data": b"#cloud-config\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()}
     if system.wifi is not None:
-        files["network-config"] = _network(system.wifi, _document(there.get("network-config"), "network-config"))
+        files["network-config"] = _network(system.wifi, _document(existing.get("network-config"), "network-config"))
     return files
 
 
@@ -241,13 +241,13 @@ def _network(wifi: Wifi, config: dict[str, Any]) -> bytes:
 
 
 def _document(data: bytes | None, name: str) -> dict[str, Any]:
-    """A file of cloud-init as it is; mostly comments, or what Raspberry Pi Imager wrote."""
+    """Parse an existing cloud-init file; it has only comments unless Raspberry Pi Imager wrote it."""
     try:
         document = yaml.safe_load(data or b"")
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name} on the boot partition is not YAML; write the image anew: {error}") from error
+        raise ConfigError(f"{name} on the boot partition is not YAML; write the image again: {error}") from error
     if document is None:
         return {}
     if not isinstance(document, dict) or not isinstance(document.get("network", {}), dict):
-        raise ConfigError(f"{name} on the boot partition is not what cloud-init takes; write the image anew")
+        raise ConfigError(f"{name} on the boot partition is not a cloud-init file; write the image again")
     return document

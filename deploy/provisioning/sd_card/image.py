@@ -1,4 +1,4 @@
-"""An image of a card: plain, .xz or .gz, read once from its beginning to its end."""
+"""Reads SD card images, plain or compressed as .xz or .gz, sequentially and only once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from edge_agent.errors import ConfigError
 
 SECTOR = 512
 _FAT = (0x06, 0x0B, 0x0C, 0x0E)
-_MOST_BOOT_BYTES = 4 * 2**30
+_MAX_BOOT_BYTES = 4 * 2**30
 _XZ, _GZIP, _ZIP = b"\xfd7zXZ\x00", b"\x1f\x8b", b"PK\x03\x04"
 _BLOCK = 2**20
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are on a card, bytes: its boot partition, and the end of its last partition."""
+    """Byte offsets on a card: start and end of the boot partition, and end of the last partition."""
 
     boot_start: int
     boot_end: int
@@ -34,10 +34,10 @@ class _Reads(Protocol):
 
 
 class Image:
-    """An image that is being read.
+    """An open image.
 
     Attributes:
-        size: bytes of the file, compressed as it may be.
+        size: size of the file in bytes, before decompression.
     """
 
     def __init__(self, path: Path, file: BinaryIO, unpacked: _Reads) -> None:
@@ -46,21 +46,21 @@ class Image:
 
     @property
     def done(self) -> int:
-        """Bytes of the file that were read."""
+        """Number of bytes of the file that were read."""
         return self._file.tell()
 
     def read(self, count: int) -> bytes:
-        """The next bytes, fewer only at the end.
+        """Read the next `count` bytes; fewer only at the end.
 
         Raises:
-            ConfigError: it is damaged.
+            ConfigError: the image is damaged.
         """
         parts = []
         while count > 0:
             try:
                 part = self._unpacked.read(min(count, _BLOCK))
             except (OSError, EOFError, lzma.LZMAError) as error:
-                raise ConfigError(f"{self._path}: damaged, or half of one: {error}; download it again") from error
+                raise ConfigError(f"{self._path}: damaged or incomplete: {error}; download it again") from error
             if not part:
                 break
             parts.append(part)
@@ -70,10 +70,10 @@ class Image:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image]:
-    """An image to read from its beginning.
+    """Open an image for reading.
 
     Raises:
-        ConfigError: there is none, or it is packed in a way that is not read here.
+        ConfigError: the file cannot be opened or is a zip archive.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115  closed below
@@ -83,7 +83,7 @@ def opened(path: Path) -> Iterator[Image]:
         magic = file.read(len(_XZ))
         file.seek(0)
         if magic.startswith(_ZIP):
-            raise ConfigError(f"{path}: a zip archive; unpack it, and give the .img in it")
+            raise ConfigError(f"{path}: a zip archive; unpack it and give the .img file in it")
         if magic == _XZ:
             with lzma.open(file) as unpacked:
                 yield Image(path, file, unpacked)
@@ -95,19 +95,19 @@ def opened(path: Path) -> Iterator[Image]:
 
 
 def layout(first_sector: bytes, path: Path) -> Layout:
-    """The partitions of a card, from its first 512 bytes (a master boot record).
+    """Read the partitions of a card from its first 512 bytes, a master boot record.
 
     Raises:
-        ConfigError: there is no boot partition as Raspberry Pi OS has one.
+        ConfigError: the card does not begin with a boot partition like that of Raspberry Pi OS.
     """
     if len(first_sector) < SECTOR or first_sector[510:512] != b"\x55\xaa":
         raise ConfigError(
-            f"{path}: not an image of a card; expected one of Raspberry Pi OS (.img or .img.xz), or the folder where a "
+            f"{path}: not an SD card image; expected one of Raspberry Pi OS (.img or .img.xz), or the folder where a "
             "card's boot partition is mounted"
         )
-    # Four entries: status, 3 bytes of no use today, type, 3 more, first sector, number of sectors.
+    # Four entries: status, 3 unused bytes, type, 3 unused bytes, first sector, number of sectors.
     entries = [struct.unpack_from("<4xB3xII", first_sector, 446 + 16 * number) for number in range(4)]
     used = [(kind, start * SECTOR, (start + count) * SECTOR) for kind, start, count in entries if kind and count]
-    if not used or used[0][0] not in _FAT or used[0][1] == 0 or used[0][2] > _MOST_BOOT_BYTES:
-        raise ConfigError(f"{path}: it does not begin with a FAT boot partition, as Raspberry Pi OS does; take that")
+    if not used or used[0][0] not in _FAT or used[0][1] == 0 or used[0][2] > _MAX_BOOT_BYTES:
+        raise ConfigError(f"{path}: it does not begin with a FAT boot partition; use an image of Raspberry Pi OS")
     return Layout(used[0][1], used[0][2], max(end for _, _, end in used))

@@ -1,4 +1,4 @@
-"""An image, or a mounted boot partition, to a card that makes itself a device at its first boot."""
+"""Prepares an image or a mounted boot partition so that the device is provisioned at its first boot."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from .image import SECTOR, Image, Layout, layout, opened
 
 MACHINE = "aarch64"
 _SPARE_BYTES = 8 * 2**20
-"""For what the system writes there itself, and the clusters that files do not fill."""
+"""Free space for files that the system writes there and for partly filled clusters."""
 _KEPT = ("cmdline.txt", "firstrun.sh", "user-data", "network-config")
 
-Tell = Callable[[Literal["packages", "writing", "verifying"], int, int], Any]
-"""What is being done, and how much of how much: packages, bytes of the image's file, bytes of the card."""
+OnProgress = Callable[[Literal["packages", "writing", "verifying"], int, int], Any]
+"""Callback for progress: step, amount done and total amount (packages, bytes of the image file, bytes of the card)."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was done.
+    """Result of preparing a card.
 
     Attributes:
-        codename: of the system.
-        kit_bytes: what lies on the boot partition until the first boot.
-        written: bytes; None for a mounted partition.
+        codename: codename of the system.
+        kit_bytes: size of the provisioning payload on the boot partition.
+        written: number of bytes written; None for a mounted partition.
     """
 
     codename: Codename
@@ -47,88 +47,88 @@ class Prepared:
 
 
 def prepare_mounted(
-    folder: Path, wanted: DeviceSpec, system: System, codename: Codename | None, tell: Tell
+    folder: Path, spec: DeviceSpec, system: System, codename: Codename | None, on_progress: OnProgress
 ) -> Prepared:
-    """Prepare a card's boot partition where it is mounted.
+    """Prepare the mounted boot partition of a card.
 
     Args:
-        folder: where.
-        wanted: what the device is to become.
-        system: what is wanted of its system.
-        codename: which system it is; None finds out.
-        tell: told how far it is.
+        folder: mount point of the partition.
+        spec: specification of the device.
+        system: settings of the operating system.
+        codename: release of the system; None detects it.
+        on_progress: called with the progress.
 
     Raises:
-        ConfigError: it is none, has no room, or went away.
+        ConfigError: the folder is not a boot partition, has too little space, or the card was removed.
     """
-    return _put(Mounted(folder), str(folder), wanted, system, codename, tell)
+    return _put(Mounted(folder), str(folder), spec, system, codename, on_progress)
 
 
 def prepare_image(
-    image: Path, out: Path, wanted: DeviceSpec, system: System, codename: Codename | None, tell: Tell
+    image: Path, out: Path, spec: DeviceSpec, system: System, codename: Codename | None, on_progress: OnProgress
 ) -> Prepared:
-    """Write a prepared copy of an image to a card or file, and read it again. The image is not changed.
+    """Write a prepared copy of an image to a card or file and verify it. The image is not changed.
 
     Args:
-        image: of Raspberry Pi OS; plain, .xz or .gz.
-        out: device of a card, or file to make.
-        wanted: what the device is to become.
-        system: what is wanted of its system.
-        codename: which system it is; None finds out.
-        tell: told how far it is.
+        image: image of Raspberry Pi OS; plain, .xz or .gz.
+        out: block device of a card, or file to create.
+        spec: specification of the device.
+        system: settings of the operating system.
+        codename: release of the system; None detects it.
+        on_progress: called with the progress.
 
     Raises:
-        ConfigError: the image is none, or the card cannot take it.
+        ConfigError: the image cannot be used or the card cannot be written to.
     """
     if out.exists() and not out.is_block_device():
-        raise ConfigError(f"{out}: it is there already; name another file, or remove it")
+        raise ConfigError(f"{out}: already exists; give another file or delete it")
     with opened(image) as source, tempfile.NamedTemporaryFile(prefix="edgeloop-card-") as head:
         places = _read_head(source, image, head)
-        prepared = _put(InImage(Path(head.name), places.boot_start), str(image), wanted, system, codename, tell)
-        with _whole(out) as target:
+        prepared = _put(InImage(Path(head.name), places.boot_start), str(image), spec, system, codename, on_progress)
+        with _complete(out) as target:
             written = write(
                 target,
-                _blocks(Path(head.name), source, tell),
+                _blocks(Path(head.name), source, on_progress),
                 needed=places.end,
-                verifying=lambda done, of: tell("verifying", done, of),
+                verifying=lambda done, of: on_progress("verifying", done, of),
             )
             if written < places.end:
-                raise ConfigError(f"{image}: it ends before its last partition does; download it again")
+                raise ConfigError(f"{image}: truncated, ends before its last partition; download it again")
     return replace(prepared, written=written)
 
 
 def _read_head(source: Image, path: Path, head: IO[bytes]) -> Layout:
-    """The beginning of an image, boot partition included, into a file of its own."""
+    """Copy the beginning of an image, up to the end of the boot partition, into a separate file."""
     sector = source.read(SECTOR)
     places = layout(sector, path)
     place, free = tempfile.gettempdir(), shutil.disk_usage(tempfile.gettempdir()).free
     if free < places.boot_end:
         raise ConfigError(
-            f"{place}: {places.boot_end / 1e6:.0f} MB are needed there meanwhile, {free / 1e6:.0f} MB are free; TMPDIR "
-            "names another place"
+            f"{place}: {places.boot_end / 1e6:.0f} MB are needed for temporary files, {free / 1e6:.0f} MB are free; "
+            "set TMPDIR to another folder"
         )
     head.write(sector)
     while (missing := places.boot_end - head.tell()) > 0:
         block = source.read(min(BLOCK, missing))
         if not block:
-            raise ConfigError(f"{path}: it ends in its boot partition; download it again")
+            raise ConfigError(f"{path}: truncated, ends within its boot partition; download it again")
         head.write(block)
     head.flush()
     return places
 
 
-def _blocks(head: Path, source: Image, tell: Tell) -> Iterator[bytes]:
+def _blocks(head: Path, source: Image, on_progress: OnProgress) -> Iterator[bytes]:
     with open(head, "rb") as file:
         while block := file.read(BLOCK):
             yield block
     while block := source.read(BLOCK):
-        tell("writing", source.done, source.size)
+        on_progress("writing", source.done, source.size)
         yield block
 
 
 @contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """Where to write: a device as it is; a file beside the one it becomes once it is whole."""
+def _complete(out: Path) -> Iterator[Path]:
+    """Yield the path to write to: a block device itself, or a temporary file that replaces `out` when complete."""
     if out.is_block_device():
         yield out
         return
@@ -141,26 +141,28 @@ def _whole(out: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _put(boot: Boot, place: str, wanted: DeviceSpec, system: System, codename: Codename | None, tell: Tell) -> Prepared:
-    """The kit onto a boot partition, and then what leads to it."""
+def _put(
+    boot: Boot, place: str, spec: DeviceSpec, system: System, codename: Codename | None, on_progress: OnProgress
+) -> Prepared:
+    """Write the provisioning payload to a boot partition, then the files that start it."""
     system.check()
     names = boot.names()
     found = detect(names, boot.read("issue.txt"), place)
     codename = codename or found
     python = PYTHONS[codename]
-    tell("packages", 0, 0)
-    gathered = wheels(python, MACHINE, dashboard=wanted.dashboard)
-    tell("packages", len(gathered), len(gathered))
+    on_progress("packages", 0, 0)
+    gathered = wheels(python, MACHINE, dashboard=spec.dashboard)
+    on_progress("packages", len(gathered), len(gathered))
     kit = make_kit(
-        wanted.config,
+        spec.config,
         {f"{python[0]}.{python[1]}-{MACHINE}": gathered},
         device=system.hostname or "raspberrypi",
-        trust=wanted.trust,
-        bundle=wanted.bundle,
+        trust=spec.trust,
+        bundle=spec.bundle,
         card=True,
     )
-    there = {name: boot.read(name) if name in names else None for name in _KEPT}
-    leading = first_boot_files(system, codename, there)
+    existing = {name: boot.read(name) if name in names else None for name in _KEPT}
+    starting = first_boot_files(system, codename, existing)
     files: dict[str, bytes | Path] = {f"{KIT}/{name}": data for name, data in kit.files.items()}
     files |= {f"{KIT}/{name}": path for name, path in kit.wheel_paths().items()}
     boot.remove_tree(KIT)
@@ -168,11 +170,11 @@ def _put(boot: Boot, place: str, wanted: DeviceSpec, system: System, codename: C
     needed = size + _SPARE_BYTES
     if free < needed:
         raise ConfigError(
-            f"{place}: {needed / 1e6:.0f} MB are needed on its boot partition, {free / 1e6:.0f} MB are free; take the "
-            "image as it is downloaded, or provision the device over SSH"
+            f"{place}: {needed / 1e6:.0f} MB are needed on its boot partition, {free / 1e6:.0f} MB are free; use an "
+            "unmodified image, or provision the device over SSH"
         )
     boot.write(files)
-    boot.write(leading)
+    boot.write(starting)
     return Prepared(codename, size)
 
 
