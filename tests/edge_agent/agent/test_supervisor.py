@@ -132,7 +132,7 @@ def test_without_a_model_to_go_back_to_a_failing_one_ends_the_agent(
 ) -> None:
     with kept(tmp_path, models, "1") as device:
         monkeypatch.setattr(device.agent.model.classifier, "infer", fails)
-        with pytest.raises(ModelError, match=r"accelerator is gone.*no model to go back to"):
+        with pytest.raises(ModelError, match=r"accelerator is gone.*no other model to roll back to"):
             device.until(lambda: False, "the end")
 
 

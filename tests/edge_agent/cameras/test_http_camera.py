@@ -96,7 +96,7 @@ def test_every_image_arrives_as_it_was_sent(serve: Serve, boundary: str, named: 
 
 
 @pytest.mark.parametrize(
-    ("head", "picture"),
+    ("head", "image"),
     [
         (b"content-LENGTH: 14\r\n", b"1\r\n--frame\r\n23"),  # of a known length: whatever is in it
         (b"Content-Length: many\r\n", b"1\r\n--frame2\r\n3"),  # a boundary is a whole line
@@ -211,7 +211,7 @@ def test_a_redirect_within_the_camera_keeps_the_password(serve: Serve, status: i
     [
         (redirect("/again"), "redirects more than 5 times"),
         (redirect("file:///etc/passwd"), "not safe"),
-        (redirect("http://[nowhere/"), "an address that is none"),
+        (redirect("http://[nowhere/"), "an invalid address"),
         (sent(status=404), "answers 404"),
         (sent(b"<html>", kind="text/html"), "sends text/html; expected"),
         (sent(kind="multipart/x-mixed-replace"), "without a boundary"),

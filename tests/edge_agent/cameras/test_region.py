@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edge_agent.cameras import ArrayFrame
 from edge_agent.cameras.frames import encoded
 from edge_agent.cameras.jpeg import JpegFrame
-from edge_agent.cameras.motion import GRID, CHECKS_PER_S, MotionGate, cells, difference
+from edge_agent.cameras.motion import CHECKS_PER_S, GRID, MotionGate, cells, difference
 from edge_agent.cameras.region import crop, view
 from edge_agent.config import MotionSettings
 from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
