@@ -1,6 +1,6 @@
-"""Photographs to a run: a fine-tuned Keras model with the record of how it came about."""
+"""Trains a classifier: labelled images to a run, a fine-tuned Keras model with a record of its training."""
 
 import os
 
-# TensorFlow prints its start-up notes from C++; only the environment, set before the import, quiets them.
+# TensorFlow prints start-up messages from C++; only this variable, set before the import, turns them off.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,4 +1,4 @@
-"""What Keras runs on here, and its failures in words."""
+"""Keras start-up, its devices, and clear messages for its failures."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from edge_agent.errors import MissingExtraError, ResourceError
 from edge_agent.native_stderr import native_noise_hidden
 
-# TensorFlow's, PyTorch's and numpy's names for it; JAX raises one type for everything.
+# Names in TensorFlow, PyTorch and NumPy; JAX raises one type for all errors, so its message is searched.
 _OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
 
 
 def start_keras() -> Any:
-    """Import Keras, quietly.
+    """Import Keras without its start-up messages.
 
     Raises:
-        MissingExtraError: it, or the backend it is told to use, is not installed.
+        MissingExtraError: Keras or its configured backend is not installed.
     """
     try:
         with native_noise_hidden():
@@ -31,43 +31,43 @@ def start_keras() -> Any:
 
 
 def has_accelerator() -> bool:
-    """Whether Keras computes on a GPU or TPU."""
+    """Return True if Keras computes on a GPU or TPU."""
     import keras
 
     try:
         devices = keras.distribution.list_devices()
-    except (AttributeError, NotImplementedError, RuntimeError):  # a backend that knows no devices
+    except (AttributeError, NotImplementedError, RuntimeError):  # a backend that cannot list devices
         return False
     return any(not device.startswith("cpu") for device in devices)
 
 
 @contextmanager
 def memory_explained(batch_size: int) -> Iterator[None]:
-    """Turn a backend's out-of-memory error into one line that names the flag.
+    """Turn a backend's out-of-memory error into a one-line error that names the options to change.
 
     Raises:
-        ResourceError: memory ran out in the block.
+        ResourceError: the block ran out of memory.
     """
     try:
         yield
     except Exception as error:
         if type(error).__name__ in _OUT_OF_MEMORY or "RESOURCE_EXHAUSTED" in str(error):
             raise ResourceError(
-                f"out of memory with {batch_size} images a step; "
-                "give a smaller --batch-size or --image-size, and --resume where a training was under way"
+                f"out of memory with {batch_size} images per step; "
+                "use a smaller --batch-size or --image-size, and --resume to continue an interrupted training"
             ) from error
         raise
 
 
 def check_tensorboard() -> None:
-    """Raise `MissingExtraError` where TensorBoard's logs could not be written; better now than after the head."""
+    """Raise `MissingExtraError` if TensorBoard logs cannot be written; called before the training starts."""
     for package in ("tensorflow", "tensorboard"):
         if find_spec(package) is None:
             raise MissingExtraError("--tensorboard", "tensorboard", package)
 
 
 def tensorboard_logs(folder: Path) -> Any:
-    """A Keras callback that writes the figures of every epoch for TensorBoard."""
+    """Return a Keras callback that writes the metrics of every epoch for TensorBoard."""
     import keras
 
     return keras.callbacks.TensorBoard(os.fspath(folder), write_graph=False)

@@ -1,4 +1,4 @@
-"""Work on many things at once, in threads: reading and decoding images release Python's lock."""
+"""Parallel work in threads; reading and decoding images release Python's global lock."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ Result = TypeVar("Result")
 def in_order(
     work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Each item with ``work`` of it, in order, on all cores.
+    """Apply ``work`` to each item in threads, one per core, and yield the items and results in order.
 
     Args:
-        work: called in a thread for each item.
-        items: what there is to do.
-        ahead: most items under way or waiting to be taken, so that memory is bounded; at least one a core are.
+        work: called in a thread with each item.
+        items: the items.
+        ahead: maximum number of items in progress or waiting to be yielded, which bounds the memory; at least one
+            per core is used.
 
     Yields:
-        As soon as the next one in order is done. Close the generator to be sure that no thread works on.
+        Each item and its result. Close the generator to stop the threads early.
     """
     workers = cores()
     waiting: deque[tuple[Item, Future[Result]]] = deque()

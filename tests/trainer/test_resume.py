@@ -162,7 +162,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
     assert reached.epoch >= 1
     if how is signal.SIGINT:
         assert process.returncode == 130
-        assert said.strip().splitlines()[-1] == "edgeloop: interrupted; go on with the same command and --resume"
+        assert said.strip().splitlines()[-1] == "edgeloop: interrupted; continue with the same command and --resume"
 
     refused = edgeloop("train", photo_folder, "--out", out, *ARGUMENTS)
     assert refused.code == 1

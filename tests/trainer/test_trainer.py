@@ -311,14 +311,14 @@ def test_out_of_memory_names_the_flag() -> None:
     with native_noise_hidden():
         import keras
 
-    with pytest.raises(ResourceError, match="40 images a step; give a smaller --batch-size"), memory_explained(40):
+    with pytest.raises(ResourceError, match="40 images per step; use a smaller --batch-size"), memory_explained(40):
         keras.ops.ones((2**24, 2**24))
 
 
 def test_other_failures_are_not_called_out_of_memory() -> None:
     with pytest.raises(KeyError), memory_explained(8):
         raise KeyError("x")
-    with pytest.raises(ResourceError, match="8 images a step"), memory_explained(8):
+    with pytest.raises(ResourceError, match="8 images per step"), memory_explained(8):
         raise MemoryError
     with pytest.raises(ResourceError, match="batch-size"), memory_explained(8):
         raise ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")

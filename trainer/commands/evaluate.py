@@ -21,19 +21,23 @@ if TYPE_CHECKING:
     from ..data import PixelRows
 
 SHOWN = 10
-"""Confused pairs, mistakes and unreadable images that are listed; --json has all."""
+"""Maximum number of confused pairs, mistakes and unreadable images to print; --json prints all."""
 
 
 @click.command("evaluate")
 @click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_BUNDLE")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(SPLITS), help="Only this split of DATA, where it has some.")
-@click.option("--all", "everything", is_flag=True, help="Do not leave out images the model was trained on.")
+@click.option("--split", type=click.Choice(SPLITS), help="Evaluate only this split of DATA.")
+@click.option("--all", "everything", is_flag=True, help="Include images that the model was trained on.")
 @click.option(
-    "--run", type=click.Path(path_type=Path), help="The run a bundle was made from; a run knows its images by itself."
+    "--run",
+    type=click.Path(path_type=Path),
+    help="Run that the bundle was made from, to leave out its training images; not needed if the model is a run.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object with the figures and every mistake.")
-@click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write the report, with images.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the metrics and every mistake.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write a report with images to FILE.html."
+)
 def evaluate_command(
     model: Path,
     data: Path,
@@ -44,19 +48,19 @@ def evaluate_command(
     everything: bool,
     as_json: bool,
 ) -> None:
-    """Score the model of RUN_OR_BUNDLE on the labelled photographs in DATA.
+    """Evaluate the model of RUN_OR_BUNDLE on the labelled images in DATA.
 
     DATA is a folder per class, train/val/test folders of those, or a CSV file of path,label[,group][,split].
     Images the model was trained on are left out.
     """
     if report is not None and not report.parent.is_dir():
-        raise DataError(f"{report.parent}: no such folder to write the report to; make it first")
+        raise DataError(f"{report.parent}: no such folder for the report; create it first")
     errors = Console(stderr=True, highlight=False)
     found = evaluate_model(model, data, console=errors, split=split, everything=everything, run=run)
     for reason in found.unreadable[:SHOWN]:
         errors.print(f"left out: {_printable(reason)}", markup=False, soft_wrap=True)
     if len(found.unreadable) > SHOWN:
-        errors.print(f"left out: {len(found.unreadable) - SHOWN} more that cannot be read")
+        errors.print(f"left out: {len(found.unreadable) - SHOWN} more unreadable images")
     for doubt in found.doubts:
         errors.print(f"note: {doubt}", markup=False, soft_wrap=True)
     if report is not None:
@@ -88,12 +92,12 @@ def _show(found: Evaluated, console: Console) -> None:
     low, high = test.interval_95
     left_out = [
         f"{count} {why}"
-        for count, why in ((found.trained_on, "it was trained on"), (len(found.unreadable), "that cannot be read"))
+        for count, why in ((found.trained_on, "training images"), (len(found.unreadable), "unreadable"))
         if count
     ]
     console.print(
-        f"[bold]{100 * test.accuracy:.1f} %[/bold] of {len(test.truth)} images recognised; 95 % interval "
-        f"{100 * low:.1f} to {100 * high:.1f}",
+        f"accuracy: [bold]{100 * test.accuracy:.1f} %[/bold] of {len(test.truth)} images; 95 % interval "
+        f"{100 * low:.1f} to {100 * high:.1f} %",
         soft_wrap=True,
     )
     console.print(
@@ -107,13 +111,16 @@ def _show(found: Evaluated, console: Console) -> None:
         return
     support = test.support()
     console.print("[bold]Most confused[/bold]")
-    for label, taken_for, count in pairs[:SHOWN]:
-        line = f"  {_printable(label)} taken for {_printable(taken_for)}: {count} of {support[label]}"
+    for label, predicted, count in pairs[:SHOWN]:
+        line = f"  {_printable(label)} misclassified as {_printable(predicted)}: {count} of {support[label]}"
         console.print(line, markup=False, soft_wrap=True)
     console.print("[bold]Worst mistakes[/bold]")
     for mistake in found.mistakes()[:SHOWN]:
-        said = f"{_printable(mistake['label'])} taken for {_printable(mistake['taken_for'])} {mistake['score']:.2f}"
-        console.print(f"  {_printable(mistake['path'])}: {said}", markup=False, soft_wrap=True)
+        line = (
+            f"  {_printable(mistake['path'])}: {_printable(mistake['label'])} misclassified as "
+            f"{_printable(mistake['taken_for'])} (score {mistake['score']:.2f})"
+        )
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _class_table(found: Evaluated) -> Table:
@@ -142,7 +149,7 @@ def _write_report(path: Path, found: Evaluated) -> None:
     pixels = ImagesOnDemand(found.root, found.photos, found.spec)
     photos = tuple(replace(photo, split="test") for photo in found.photos)
     dataset = Dataset(found.evaluation.labels, photos, cast("PixelRows", pixels), None, ())
-    kind = "float model" if found.network is not None else "bundle, as the device runs it"
+    kind = "float model" if found.network is not None else "bundle on the device's runtime"
     story = ReportData(
         dataset=dataset,
         tested=range(len(photos)),
@@ -151,11 +158,11 @@ def _write_report(path: Path, found: Evaluated) -> None:
         channels=found.spec.channels,
         subject=f"{found.model.name} on {found.root.name}",
         doubts=found.doubts,
-        footnote=f"These are the figures of the {kind}.",
+        footnote=f"These metrics are those of the {kind}.",
     )
     write_report(path, story)
 
 
 def _printable(text: str) -> str:
-    """Text that cannot steer a terminal, whatever file or class name it quotes."""
+    """Remove control characters: file and class names must not be able to control the terminal."""
     return one_line(ValueError(text))

@@ -22,25 +22,36 @@ PORT = 8099
 
 @click.command("review", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("captures", type=click.Path(path_type=Path))
-@click.option("--run", type=click.Path(path_type=Path), help="The run whose model is to get better.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; others need the token.")
-@click.option("--port", default=PORT, show_default=True, type=click.IntRange(0, 65535), help="0 for any that is free.")
-@click.option("--open/--no-open", "show", default=True, help="Open the page in this machine's browser.")
+@click.option("--run", type=click.Path(path_type=Path), help="Run whose model suggests labels and chooses the frames.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; beyond loopback, visitors need the token that is printed.",
+)
+@click.option(
+    "--port",
+    default=PORT,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0 for any free port.",
+)
+@click.option("--open/--no-open", "show", default=True, help="Open the page in the browser of this machine.")
 @click.option(
     "--export",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write the labels as a CSV file for `edgeloop train`, and end; FILE in or above CAPTURES.",
+    help="Write the labels as a CSV file for `edgeloop train` and exit. FILE must be in or above CAPTURES.",
 )
-@click.option("--cache", type=click.Path(path_type=Path), help="Where what the network saw is kept.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder in which embeddings are kept between sessions.")
 def review_command(
     captures: Path, run: Path | None, host: str, port: int, export: Path | None, cache: Path | None, *, show: bool
 ) -> None:
-    """Label the frames in CAPTURES, which `edgeloop deploy pull` fetched, or any folder of images.
+    """Label the frames in CAPTURES, a folder fetched with `edgeloop deploy pull` or any folder of images.
 
-    A page in the browser shows the frames most worth labelling first, those that are alike together, with the
-    model's guess: Enter accepts it, a digit names another class. Every decision is saved at once, to
-    CAPTURES/labels.jsonl; several people can label one folder.
+    A page in the browser shows the most useful frames first, with similar frames side by side, and the model's
+    suggestion: Enter accepts it, a digit selects another class. Every annotation is saved immediately to
+    CAPTURES/labels.jsonl. Several people can label one folder.
     """
     console = Console()
     if export is not None:
@@ -61,20 +72,20 @@ def review_command(
                 console.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
             if len(session.problems) > 5:
                 console.print(
-                    f"and {len(session.problems) - 5} more, named on the page", style="yellow", soft_wrap=True
+                    f"and {len(session.problems) - 5} more, listed on the page", style="yellow", soft_wrap=True
                 )
             loopback = is_loopback(host)
             token = None if loopback else secrets.token_urlsafe(24)
             shown = f"[{host}]" if ":" in host else host
             address = f"http://{shown}:{listening[0].getsockname()[1]}/" + (f"?token={token}" if token else "")
-            with suppress(KeyboardInterrupt):  # which is how it ends
+            with suppress(KeyboardInterrupt):  # the normal way to end the review
                 console.print(
                     f"{len(session.frames)} frames; label them at {address}",
                     markup=False,
                     highlight=False,
                     soft_wrap=True,
                 )
-                console.print("Ctrl-C ends; every decision is saved already", style="dim")
+                console.print("Press Ctrl-C to stop; all annotations are already saved", style="dim")
                 if show and console.is_terminal:
                     webbrowser.open(address)
                 server = make_server(make_app(session, loopback=loopback, token=token, you=user() if loopback else ""))
@@ -85,7 +96,7 @@ def review_command(
 
 
 def user() -> str:
-    """Who is sitting here."""
+    """Return the name of the user of this machine, or "" if unknown."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -93,7 +104,7 @@ def user() -> str:
 
 
 def _export(captures: Path, target: Path, console: Console) -> None:
-    """What is decided, without looking at the images."""
+    """Write the annotations as a CSV file, without loading a model."""
     from edge_agent.errors import ConfigError
 
     from ..active_learning.annotations import Annotations
@@ -102,7 +113,7 @@ def _export(captures: Path, target: Path, console: Console) -> None:
 
     inside, above = captures.resolve(), target.parent.resolve()
     if not inside.is_relative_to(above):
-        raise ConfigError(f"{target}: paths in it lead down only; name a file in or above {captures}")
+        raise ConfigError(f"{target}: the file must be in or above {captures}, because its paths are relative to it")
     decisions, found = Annotations(captures), find_frames(captures)
     labels = [
         ((inside / frame.path).relative_to(above).as_posix(), decision.label)
@@ -114,5 +125,8 @@ def _export(captures: Path, target: Path, console: Console) -> None:
     for problem in (*decisions.problems, *found.problems):
         console.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"{len(labels)} labels of {len(found.frames)} frames in {target}", markup=False, highlight=False, soft_wrap=True
+        f"wrote {len(labels)} labels for {len(found.frames)} frames to {target}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
