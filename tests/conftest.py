@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -29,7 +31,7 @@ from .pi.root import can_emulate
 
 QUIET = Console(quiet=True)
 CLASSES = ("brick", "grass", "stars")
-IMAGE_SIZE = 96
+IMAGE_SIZE = 48
 
 
 def _missing_mosquitto() -> str:
@@ -176,15 +178,40 @@ def areas() -> dict[str, dict[str, Pixels]]:
 
 
 @pytest.fixture(scope="session")
-def photo_folder(areas: dict[str, dict[str, Pixels]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run of the tests share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def make_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """Make a file or folder, unless another process has made it; wait while another process is making it.
+
+    Args:
+        path: where it is afterwards.
+        make: makes it at the path it is given, whole or not at all.
+    """
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            make(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photo_folder(areas: dict[str, dict[str, Pixels]], shared_folder: Path) -> Path:
     """A folder per class of real photographs, 20 each."""
-    folder = tmp_path_factory.mktemp("photos")
-    random = np.random.default_rng(5)
-    for label in CLASSES:
-        (folder / label).mkdir()
-        for number in range(20):
-            write_crop(folder / label / f"{number:02d}.jpg", areas[label]["train"], random)
-    return folder
+
+    def make(path: Path) -> None:
+        folder = path.with_name("unfinished-photos")
+        random = np.random.default_rng(5)
+        for label in CLASSES:
+            (folder / label).mkdir(parents=True)
+            for number in range(20):
+                write_crop(folder / label / f"{number:02d}.jpg", areas[label]["train"], random)
+        folder.rename(path)
+
+    return make_once(shared_folder / "photos", make)
 
 
 def write_crop(path: Path, area: Pixels, random: np.random.Generator, side: int = 120) -> None:
@@ -194,35 +221,63 @@ def write_crop(path: Path, area: Pixels, random: np.random.Generator, side: int 
 
 
 @pytest.fixture(scope="session")
-def run_folder(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real, small training run."""
+def run_folder(photo_folder: Path, shared_folder: Path) -> Path:
+    """A real training run of a small network; see `tests.support.small_network`."""
     from trainer.train import train
     from trainer.training.recipe import Recipe
 
-    out = tmp_path_factory.mktemp("runs") / "run"
-    train(photo_folder, out, Recipe(image_size=IMAGE_SIZE, fine_tune="none"), console=QUIET)
-    return out
+    from .support.small_network import small_backbone, write_weights
+
+    def make(path: Path) -> None:
+        with small_backbone() as name:
+            weights = path.with_name("small-network.keras")
+            write_weights(weights, photo_folder, IMAGE_SIZE)
+            recipe = Recipe(backbone=name, image_size=IMAGE_SIZE, weights=str(weights), fine_tune="none")
+            train(photo_folder, path, recipe, console=QUIET)
+
+    return make_once(shared_folder / "run", make)
 
 
 @pytest.fixture(scope="session")
-def float32_model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def efficientnet_run(photo_folder: Path, shared_folder: Path) -> Path:
+    """A real training run of the default backbone, on its ImageNet features."""
+    from trainer.train import train
+    from trainer.training.recipe import Recipe
+
+    recipe = Recipe(image_size=96, fine_tune="none")
+    return make_once(shared_folder / "efficientnet-run", lambda path: train(photo_folder, path, recipe, console=QUIET))
+
+
+@pytest.fixture(scope="session")
+def float32_model(run_folder: Path, shared_folder: Path) -> bytes:
     """That run's network as float32 TFLite."""
     from converter.run_reader import open_run
     from converter.tflite import float_model
 
-    return float_model.of_run(open_run(run_folder), tmp_path_factory.mktemp("float32"))
+    def make(path: Path) -> None:
+        model = float_model.of_run(open_run(run_folder), path.with_name("float32"))
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_bytes(model)
+        unfinished.rename(path)
+
+    return make_once(shared_folder / "float32.tflite", make).read_bytes()
 
 
 @pytest.fixture(scope="session")
-def bundle_file(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_file(run_folder: Path, shared_folder: Path) -> Path:
     """A real, small int8 bundle."""
     from converter.convert import convert
     from converter.gate import GateLimits
 
-    out = tmp_path_factory.mktemp("bundles") / "ground-1.2.edgeloop"
     # 9 test images: one more wrong is 11 points. These tests are not about the gate.
-    convert(run_folder, out, console=QUIET, limits=GateLimits(max_drop=12, max_class_drop=100))
-    return out
+    limits = GateLimits(max_drop=12, max_class_drop=100)
+
+    def make(path: Path) -> None:
+        # The gate times the models, and may find int8 slower on a busy machine.
+        with patch("converter.convert.timed_ms", lambda *_: (1.0, 1.0)):
+            convert(run_folder, path, console=QUIET, limits=limits)
+
+    return make_once(shared_folder / "ground-1.2.edgeloop", make)
 
 
 @pytest.fixture(scope="session")

@@ -71,14 +71,14 @@ def run_copy(run_folder: Path, tmp_path: Path) -> Path:
     [
         (
             lambda run: with_saved_model(run, network(sides=(None, None)), [(1, None, None, 3)]),
-            r"maps \(1, None, None, 3\) to \(1, 3\); this run needs one input of the fixed shape \(1, 96, 96, 3\)",
+            r"maps \(1, None, None, 3\) to \(1, 3\); this run needs one input of the fixed shape \(1, 48, 48, 3\)",
         ),
         (
-            lambda run: with_saved_model(run, network(), [(None, 96, 96, 3)]),
-            r"maps \(None, 96, 96, 3\) to \(None, 3\)",
+            lambda run: with_saved_model(run, network(), [(None, 48, 48, 3)]),
+            r"maps \(None, 48, 48, 3\) to \(None, 3\)",
         ),
         (
-            lambda run: with_saved_model(run, network(second=True), [(1, 96, 96, 3), (1, 2)]),
+            lambda run: with_saved_model(run, network(second=True), [(1, 48, 48, 3), (1, 2)]),
             r"maps .* and .* to \(1, 3\)",
         ),
         (lambda run: network(second=True).save(run / "model.keras"), "maps"),
@@ -97,7 +97,7 @@ def test_dynamic_shapes_and_second_inputs_are_refused(
 def test_operations_that_tflite_lacks_are_named_in_one_line(
     run_copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with_saved_model(run_copy, network(odd=True), [(1, 96, 96, 3)])
+    with_saved_model(run_copy, network(odd=True), [(1, 48, 48, 3)])
     with pytest.raises(ModelError, match="TFLite does not support Erfinv; train one of the backbones"):
         float_model.of_run(open_run(run_copy), tmp_path / "scratch")
     assert "loc(" not in capfd.readouterr().err

@@ -221,5 +221,5 @@ def test_answers_come_best_first_as_json(exported: Path, photo_folder: Path, cap
     found = json.loads(capfd.readouterr().out)
     assert found["labels"][0] == "grass"
     assert found["scores"] == sorted(found["scores"], reverse=True)
-    assert IMAGE_SIZE == 96
+    assert IMAGE_SIZE == 48
     assert export.TOLERANCE < 0.01

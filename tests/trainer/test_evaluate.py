@@ -210,7 +210,7 @@ def test_what_is_neither_a_run_nor_a_bundle_is_refused_in_one_line(
         (tmp_path / "missing", "does not exist"),
         (tmp_path / "text.edgeloop", "not a usable bundle"),
         (damaged, "not a Keras model"),
-        (unlabelled, "need (None, 96, 96, 3) to (None, 2)"),
+        (unlabelled, "need (None, 48, 48, 3) to (None, 2)"),
     ):
         ran = edgeloop("evaluate", model, held_out)
         assert ran.code == 1, said

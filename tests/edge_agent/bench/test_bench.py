@@ -23,7 +23,7 @@ from edge_agent.bench.report import Report, Spread, load
 from edge_agent.bench.steady_state import disturbances, drift, warm_from
 from edge_agent.errors import ConfigError
 
-from ...conftest import Run, wait_until
+from ...conftest import IMAGE_SIZE, Run, wait_until
 from ..store.test_store import repacked
 
 ROOT = Path(__file__).parents[3]
@@ -181,7 +181,7 @@ def test_a_report_is_of_this_bundle_on_this_machine_and_adds_up(report: Report, 
     assert report.complete
     (subject,), (steady,) = report.bundles, report.steady
     assert subject.digest == steady.bundle == open_bundle(bundle_file).digest
-    assert (subject.kind, subject.input) == ("uint8", (1, 96, 96, 3))
+    assert (subject.kind, subject.input) == ("uint8", (1, IMAGE_SIZE, IMAGE_SIZE, 3))
     assert 0.3 < (subject.accuracy or 0) <= 1
     assert report.machine.hostname == os.uname().nodename
     assert (steady.threads, steady.delegate, len(steady.rounds_p50_ms)) == (1, None, 2)

@@ -22,6 +22,7 @@ from edge_agent.inference.evaluation import Evaluation
 from edge_agent.store.canary import CanaryLimits, run_canary
 from edge_agent.store.canary_worker import problems_of
 
+from ...conftest import IMAGE_SIZE
 from ...support.delegates import compiled_delegate
 from .test_store import repacked
 
@@ -163,7 +164,7 @@ def test_a_bundle_without_canary_images_is_refused(bundle_file: Path, tmp_path: 
 
 def test_a_file_that_is_no_model_and_a_image_that_is_none_are_refused(bundle_file: Path, tmp_path: Path) -> None:
     own = repacked(bundle_file, tmp_path / "own.edgeloop", files={MODEL: b"TFL3" * 100})
-    assert "runtime does not take the model" in refused(own)
+    assert "runtime cannot load the model" in refused(own)
     own = repacked(bundle_file, tmp_path / "own.edgeloop", files={"canary/000.jpg": b"no image"})
     assert "not a whole JPEG" in refused(own)
 
@@ -252,7 +253,7 @@ def reachable(path: Path) -> bool:
 
 def test_a_image_is_read_from_the_bundle_that_was_verified(bundle_file: Path, tmp_path: Path) -> None:
     """A bundle whose image shows another class than it says fails on this device, too."""
-    black = cv2.imencode(".png", np.zeros((96, 96, 3), np.uint8))[1].tobytes()
+    black = cv2.imencode(".png", np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))[1].tobytes()
     images = open_bundle(bundle_file).canary()
     own = repacked(bundle_file, tmp_path / "own.edgeloop", files={image.file: black for image in images})
     assert not run_canary(own, ONE).passed
