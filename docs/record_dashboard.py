@@ -25,10 +25,10 @@ from deploy.pipelines.demo.broker import embedded_broker
 from tests.support.browser import Browser
 
 OUT = Path(__file__).parent / "images" / "dashboard.webp"
-WIDTH, HEIGHT = 1000, 690
+WIDTH, HEIGHT = 1000, 740
 """Pixels of the page that are recorded, from the top."""
 SHOWN_WIDTH = 800
-FRAMES, PER_SECOND = 36, 3
+FRAMES, PER_SECOND = 30, 3
 WARM_UP_S = 40.0
 """Seconds before the recording, so that the curves show something."""
 
@@ -59,7 +59,6 @@ def main() -> None:
         time.sleep(3)
         browser.open(f"http://127.0.0.1:{port}/")
         time.sleep(WARM_UP_S)
-        browser.evaluate("document.querySelector('button.see').click()")
         save([screenshot(browser) for _ in range(FRAMES)])
     print(f"{OUT}: {OUT.stat().st_size / 1e6:.2f} MB")
 
@@ -75,7 +74,8 @@ def screenshot(browser: Browser) -> Image.Image:
 
 def save(frames: list[Image.Image]) -> None:
     """Write the animation."""
-    frames[0].save(OUT, save_all=True, append_images=frames[1:], duration=1000 // PER_SECOND, loop=0, quality=60, method=6)
+    duration_ms = 1000 // PER_SECOND
+    frames[0].save(OUT, save_all=True, append_images=frames[1:], duration=duration_ms, loop=0, quality=60, method=6)
 
 
 if __name__ == "__main__":

@@ -57,8 +57,7 @@ def _section(command: click.Command, context: click.Context, *, depth: int, extr
 
 def _row(option: click.Parameter, context: click.Context) -> str | None:
     """Return the table row of an option, or None for arguments and hidden options."""
-    record = option.get_help_record(context) if isinstance(option, click.Option) else None
-    if record is None or not isinstance(option, click.Option):
+    if not isinstance(option, click.Option) or (record := option.get_help_record(context)) is None:
         return None
     facts = option.get_help_extra(context)
     sentences = [_escaped(option.help or "")]
@@ -68,7 +67,8 @@ def _row(option: click.Parameter, context: click.Context) -> str | None:
         sentences.append(f"Range: `{facts['range']}`.")
     if "default" in facts:
         sentences.append(f"Default: `{facts['default']}`.")
-    return f"| `{record[0]}` | {' '.join(sentences)} |"
+    name = record[0].replace(" RANGE", "")
+    return f"| `{name}` | {' '.join(sentences)} |"
 
 
 def _escaped(text: str) -> str:
