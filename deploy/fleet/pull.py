@@ -15,7 +15,7 @@ import msgspec
 
 from edge_agent.atomic_files import replacing
 from edge_agent.captures.folder import Capture
-from edge_agent.captures.transfer import MOST_IMAGE_BYTES, NAME, StoredCapture
+from edge_agent.captures.transfer import MAX_IMAGE_BYTES, NAME, StoredCapture
 from edge_agent.errors import DeviceError
 
 from .inventory import Host
@@ -135,7 +135,7 @@ def _unpack(host: str, file: IO[bytes], folder: Path, requested: dict[str, Store
                     raise DeviceError(f"{host}: sends {entry.name[:100]!r}, which was not requested")
                 if kind == "json":
                     lines[name] = content.read(_MAX_LINE_BYTES)
-                elif name in lines and _store(folder, capture, lines[name], content.read(MOST_IMAGE_BYTES)):
+                elif name in lines and _store(folder, capture, lines[name], content.read(MAX_IMAGE_BYTES)):
                     received.append(capture)
     except tarfile.TarError as error:
         raise DeviceError(f"{host}: sends an invalid tar archive: {error}") from error

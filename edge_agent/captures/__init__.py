@@ -1,1 +1,1 @@
-"""Frames kept for retraining: recorded, stored, sent to the desktop."""
+"""Captures: frames kept for retraining. They are recorded, stored, and transferred to the desktop."""

@@ -1,6 +1,7 @@
-"""Frames kept for retraining, on disk: ``captures/<date>/<time>-<camera>-<seq>.jpg`` and a line of JSON beside each.
+"""The folder of captures: ``captures/<date>/<time>-<camera>-<seq>.jpg``, each with a JSON file of the same name.
 
-The image is written first, then its line: an image without one was not finished, and goes at the next start.
+The image is written before the JSON file. An image without a JSON file is therefore incomplete, and is deleted at the
+next start.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from ..messages import VERSION, ModelId
 
 log = logging.getLogger(__name__)
 
-_MOST_LINE_BYTES = 256 * 1024
+_MAX_JSON_BYTES = 256 * 1024
 
 
 class Capture(msgspec.Struct, frozen=True):
-    """The line beside an image.
+    """The JSON file of a capture.
 
-    ``label``: what was decided; ``scores``: this frame's, by label; ``reason``: why it was kept; ``sha256``: of the
-    image's file.
+    ``label``: the decided label. ``scores``: scores of this frame, by label. ``reason``: why the frame was kept.
+    ``sha256``: checksum of the image file.
     """
 
     v: int
@@ -45,7 +46,7 @@ class Capture(msgspec.Struct, frozen=True):
 
     @property
     def guess(self) -> str:
-        """The label with the highest score."""
+        """Label with the highest score."""
         return max(self.scores, key=lambda label: self.scores[label], default="")
 
 
@@ -55,12 +56,13 @@ class _Kept(NamedTuple):
 
 
 class Captures:
-    """The folder of captures, held under a size. For one thread.
+    """The folder of captures, with a size limit. Not thread-safe.
 
     Args:
-        folder: made when it is not there.
-        max_bytes: all files together; the oldest of the most frequent kind, camera and label, go first.
-        min_free_bytes: to be left on the disk whatever ``max_bytes`` allows.
+        folder: Folder of the captures; created if it does not exist.
+        max_bytes: Maximum size of all files. If it is reached, the oldest capture of the most frequent kind (camera and
+            label) is deleted first.
+        min_free_bytes: Bytes to leave free on the disk, even if ``max_bytes`` is not reached.
     """
 
     def __init__(self, folder: Path, *, max_bytes: float, min_free_bytes: float) -> None:
@@ -69,68 +71,68 @@ class Captures:
         self._min_free_bytes = min_free_bytes
         self._kinds: dict[tuple[str, str], deque[_Kept]] = {}
         self.size = 0
-        """Bytes of all captures."""
+        """Size of all captures in bytes."""
 
     def index(self) -> None:
-        """Look at what is there; somebody may have fetched captures, or died while writing one."""
+        """Read the folder again, because captures may have been fetched, or a write may have been interrupted."""
         self._kinds.clear()
         self.size = 0
         self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        for line in sorted(self._folder.glob("*/*.json")):
-            capture, image = read_capture(line), line.with_suffix(".jpg")
+        for file in sorted(self._folder.glob("*/*.json")):
+            capture, image = read_capture(file), file.with_suffix(".jpg")
             try:
-                size = image.stat().st_size + line.stat().st_size
+                size = image.stat().st_size + file.stat().st_size
             except FileNotFoundError:
-                line.unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
                 continue
             kind = ("", "") if capture is None else (capture.camera, capture.guess)
             self._add(kind, image, size)
 
     def sweep(self) -> None:
-        """Remove what was not finished when the process before ended."""
+        """Delete files that the previous process did not finish writing."""
         unfinished = [path for path in self._folder.glob("*/*.jpg") if not path.with_suffix(".json").exists()]
         for path in (*unfinished, *self._folder.glob("*/.*.part")):
             path.unlink(missing_ok=True)
 
     def keep(self, capture: Capture, jpeg: bytes, captured_ns: int) -> str | None:
-        """Write one; why not when there is no room.
+        """Write a capture. Returns None, or the reason if there is not enough space.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: The capture cannot be written.
         """
         capture = msgspec.structs.replace(capture, v=VERSION, sha256=sha256(jpeg).hexdigest())
-        line = msgspec.json.encode(capture) + b"\n"
-        size = len(jpeg) + len(line)
+        document = msgspec.json.encode(capture) + b"\n"
+        size = len(jpeg) + len(document)
         if self.size + size > self._max_bytes:
             self.index()
             self._make_room(size)
             if self.size + size > self._max_bytes:
-                return "max_mb is smaller than an image"
+                return "record.max_mb is smaller than one image; increase it in agent.yaml"
         if shutil.disk_usage(self._folder).free - size < self._min_free_bytes:
-            return f"less than min_free_mb ({self._min_free_bytes / 1e6:g} MB) would be free"
-        image = self._place(capture, captured_ns)
+            return f"less than record.min_free_mb ({self._min_free_bytes / 1e6:g} MB) would stay free on the disk"
+        image = self._path_of(capture, captured_ns)
         image.parent.mkdir(mode=0o750, exist_ok=True)
         with replacing(image, mode=0o640) as file:
             file.write(jpeg)
         try:
             with replacing(image.with_suffix(".json"), mode=0o640) as file:
-                file.write(line)
+                file.write(document)
         except OSError:
             image.unlink(missing_ok=True)
             raise
         self._add((capture.camera, capture.guess), image, size)
         return None
 
-    def _place(self, capture: Capture, captured_ns: int) -> Path:
+    def _path_of(self, capture: Capture, captured_ns: int) -> Path:
         moment = datetime.fromtimestamp(captured_ns // 1_000_000_000, UTC)
         stem = f"{moment:%Y%m%dT%H%M%S}{captured_ns // 1_000_000 % 1000:03d}Z-{capture.camera}-{capture.seq}"
-        place = self._folder / f"{moment:%Y-%m-%d}" / f"{stem}.jpg"
-        for again in range(1, 1000):
-            # A clock that was set back must not write over what the same moment gave before.
-            if not place.exists():
+        path = self._folder / f"{moment:%Y-%m-%d}" / f"{stem}.jpg"
+        for number in range(1, 1000):
+            # If the clock was set back, the name may exist already, and must not be overwritten.
+            if not path.exists():
                 break
-            place = place.with_name(f"{stem}-{again}.jpg")
-        return place
+            path = path.with_name(f"{stem}-{number}.jpg")
+        return path
 
     def _add(self, kind: tuple[str, str], image: Path, size: int) -> None:
         self._kinds.setdefault(kind, deque()).append(_Kept(image, size))
@@ -140,7 +142,7 @@ class Captures:
         while self.size + size > self._max_bytes and any(self._kinds.values()):
             kind = max(self._kinds, key=lambda kind: len(self._kinds[kind]))
             oldest = self._kinds[kind].popleft()
-            # The line last: a line without its image is no capture, and is swept.
+            # The JSON file is deleted last; one without its image is not a capture, and is deleted by `index`.
             oldest.image.unlink(missing_ok=True)
             oldest.image.with_suffix(".json").unlink(missing_ok=True)
             self.size -= oldest.size
@@ -150,10 +152,10 @@ class Captures:
                 continue
 
 
-def read_capture(line: Path) -> Capture | None:
-    """The line beside an image; None when it is damaged."""
+def read_capture(path: Path) -> Capture | None:
+    """Read the JSON file of a capture; None if it is damaged."""
     try:
-        with open(line, "rb") as file:
-            return msgspec.json.decode(file.read(_MOST_LINE_BYTES), type=Capture)
+        with open(path, "rb") as file:
+            return msgspec.json.decode(file.read(_MAX_JSON_BYTES), type=Capture)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None

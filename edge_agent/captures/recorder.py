@@ -1,7 +1,7 @@
-"""Which frames are kept for retraining: those the model learns from, few, and no two alike.
+"""Selection of frames to keep for retraining: few, informative, and without near duplicates.
 
-A frame is worth keeping when the model was `uncertain`, when the label `changed`, when the frame `disagrees` with the
-label decided over time, and now and then at `random`, so that what is kept also shows the ordinary.
+A frame is kept if the model was `uncertain`, if the label `changed`, or if the frame `disagrees` with the label decided
+over time. Some frames are kept at `random`, so that the captures also show ordinary scenes.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ log = logging.getLogger(__name__)
 Reason = Literal["uncertain", "changed", "disagrees", "random"]
 
 MARGIN = 0.2
-"""Between the two highest scores; closer than this the model was torn between them."""
-_LOOK_S = 1.0
-"""Between two frames of one camera and reason that are looked at; looking costs a small decode."""
-_WAITING = 4
-_ALIKE_BITS = 8
-"""Of 64: two images whose hashes differ in no more are taken for the same. Measured on 29 photographs: noise, JPEG,
-light and shifts of two pixels change 5 bits or fewer in 95 of 100, 10 at most; other scenes differ in 20 or more."""
+"""If the two highest scores differ by less, the model was uncertain."""
+_CHECK_INTERVAL_S = 1.0
+"""Minimum seconds between two checked frames of the same camera and reason. A check costs a small decode."""
+_QUEUE_SIZE = 4
+_DUPLICATE_BITS = 8
+"""Images whose 64-bit hashes differ in at most this many bits count as near duplicates. Measured on 29 photos: noise,
+JPEG compression, light and shifts of two pixels change at most 5 bits in 95 of 100 cases, and never more than 10.
+Different scenes differ in 20 bits or more."""
 _REMEMBERED = 16
 _RETRY_S = 60.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Candidate:
-    """A frame that was classified.
+    """A classified frame that the recorder may keep.
 
     Attributes:
-        camera: its name.
-        frame: the original.
-        scores: (classes,) float32, softmax, 0 to 1.
-        labels: in the order of the scores.
-        label: what is decided, or `unknown`.
-        changed: whether this frame changed it.
-        model: which model scored it.
-        enter: the score a label must reach.
+        camera: Name of the camera.
+        frame: The original frame.
+        scores: Softmax scores, (classes,) float32, 0 to 1.
+        labels: Labels, in the order of the scores.
+        label: The decided label, or `unknown`.
+        changed: Whether this frame changed the decided label.
+        model: The model that classified the frame.
+        enter: Score that a label must reach.
     """
 
     camera: str
@@ -69,10 +70,10 @@ class Candidate:
 
 
 class Budget:
-    """So many frames an hour, shared by kinds (camera and reason) that want to be kept. For one thread.
+    """A token bucket of frames per hour, shared by all kinds (camera and reason) of frames. Not thread-safe.
 
-    A bucket holds ten minutes' worth. A kind that had its share lately may draw only while the bucket is over half
-    full, so that one flickering camera leaves the rest to the others.
+    The bucket holds the tokens of ten minutes. A kind that recently used its share may draw only while the bucket is
+    more than half full, so that one flickering camera does not use up the tokens of the others.
     """
 
     def __init__(self, per_hour: float) -> None:
@@ -83,18 +84,18 @@ class Budget:
         self._drawn: dict[tuple[str, str], float] = {}
 
     def draw(self, kind: tuple[str, str], now: float) -> bool:
-        """Take one, if this kind may now; ``now`` is monotonic, seconds."""
+        """Draw a token. Returns False if this kind may not draw now. ``now`` is monotonic time in seconds."""
         self._fill(now)
         kinds = len(self._drawn.keys() | {kind})
-        had_its_share = now - self._drawn.get(kind, float("-inf")) < kinds / self._rate
-        if self._tokens < (max(1.0, self.capacity / 2) if had_its_share else 1.0):
+        used_its_share = now - self._drawn.get(kind, float("-inf")) < kinds / self._rate
+        if self._tokens < (max(1.0, self.capacity / 2) if used_its_share else 1.0):
             return False
         self._tokens -= 1
         self._drawn[kind] = now
         return True
 
     def give_back(self) -> None:
-        """What was drawn is not needed."""
+        """Return a token that was drawn but not used."""
         self._tokens = min(self.capacity, self._tokens + 1)
 
     def _fill(self, now: float) -> None:
@@ -104,12 +105,12 @@ class Budget:
 
 
 class Recorder:
-    """Keeps frames in a folder, in a thread of its own. A context manager.
+    """Saves selected frames to a folder, in a separate thread. A context manager.
 
     Args:
-        folder: of the captures.
-        settings: budget and limits.
-        device: this device's name.
+        folder: Folder of the captures.
+        settings: Budget and limits.
+        device: Name of this device.
     """
 
     def __init__(self, folder: Path, settings: RecordSettings, device: str) -> None:
@@ -118,9 +119,9 @@ class Recorder:
         self._captures = Captures(folder, max_bytes=settings.max_mb * 1e6, min_free_bytes=settings.min_free_mb * 1e6)
         self._budget = Budget(settings.per_hour)
         self._lock = threading.Lock()
-        self._looked: dict[tuple[str, str], float] = {}
+        self._checked: dict[tuple[str, str], float] = {}
         self._random_at: dict[str, float] = {}
-        self._waiting: queue.Queue[tuple[Candidate, Reason] | None] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[tuple[Candidate, Reason] | None] = queue.Queue(_QUEUE_SIZE)
         self._stopping = threading.Event()
         self._hashes: dict[str, deque[int]] = {}
         self._kept = self._skipped = 0
@@ -137,38 +138,39 @@ class Recorder:
         self._thread.join(2.0)
 
     def offer(self, candidate: Candidate) -> None:
-        """Have a frame kept if it is worth it; never waits."""
+        """Queue a frame to be kept if it is selected. Never blocks."""
         now = candidate.frame.captured_s
-        why = reason(candidate)
+        selected = reason(candidate)
         due = self._random_at.setdefault(candidate.camera, now + self._next_random_s())
         if now >= due:
             self._random_at[candidate.camera] = now + self._next_random_s()
-            why = "random"
-        if why is None:
+            selected = "random"
+        if selected is None:
             return
-        kind = (candidate.camera, why)
-        if why != "random" and now - self._looked.get(kind, float("-inf")) < _LOOK_S:
+        kind = (candidate.camera, selected)
+        if selected != "random" and now - self._checked.get(kind, float("-inf")) < _CHECK_INTERVAL_S:
             return
-        self._looked[kind] = now
+        self._checked[kind] = now
         with self._lock:
             drawn = self._budget.draw(kind, now)
         if not drawn:
             self._skipped += 1
             return
         try:
-            self._waiting.put_nowait((candidate, why))
+            self._queue.put_nowait((candidate, selected))
         except queue.Full:
-            self._give_back()
+            self._skip()
 
     def health(self) -> RecorderHealth:
-        """What was kept since the start, and what is in the way."""
+        """Numbers of kept and skipped frames since the start, and why recording is paused, if it is."""
         return RecorderHealth(self._kept, self._skipped, round(self._captures.size / 1e6, 3), self._paused)
 
     def _next_random_s(self) -> float:
-        # Exponential: what comes every hour on the hour would never show the time between.
+        # Exponential intervals: samples at fixed times would always show the same time of day.
         return random.expovariate(1 / self._settings.random_every_s)
 
-    def _give_back(self) -> None:
+    def _skip(self) -> None:
+        """Count a frame as skipped, and return its token."""
         self._skipped += 1
         with self._lock:
             self._budget.give_back()
@@ -183,29 +185,29 @@ class Recorder:
             self._pause(error.strerror or str(error))
         while not self._stopping.is_set():
             try:
-                item = self._waiting.get(timeout=0.2)
+                item = self._queue.get(timeout=0.2)
             except queue.Empty:
                 continue
             if item is None or time.monotonic() < self._paused_until:
-                self._give_back()
+                self._skip()
                 continue
             try:
                 self._keep(*item)
             except OSError as error:
-                self._give_back()
+                self._skip()
                 self._pause(error.strerror or str(error))
             except ImageError:
-                self._give_back()
+                self._skip()
             except Exception:
-                self._give_back()
-                log.exception("recorder: a frame was not kept")
+                self._skip()
+                log.exception("recorder: cannot keep a frame")
 
-    def _keep(self, candidate: Candidate, why: Reason) -> None:
+    def _keep(self, candidate: Candidate, selected: Reason) -> None:
         frame = candidate.frame
-        seen = self._hashes.setdefault(candidate.camera, deque(maxlen=_REMEMBERED))
-        found = fingerprint(frame.at_least(72, 128))
-        if any((found ^ other).bit_count() <= _ALIKE_BITS for other in seen):
-            self._give_back()
+        hashes = self._hashes.setdefault(candidate.camera, deque(maxlen=_REMEMBERED))
+        new_hash = fingerprint(frame.at_least(72, 128))
+        if any((new_hash ^ other).bit_count() <= _DUPLICATE_BITS for other in hashes):
+            self._skip()
             return
         rows, columns = frame.size
         capture = Capture(
@@ -218,32 +220,32 @@ class Recorder:
             scores={
                 label: round(float(score), 4) for label, score in zip(candidate.labels, candidate.scores, strict=True)
             },
-            reason=why,
+            reason=selected,
             model=candidate.model,
             width=columns,
             height=rows,
             sha256="",
         )
-        in_the_way = self._captures.keep(capture, frame.jpeg(), frame.captured_ns)
-        if in_the_way is not None:
-            self._give_back()
-            self._pause(in_the_way)
+        no_space = self._captures.keep(capture, frame.jpeg(), frame.captured_ns)
+        if no_space is not None:
+            self._skip()
+            self._pause(no_space)
             return
-        seen.append(found)
+        hashes.append(new_hash)
         self._kept += 1
         if self._paused is not None:
-            log.info("recorder: keeps frames again")
+            log.info("recorder: resumed")
             self._paused = None
 
-    def _pause(self, why: str) -> None:
-        if why != self._paused:
-            log.warning("recorder: keeps nothing for now: %s", why)
-        self._paused = why
+    def _pause(self, cause: str) -> None:
+        if cause != self._paused:
+            log.warning("recorder: paused: %s", cause)
+        self._paused = cause
         self._paused_until = time.monotonic() + _RETRY_S
 
 
 def reason(candidate: Candidate) -> Reason | None:
-    """Why a frame is worth keeping; None when it is not."""
+    """The reason to keep a frame; None if there is no reason."""
     if candidate.changed:
         return "changed"
     scores = np.sort(candidate.scores)
@@ -257,9 +259,9 @@ def reason(candidate: Candidate) -> Reason | None:
 
 
 def fingerprint(image: Pixels) -> int:
-    """A 64-bit difference hash of an image, (H, W, 3) uint8 BGR: is each of 8x8 cells darker than its right neighbour?
+    """64-bit difference hash of an image, (H, W, 3) uint8 BGR (N. Krawetz, "Kind of Like That", 2013).
 
-    N. Krawetz, "Kind of Like That", 2013.
+    Each bit says whether one of 8x8 cells is darker than its right neighbour.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     cells = np.asarray(cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)).astype(np.int16)

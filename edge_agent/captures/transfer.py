@@ -1,4 +1,4 @@
-"""Captures handed to the desktop: what there is, their files, and their end once they are safe there."""
+"""Transfer of captures to the desktop: list them, send them, and delete them after a confirmed copy."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ..errors import CommandError
 from .folder import read_capture
 
 NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}/[0-9TZ]{1,30}-[A-Za-z0-9_-]{1,100}\Z")
-"""A capture's path in its folder, without the ending."""
-MOST_IMAGE_BYTES = 64 * 2**20
+"""Pattern of a capture's path in the folder, without the suffix."""
+MAX_IMAGE_BYTES = 64 * 2**20
 
 
 class StoredCapture(msgspec.Struct, frozen=True):
-    """A capture on the device: ``name`` is its path without the ending, ``sha256`` and ``size`` the image's."""
+    """A capture on the device. ``name``: its path without the suffix. ``sha256``, ``size``: of the image file."""
 
     name: str
     sha256: str
     size: int
 
 
-def held(folder: Path) -> Iterator[StoredCapture]:
-    """Every whole capture, oldest first. A damaged line, and an image that is gone or half written, count for none."""
-    for line in sorted(folder.glob("*/*.json")):
-        capture, image = read_capture(line), line.with_suffix(".jpg")
+def list_captures(folder: Path) -> Iterator[StoredCapture]:
+    """List all complete captures, oldest first. Damaged JSON files, and those without an image, are skipped."""
+    for file in sorted(folder.glob("*/*.json")):
+        capture, image = read_capture(file), file.with_suffix(".jpg")
         name = image.relative_to(folder).with_suffix("").as_posix()
         try:
             size = image.stat().st_size
@@ -43,10 +43,10 @@ def held(folder: Path) -> Iterator[StoredCapture]:
 
 
 def send(folder: Path, names: Iterable[str], to: BinaryIO) -> None:
-    """Write captures as a stream of tar, line and image of each. One that is gone meanwhile is left out.
+    """Write captures as a tar stream: JSON file and image of each. Captures that no longer exist are skipped.
 
     Raises:
-        CommandError: a name that is none.
+        CommandError: A name is not the name of a capture.
     """
     with tarfile.open(fileobj=to, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
         for name in names:
@@ -63,37 +63,37 @@ def send(folder: Path, names: Iterable[str], to: BinaryIO) -> None:
 
 
 def remove(folder: Path, captures: Iterable[StoredCapture]) -> int:
-    """Remove captures that are safe elsewhere; how many. One whose image is another than was fetched stays.
+    """Delete captures that have been copied, and return their number. An image that has changed since is kept.
 
     Raises:
-        CommandError: a name that is none.
+        CommandError: A name is not the name of a capture.
     """
-    gone = 0
+    deleted = 0
     for capture in captures:
         image = _image(folder, capture.name)
         try:
             if hashlib.sha256(_read(image)).hexdigest() != capture.sha256:
                 continue
-            # The line last: a line without its image is no capture, and is swept.
+            # The JSON file is deleted last; one without its image is not a capture, and is deleted at the next start.
             image.unlink()
             image.with_suffix(".json").unlink(missing_ok=True)
         except FileNotFoundError:
             continue
-        gone += 1
+        deleted += 1
         try:
             image.parent.rmdir()
         except OSError:
             continue
-    return gone
+    return deleted
 
 
 def _image(folder: Path, name: str) -> Path:
     if not NAME.match(name):
-        raise CommandError(f"{name[:100]!r} is no capture; expected DATE/TIME-CAMERA-NUMBER")
+        raise CommandError(f"{name[:100]!r} is not a capture; expected DATE/TIME-CAMERA-NUMBER")
     return folder / f"{name}.jpg"
 
 
 def _read(path: Path) -> bytes:
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
-        return file.read(MOST_IMAGE_BYTES)
+        return file.read(MAX_IMAGE_BYTES)

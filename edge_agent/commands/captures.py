@@ -25,10 +25,10 @@ def list_command(config: Path | None, root: Path) -> None:
     """Print one line of JSON per capture: name, sha256 and size of the image."""
     import msgspec
 
-    from ..captures.transfer import held
+    from ..captures.transfer import list_captures
 
     out = sys.stdout.buffer
-    for capture in held(_folder(config, root)):
+    for capture in list_captures(_folder(config, root)):
         out.write(msgspec.json.encode(capture) + b"\n")
 
 

@@ -143,7 +143,7 @@ def test_of_one_moment_one_frame_is_looked_at(tmp_path: Path) -> None:
     with Recorder(tmp_path, RecordSettings(per_hour=3600, min_free_mb=0), "pi") as recorder:
         for number in range(10):
             recorder.offer(candidate(number, at=0.05 * number))
-            eventually(recorder._waiting.empty)
+            eventually(recorder._queue.empty)
         eventually(lambda: recorder.health().kept == 1)
         recorder.offer(candidate(10, at=2.0))
         eventually(lambda: recorder.health().kept == 2)
@@ -170,8 +170,8 @@ def test_a_disk_that_does_not_take_it_is_told_and_tried_again(
             time.sleep(0.05)
         eventually(lambda: recorder.health().paused is None)
     assert kept(tmp_path)
-    assert caplog.text.count("keeps nothing for now") == 1
-    assert caplog.text.count("keeps frames again") == 1
+    assert caplog.text.count("recorder: paused") == 1
+    assert caplog.text.count("recorder: resumed") == 1
 
 
 def shifted(number: int) -> ArrayFrame:
@@ -225,7 +225,7 @@ def test_ordinary_frames_come_at_random_times(tmp_path: Path) -> None:
             recorder.offer(candidate(second, SURE, at=float(second)))
             if second % 20 == 0:
                 time.sleep(0.01)
-        eventually(recorder._waiting.empty)
+        eventually(recorder._queue.empty)
         count = recorder.health().kept
     assert 8 <= count <= 35
     assert {capture.reason for capture in kept(tmp_path)} == {"random"}
@@ -266,7 +266,7 @@ def test_the_most_frequent_kind_gives_way_first(tmp_path: Path) -> None:
 def test_a_limit_under_a_single_image_keeps_none_and_says_so(tmp_path: Path) -> None:
     captures = Captures(tmp_path, max_bytes=5000, min_free_bytes=0)
     captures.index()
-    assert store(captures, 0, "door", "brick") == "max_mb is smaller than an image"
+    assert store(captures, 0, "door", "brick") == "record.max_mb is smaller than one image; increase it in agent.yaml"
     assert list(tmp_path.iterdir()) == []
 
 
