@@ -1,7 +1,7 @@
-"""How good a run or a bundle is on labelled images: the same scorer as the training's report and the gate.
+"""Evaluation of a run or a bundle on labelled images, with the same metrics as the training report and the gate.
 
-A run predicts through Keras in batches, a bundle through the device's own classifier, frame by frame. Neither the
-number of images nor their size decides how much memory that takes.
+A run predicts with Keras in batches, a bundle with the device's classifier, frame by frame. The memory needed does not
+depend on the number or the size of the images.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ KNOWN_NAMED = 20
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """A model's answers on labelled images.
+    """A model's predictions for labelled images.
 
     Attributes:
         model: path of the run or bundle.
-        root: the folder that the photos' paths are relative to.
-        photos: the images, in the evaluation's order.
-        evaluation: what the model said of them.
-        spec: how they became its input.
+        root: folder that the photos' paths are relative to.
+        photos: the images, in the order of the evaluation.
+        evaluation: true classes and scores of the images.
+        spec: preprocessing of the images.
         unreadable: images that could not be read, with the reason.
-        trained_on: how many images were left out because the model was trained on them.
-        doubts: what stands against taking the figures as they are, a sentence each.
-        network: the Keras model of a run.
+        trained_on: number of images that were left out because the model was trained on them.
+        doubts: reasons why the metrics may be misleading, one sentence each.
+        network: the Keras model of a run; None for a bundle.
     """
 
     model: Path
@@ -65,7 +65,7 @@ class Evaluated:
     network: keras.Model | None = None
 
     def mistakes(self) -> list[dict[str, Any]]:
-        """Every image taken for something else, the surest mistake first."""
+        """Return all misclassified images, those with the highest score first."""
         found, labels = self.evaluation, self.evaluation.labels
         wrong = np.flatnonzero(~found.right)
         scores = found.scores[wrong, found.predicted[wrong]]
@@ -82,15 +82,16 @@ class Evaluated:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A model, ready to be asked.
+    """A loaded model.
 
     Attributes:
-        labels: its class names.
-        spec: how frames become its input.
-        prepare: frame, (H, W, 3) uint8 BGR, to what is waiting to be predicted; called in threads.
-        predict: at most ``batch`` of those to scores, (n, classes) float32.
-        batch: how many are predicted at once.
-        network: the Keras model of a run.
+        labels: class names.
+        spec: preprocessing of the frames.
+        prepare: maps a frame, (H, W, 3) uint8 BGR, to an input of ``predict``; called in threads.
+        predict: maps at most ``batch`` prepared frames to scores, (n, classes) float32.
+        batch: maximum number of frames in one call of ``predict``.
+        close: frees the model.
+        network: the Keras model of a run; None for a bundle.
     """
 
     labels: tuple[str, ...]
@@ -111,30 +112,30 @@ def evaluate_model(
     everything: bool = False,
     run: Path | None = None,
 ) -> Evaluated:
-    """Ask a run's or a bundle's model for every image and score its answers.
+    """Evaluate the model of a run or a bundle on labelled images.
 
     Args:
-        model: a run directory, a bundle file, or the directory a bundle was unpacked into.
+        model: a run directory, a bundle file, or the directory of an unpacked bundle.
         data: a folder per class, train/val/test folders of those, or a CSV file.
-        console: where progress goes.
+        console: console for the progress.
         split: evaluate only this split of ``data``.
-        everything: do not leave out images the model was trained on.
-        run: the run a bundle was made from, to know on which images; a run knows by itself.
+        everything: include images that the model was trained on.
+        run: the run that a bundle was made from, which lists its training images; not needed if ``model`` is a run.
 
     Raises:
         DataError: neither a run nor a bundle, classes the model does not know, or no image is left.
-        BundleError, ModelError: the bundle is not usable.
-        MissingExtraError: a run needs Keras, and it is not installed.
+        BundleError, ModelError: the bundle cannot be used.
+        MissingExtraError: Keras, which a run needs, is not installed.
     """
     is_run = (model / "model.keras").is_file()
     if (model / "saved_model").is_dir():
         raise DataError(f"{model}: its model is a SavedModel; convert it, and evaluate the bundle with --run {model}")
     if not is_run and not (model.is_file() or (model / "manifest.json").is_file()):
         found = "is neither a run directory nor a bundle" if model.exists() else "does not exist"
-        raise DataError(f"{model}: {found}; name what `edgeloop train` or `edgeloop convert` wrote")
+        raise DataError(f"{model}: {found}; give the output of `edgeloop train` or `edgeloop convert`")
     photos = [photo for photo in find_photos(data) if split in (None, photo.split)]
     if not photos:
-        raise DataError(f"{data}: its images are not split, or none are in {split}; leave --split out")
+        raise DataError(f"{data}: has no images in the split {split}; leave --split out")
     record = run or (model if is_run else None)
     splits = read_split(record) if record else {}
     learned = frozenset(sha256 for sha256, where in splits.items() if where != "test")
@@ -148,8 +149,8 @@ def evaluate_model(
         predictor.close()
     if not answers.photos:
         raise DataError(
-            f"{data}: no image is left to evaluate on: {answers.trained_on} of {len(photos)} were trained on and "
-            f"{len(answers.unreadable)} cannot be read; name other images, or give --all to include the former"
+            f"{data}: no images left to evaluate: of {len(photos)}, {answers.trained_on} were used for training and "
+            f"{len(answers.unreadable)} cannot be read; give other images, or --all to include training images"
         )
     index = {label: i for i, label in enumerate(predictor.labels)}
     truth = np.array([index[photo.label] for photo in answers.photos], np.intp)
@@ -177,7 +178,7 @@ class _Answers:
 def _ask(
     predictor: Predictor, root: Path, photos: Sequence[Photo], left_out: frozenset[str], console: Console
 ) -> _Answers:
-    """Read and predict all images but those whose hashes are in ``left_out``."""
+    """Read and predict all images except those whose hashes are in ``left_out``."""
     answers = _Answers()
 
     def read(photo: Photo) -> tuple[Photo, Pixels | None] | ImageError:
@@ -213,7 +214,7 @@ def _ask(
 
 
 def run_predictor(run: Path) -> Predictor:
-    """A run's Keras model, whose last layer, "scores", takes the backbone's features.
+    """Load a run's Keras model; its last layer, "scores", takes the backbone's features.
 
     Raises:
         DataError: the run is damaged.
@@ -225,7 +226,7 @@ def run_predictor(run: Path) -> Predictor:
         spec = msgspec.json.decode((run / "preprocess.json").read_bytes(), type=PreprocessSpec)
         labels = tuple((run / "labels.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{run}: a damaged run: {error}; train again") from error
+        raise DataError(f"{run}: the run is damaged: {error}; train again") from error
     problems = problems_of_labels(labels)
     if problems:
         raise DataError(f"{run}: labels.txt: {'; '.join(problems)}")
@@ -235,7 +236,7 @@ def run_predictor(run: Path) -> Predictor:
             model = keras.saving.load_model(run / "model.keras", compile=False, safe_mode=True)
     except (ValueError, OSError, TypeError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{run / 'model.keras'}: not a Keras model edgeloop can load: {reason}") from error
+        raise DataError(f"{run / 'model.keras'}: not a Keras model that edgeloop can load: {reason}") from error
     if model.input_shape != (None, *spec.shape) or model.output_shape != (None, len(labels)):
         raise DataError(
             f"{run / 'model.keras'}: maps {model.input_shape} to {model.output_shape}; preprocess.json and labels.txt "
@@ -243,7 +244,7 @@ def run_predictor(run: Path) -> Predictor:
         )
 
     def predict(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
-        # Always a whole batch: another shape would compile the network again.
+        # Always a full batch, because Keras compiles the network again for another shape.
         batch = np.zeros((BATCH, *spec.shape), np.float32)
         batch[: len(images)] = images
         with native_noise_hidden():
@@ -265,10 +266,10 @@ def _bundle_predictor(bundle: Path) -> Predictor:
 
 
 def _check_labels(data: Path, photos: Sequence[Photo], known: Sequence[str]) -> None:
-    """Refuse images of classes the model has never heard of: they would all count as mistakes.
+    """Reject images of classes that the model does not know; they would all count as mistakes.
 
     Raises:
-        DataError: naming every such class, and the nearest one the model knows.
+        DataError: classes the model does not know; names each and the most similar known class.
     """
     unknown = sorted({photo.label for photo in photos}.difference(known))
     if not unknown:
@@ -281,31 +282,31 @@ def _check_labels(data: Path, photos: Sequence[Photo], known: Sequence[str]) -> 
     more = f" and {len(known) - KNOWN_NAMED} more" if len(known) > KNOWN_NAMED else ""
     raise DataError(
         f"{data}: classes the model does not know: {', '.join(named)}; "
-        f"it knows {', '.join(map(repr, known[:KNOWN_NAMED]))}{more}. Rename or remove those"
+        f"it knows {', '.join(map(repr, known[:KNOWN_NAMED]))}{more}. Rename or remove the unknown classes"
     )
 
 
 def _doubts(photos: Sequence[Photo], learned: frozenset[str], *, known: bool) -> tuple[str, ...]:
     if not known:
         doubt = (
-            "A bundle does not say which images it was trained on. If they are among these, the figures flatter: "
-            "name its run with --run, and they are left out."
+            "A bundle does not say which images it was trained on. If some of them are among these images, the metrics "
+            "are too high. Give the bundle's run with --run to leave them out."
         )
         return (doubt,)
-    seen = sum(photo.sha256 in learned for photo in photos)
-    if seen:
-        return (f"{seen} of the {len(photos)} images were used in training: the figures flatter.",)
+    trained_on = sum(photo.sha256 in learned for photo in photos)
+    if trained_on:
+        return (f"{trained_on} of the {len(photos)} images were used for training, so the metrics are too high.",)
     return ()
 
 
 class ImagesOnDemand:
-    """Pixels of photos, read from their files when they are asked for: few of many are ever shown."""
+    """Pixels of photos, read from their files on access, because a report shows only a few of many."""
 
     def __init__(self, root: Path, photos: Sequence[Photo], spec: PreprocessSpec) -> None:
         self._root, self._photos, self._spec = root, photos, spec
 
     def __getitem__(self, place: int) -> Pixels:
-        """(height, width, 3) uint8 in the spec's channel order; grey where the file has gone meanwhile."""
+        """Return (height, width, 3) uint8 in the spec's channel order; grey if the file is no longer readable."""
         path = self._root / self._photos[place].path
         try:
             return preprocess(decode_image(read_bytes(path), path), self._spec)

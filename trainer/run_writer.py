@@ -1,6 +1,6 @@
-"""Writing the run directory: everything a later stage, or a later you, wants to know of a training.
+"""Reads and writes the run directory: the model and the record of its training.
 
-docs/reference/run.md describes the files. The directory appears whole or not at all.
+docs/reference/run.md describes the files. The directory is created complete or not at all.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ FIELDS = ("sha256", "path", "label", "group", "split")
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise `DataError` where a run directory would overwrite something; worth asking before the work, too."""
+    """Raise `DataError` if ``out`` exists; also called before the training starts."""
     if out.exists():
-        raise DataError(f"{out}: exists already; name another directory or remove it")
+        raise DataError(f"{out}: already exists; give another directory or delete it")
 
 
 @contextmanager
 def new_run(out: Path) -> Iterator[Path]:
-    """A temporary directory that becomes ``out`` when the block ends, and vanishes when it raises.
+    """Yield a temporary directory, which is renamed to ``out`` when the block ends and removed if it raises.
 
     Raises:
-        DataError: ``out`` exists already: a run is never overwritten.
+        DataError: ``out`` already exists; a run is never overwritten.
     """
     refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def new_run(out: Path) -> Iterator[Path]:
 
 
 def write_inputs(folder: Path, dataset: Dataset, spec: PreprocessSpec) -> None:
-    """`labels.txt`, `preprocess.json` and `split.csv`: what the model is about, and on which images."""
+    """Write `labels.txt`, `preprocess.json` and `split.csv`."""
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in dataset.labels), encoding="utf-8")
     (folder / "preprocess.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
     with (folder / "split.csv").open("w", newline="", encoding="utf-8") as file:
@@ -66,7 +66,7 @@ def write_inputs(folder: Path, dataset: Dataset, spec: PreprocessSpec) -> None:
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """`history.csv`: one row an epoch, empty where a phase has no such figure."""
+    """Write `history.csv`, one row per epoch; values that a phase does not have are empty."""
     fields = ("epoch", "phase", "loss", "val_loss", "val_accuracy", "learning_rate")
     with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields)
@@ -77,19 +77,19 @@ def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_split(run: Path) -> dict[str, str]:
-    """The frozen split of an earlier run: sha256 of an image to ``train``, ``val`` or ``test``.
+    """Return the frozen split of an earlier run: sha256 of an image to ``train``, ``val`` or ``test``.
 
     Raises:
-        DataError: there is none, or it is damaged.
+        DataError: the split is missing or damaged.
     """
     return {photo.sha256: photo.split for photo in read_photos(run)[1]}
 
 
 def read_photos(run: Path) -> tuple[Path, list[Photo]]:
-    """The images of a run with their splits, and the folder that their paths are relative to.
+    """Return the folder that a run's image paths are relative to, and the images with their splits.
 
     Raises:
-        DataError: the run does not say, or is damaged.
+        DataError: the list of images is missing or damaged.
     """
     path = run / "split.csv"
     try:
@@ -97,12 +97,14 @@ def read_photos(run: Path) -> tuple[Path, list[Photo]]:
         with path.open(newline="", encoding="utf-8") as file:
             photos = [Photo(**{field: row[field] for field in FIELDS}) for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, ValueError, csv.Error, KeyError, TypeError) as error:
-        raise DataError(f"{path}: no split of a run ({error}); name a directory that `edgeloop train` made") from error
+        raise DataError(
+            f"{path}: not the split of a run ({error}); give a directory that `edgeloop train` created"
+        ) from error
     if not {photo.split for photo in photos} <= set(SPLITS):
-        raise DataError(f"{path}: splits other than {', '.join(SPLITS)}; the file was changed")
+        raise DataError(f"{path}: has splits other than {', '.join(SPLITS)}; the file was changed")
     return root, photos
 
 
 def write_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
-    """`metrics.json` and `run.json`."""
+    """Write `metrics.json` or `run.json`."""
     (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

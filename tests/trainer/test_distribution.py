@@ -68,7 +68,7 @@ def test_two_processes_train_to_the_losses_of_one_even_when_one_is_killed_and_bo
     team[1].communicate()
     assert team[0].returncode == 1, said
     assert said.strip().splitlines()[-1] == (
-        "edgeloop: another process of the training is gone; start all of them again with --resume"
+        "edgeloop: another process of the training was lost; start all of them again with --resume"
     )
     assert not out.exists()
 
@@ -99,5 +99,5 @@ def test_all_devices_of_a_machine_share_every_batch() -> None:
     rows = np.arange(20)
     batches = Batches(rows, rows, rows % 2, size=16, classes=2, seed=0, devices=3)
     assert [len(images) for images, _ in batches.epoch(0)] == [15]
-    with pytest.raises(ConfigError, match="24 devices, and 20 images for a step; raise --batch-size"):
+    with pytest.raises(ConfigError, match="24 devices, but only 20 images per step; raise --batch-size"):
         Batches(rows, rows, rows % 2, size=32, classes=2, seed=0, devices=24)

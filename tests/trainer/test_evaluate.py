@@ -68,7 +68,9 @@ def test_images_it_was_trained_on_are_included_only_when_asked_for_and_said_so(
     found = evaluate_model(run_folder, photo_folder, console=QUIET, everything=True)
     assert len(found.photos) == 60
     assert found.trained_on == 0
-    assert found.doubts == (f"{60 - len(tested)} of the 60 images were used in training: the figures flatter.",)
+    assert found.doubts == (
+        f"{60 - len(tested)} of the 60 images were used for training, so the metrics are too high.",
+    )
 
 
 def test_nothing_left_to_evaluate_on_says_why(

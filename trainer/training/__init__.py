@@ -1,1 +1,1 @@
-"""The training itself: batches, augmentation, head, fine-tuning, checkpoints."""
+"""Stages of a training: batches, augmentation, head, fine-tuning, checkpoints."""

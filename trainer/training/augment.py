@@ -1,7 +1,7 @@
-"""What happens to training images after the cache: Keras layers, run where the network runs.
+"""Augmentation of training images: Keras layers that run on the same device as the network.
 
-The device's images are never changed; none of these layers is in the model that is saved. In the
-spirit of RandAugment (Cubuk et al. 2019, arXiv:1909.13719) one strength scales every range.
+The layers are used in training only and are not part of the saved model. As in
+RandAugment (Cubuk et al. 2019, arXiv:1909.13719), one strength scales every range.
 
 This module imports Keras: import it inside functions.
 """
@@ -23,17 +23,17 @@ MIXED_SHARE = 0.5
 
 
 class RandomView(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Look at the scene from a little elsewhere: flip, rotate, zoom, squeeze and shift, in one resampling.
+    """Random flip, rotation, zoom, change of aspect ratio and shift, in one resampling.
 
-    (n, H, W, 3) of any dtype, the roomy images, to (n, height, width, 3) float32. On average the
-    result shows just what the device sees, so the model trains on the scale it will meet; the roomy
-    image's finer pixels keep a zoomed-in part sharp.
+    Maps the enlarged images, (n, H, W, 3) of any dtype, to (n, height, width, 3) float32. On average the
+    result shows the same view as on the device, so the model is trained at the scale of its later input. The
+    finer pixels of the enlarged image keep zoomed-in parts sharp.
 
     Args:
         size: height and width of the output, pixels.
-        strength: 0 none, 1 the ranges above, 2 twice those.
-        flip: mirror half of the images; wrong where left and right are classes.
-        seed: of the draws.
+        strength: scale of the ranges above: 0 turns the layer off, 1 is the default, 2 doubles them.
+        flip: mirror half of the images; not suitable if left and right are different classes.
+        seed: random seed.
     """
 
     def __init__(self, size: tuple[int, int], *, strength: float, flip: bool, seed: int) -> None:
@@ -53,29 +53,29 @@ class RandomView(keras.layers.Layer):  # type: ignore[misc]  # Keras has no type
         zoom, squeeze = ops.exp(draw(self._strength * ZOOM)), ops.exp(draw(self._strength * ZOOM / 3))
         right, down = draw(self._strength * SHIFT * width), draw(self._strength * SHIFT * height)
         mirror = ops.where(draw(1.0) < 2 * FLIP - 1, -1.0, 1.0) if self._flip else 1.0
-        # Where output pixel (x, y) comes from. The whole roomy image is the device's whole view: its
-        # scale is rows / height, and zoom and squeeze multiply that.
+        # Coordinates in the enlarged image of output pixel (x, y). The enlarged image shows the device's whole view:
+        # the scale is rows / height, multiplied by zoom and squeeze.
         across, along = mirror * zoom * squeeze * columns / width, zoom / squeeze * rows / height
         cos, sin = ops.cos(angle), ops.sin(angle)
         a, b, c, d = across * cos, -across * sin, along * sin, along * cos
-        # keras.ops resamples to the size it was given; the output is cut from its upper left corner, so
-        # the output's centre, not the image's, maps to the (shifted) centre of the image.
+        # keras.ops resamples to the input's size, and the output is its upper left corner, so the centre
+        # of the output, not of the resampled image, maps to the (shifted) centre of the image.
         x0 = (columns - 1) / 2 + right - (a * (width - 1) + b * (height - 1)) / 2
         y0 = (rows - 1) / 2 + down - (c * (width - 1) + d * (height - 1)) / 2
         zero = ops.zeros_like(x0)
         maps = ops.stack([a, b, x0, c, d, y0, zero, zero], axis=1)
-        seen = ops.image.affine_transform(
+        views = ops.image.affine_transform(
             ops.cast(pixels, "float32"), maps, interpolation="bilinear", fill_mode="reflect"
         )
-        return seen[:, :height, :width]
+        return views[:, :height, :width]
 
     def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """(n, height, width, 3)."""
+        """Return (n, height, width, 3)."""
         return (shape[0], *self._size, 3)
 
 
 class RandomLight(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Another hour, another lamp: exposure, contrast and tint of (n, H, W, 3) levels, kept within 0 to 255."""
+    """Random exposure, contrast and tint of (n, H, W, 3) levels, clipped to 0 to 255."""
 
     def __init__(self, *, strength: float, seed: int) -> None:
         super().__init__(name="random_light")
@@ -83,7 +83,7 @@ class RandomLight(keras.layers.Layer):  # type: ignore[misc]  # Keras has no typ
         self._seeds = keras.random.SeedGenerator(seed)
 
     def call(self, pixels: Any) -> Any:
-        """Scale each channel's levels, then stretch them about their mean."""
+        """Scale the levels of each channel, then change the contrast about their mean."""
         count = ops.shape(pixels)[0]
 
         def draw(channels: int, extent: float) -> Any:
@@ -96,11 +96,11 @@ class RandomLight(keras.layers.Layer):  # type: ignore[misc]  # Keras has no typ
 
 
 class Mix(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Mix pairs of images and, by the same shares, their classes, in `MIXED_SHARE` of the batches.
+    """Mix pairs of images, and their classes in the same proportion, in `MIXED_SHARE` of the batches.
 
-    Half of those by MixUp (Zhang et al. 2017, arXiv:1710.09412): a weighted mean of both; half by CutMix (Yun
-    et al. 2019, arXiv:1905.04899): a rectangle of the one pasted into the other. ``[pixels, truth]``,
-    (n, H, W, 3) and (n, classes), to the same.
+    Half of these batches use MixUp (Zhang et al. 2017, arXiv:1710.09412), a weighted mean of both images, and half
+    CutMix (Yun et al. 2019, arXiv:1905.04899), which pastes a rectangle of one image into the other. Maps
+    ``[pixels, truth]``, (n, H, W, 3) and (n, classes), to the same shapes.
     """
 
     def __init__(self, *, alpha: float, seed: int) -> None:
@@ -116,7 +116,7 @@ class Mix(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
         keep = keras.random.beta((count, 1, 1, 1), self._alpha, self._alpha, seed=self._seeds)
         keep = ops.maximum(keep, 1 - keep)
 
-        # CutMix: the pasted rectangle covers 1 - keep of the area, about a random centre, cut at the borders.
+        # CutMix: the pasted rectangle covers 1 - keep of the area around a random centre, clipped at the borders.
         side = ops.sqrt(1 - keep)
         centre = keras.random.uniform((2, count, 1, 1, 1), seed=self._seeds)
         down = ops.abs(ops.reshape(ops.arange(rows, dtype="float32") / rows, (1, rows, 1, 1)) - centre[0])
@@ -131,5 +131,5 @@ class Mix(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
         ]
 
     def compute_output_shape(self, shapes: list[tuple[int | None, ...]]) -> list[tuple[int | None, ...]]:
-        """As the inputs."""
+        """Return the shapes of the inputs."""
         return shapes

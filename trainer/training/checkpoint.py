@@ -1,6 +1,6 @@
-"""A training that is not finished yet: what is kept beside the run to be, so that `--resume` can go on.
+"""Checkpoints of an unfinished training, stored next to the future run directory for `--resume`.
 
-Every epoch replaces `checkpoint.npz` in one rename. A kill at any instant costs the epoch it hit.
+Every epoch replaces `checkpoint.npz` with one rename, so an interruption loses at most the current epoch.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from edge_agent.atomic_files import replacing
 from edge_agent.errors import DataError
 
 Weights = list[npt.NDArray[Any]]
-MIN_JUDGES = 3
-"""Validation images below which nothing can be told."""
+MIN_VALIDATION_IMAGES = 3
+"""Minimum number of validation images to compare two epochs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Where a training stands.
+    """State of a training.
 
     Attributes:
-        epoch: fine-tuning epochs done; 0 right after the head.
-        history: a row an epoch of either phase: phase, loss, val_loss, val_accuracy, learning_rate.
-        best: the classifier's best weights so far: of the latest epoch that validation cannot tell from the one of
-            the lowest loss. A few images can tell little, and later epochs are the better ones on average.
-        best_epoch: when that was; 0 is the head alone.
-        lowest: (validation images,) their losses, at the fitted temperature, in the epoch of the lowest mean.
-        state: every variable of the model in training and of its optimizer, in their order; empty before the
-            first epoch.
+        epoch: number of finished fine-tuning epochs; 0 right after the head.
+        history: one row per epoch of both phases: phase, loss, val_loss, val_accuracy, learning_rate.
+        best: the classifier's best weights so far, those of the latest epoch that is not clearly worse than the epoch
+            with the lowest validation loss. A few images cannot separate close epochs, and later epochs are better on
+            average.
+        best_epoch: the epoch of these weights; 0 is the head alone.
+        lowest: (validation images,) losses at the fitted temperature in the epoch with the lowest mean.
+        state: all variables of the trained model and of its optimizer, in order; empty before the first epoch.
     """
 
     epoch: int
@@ -50,17 +50,17 @@ class Checkpoint:
 
     @property
     def epochs_since_best(self) -> int:
-        """Fine-tuning epochs that brought nothing."""
+        """Number of fine-tuning epochs since the best one."""
         return self.epoch - self.best_epoch
 
     def next_epoch(self, epochs: int) -> str:
-        """The epoch in progress, of ``epochs``, and the last validation accuracy, for a progress bar."""
+        """Describe the epoch in progress, of ``epochs``, with the last validation accuracy, for the progress."""
         accuracy = [f", validation {100 * row['val_accuracy']:.1f} %" for row in self.history[-1:]]
         return f"epoch {self.epoch + 1} of {epochs}" + "".join(accuracy)
 
     @property
     def kept(self) -> int:
-        """Place in the history of the epoch whose weights are the best."""
+        """Index in the history of the epoch with the best weights."""
         heads = len([row for row in self.history if row["phase"] == "head"])
         if self.best_epoch:
             return heads + self.best_epoch - 1
@@ -69,7 +69,15 @@ class Checkpoint:
     def after(
         self, epoch: int, row: Mapping[str, Any], losses: npt.NDArray[np.float64], state: Weights, weights: Weights
     ) -> Checkpoint:
-        """The checkpoint one epoch later, with that epoch's row, validation losses, state and classifier weights."""
+        """Return the checkpoint after one more epoch.
+
+        Args:
+            epoch: number of finished epochs.
+            row: row of the history.
+            losses: (validation images,) losses at the fitted temperature.
+            state: variables of the model and its optimizer.
+            weights: weights of the classifier.
+        """
         lowest = min(self.lowest, losses, key=np.mean)
         later = replace(self, epoch=epoch, history=(*self.history, row), state=state, lowest=lowest)
         if not _clearly_worse(losses, lowest):
@@ -78,23 +86,23 @@ class Checkpoint:
 
 
 def _clearly_worse(losses: npt.NDArray[np.float64], lowest: npt.NDArray[np.float64]) -> bool:
-    """Whether the losses of the same images are higher by more than the standard error of the mean difference.
+    """Return True if the losses of the same images are higher by more than the standard error of the mean difference.
 
     The one-standard-error rule of Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.
-    With 5 training images in each of 8 classes and 8 to validate with (`benchmarks/few_pictures.py`, 4 draws) the
-    head recognised 27 % of the test images, the epoch of the lowest loss 29 %, the one chosen here 33 %; with 15
-    and 24, 36, 44 and 48 %.
+    Test accuracies with 8 classes (`benchmarks/few_pictures.py`, 4 draws): with 5 training images per class and 8
+    validation images, 27 % for the head alone, 29 % for the epoch with the lowest loss, 33 % for the epoch chosen by
+    this rule; with 15 training images per class and 24 validation images, 36, 44 and 48 %.
     """
     if not np.isfinite(losses).all():
         return True  # diverged
     difference = losses - lowest
-    if len(difference) < MIN_JUDGES:
+    if len(difference) < MIN_VALIDATION_IMAGES:
         return False
     return bool(difference.mean() > difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
 class Unfinished:
-    """The folder of an unfinished training, held by this process alone while it is open."""
+    """The folder of an unfinished training, locked by this process while it is open."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -108,10 +116,10 @@ class Unfinished:
             np.savez(file, record=np.array(json.dumps(record)), lowest=checkpoint.lowest, **arrays)  # type: ignore[arg-type]  # numpy's stub
 
     def load(self) -> Checkpoint | None:
-        """The last checkpoint, if there is one.
+        """Return the last checkpoint, or None.
 
         Raises:
-            DataError: it is damaged.
+            DataError: the checkpoint is damaged.
         """
         path = self.path / "checkpoint.npz"
         if not path.exists():
@@ -124,38 +132,38 @@ class Unfinished:
                     for kind in ("best", "state")
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: a damaged checkpoint ({error}); remove {self.path} and start anew") from error
+            raise DataError(f"{path}: damaged checkpoint ({error}); delete {self.path} and start again") from error
         return Checkpoint(record["epoch"], tuple(record["history"]), best, lowest, record["best_epoch"], state)
 
 
 def unfinished_path(out: Path) -> Path:
-    """Where the unfinished training of the run ``out`` lies."""
+    """Return the folder of the unfinished training of the run ``out``."""
     return out.with_name(f".{out.name}.unfinished")
 
 
 def check_unfinished(out: Path, *, resume: bool) -> None:
-    """Refuse what could not go on, or would overwrite; worth asking before the work.
+    """Check, before the work starts, that ``resume`` matches what is on disk.
 
     Raises:
-        DataError: something to resume is missing; or there is something, and nobody said to resume it.
+        DataError: there is nothing to resume, or there is an unfinished training and ``resume`` is False.
     """
     path = unfinished_path(out)
     if resume and not path.is_dir():
         raise DataError(f"{path}: nothing to resume; start without --resume")
     if path.exists() and not resume:
-        raise DataError(f"{path}: a training of {out} was interrupted; go on with --resume, or remove that folder")
+        raise DataError(f"{path}: a training of {out} was interrupted; continue with --resume, or delete this folder")
 
 
 @contextmanager
 def unfinished_training(out: Path, choices: Mapping[str, Any]) -> Iterator[Unfinished]:
-    """Open, or make, the folder of ``out``'s unfinished training; remove it when the block ends well.
+    """Open or create the folder of the unfinished training of ``out``; delete it when the block ends without an error.
 
     Args:
-        out: the run directory to be.
-        choices: everything the result depends on, as JSON values.
+        out: the future run directory.
+        choices: all options that the result depends on, as JSON values.
 
     Raises:
-        DataError: another process is at it, or it was begun with other choices; all of them are named.
+        DataError: another process trains this run, or it was started with other options, all of which are named.
     """
     path = unfinished_path(out)
     path.mkdir(parents=True, exist_ok=True)
@@ -163,7 +171,7 @@ def unfinished_training(out: Path, choices: Mapping[str, Any]) -> Iterator[Unfin
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise DataError(f"{path}: another process trains this run; wait for it, or name another --out") from error
+            raise DataError(f"{path}: another process trains this run; wait for it, or give another --out") from error
         _check_choices(path / "choices.json", choices)
         yield Unfinished(path)
         shutil.rmtree(path)
@@ -178,7 +186,9 @@ def _check_choices(path: Path, choices: Mapping[str, Any]) -> None:
         begun = json.loads(path.read_bytes())
         differing = [name for name in choices | begun if choices.get(name) != begun.get(name)]
     except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: damaged ({error}); remove {path.parent} and start anew") from error
+        raise DataError(f"{path}: damaged ({error}); delete {path.parent} and start again") from error
     if differing:
-        said = ", ".join(f"{name} was {begun.get(name)}, is {choices.get(name)}" for name in differing)
-        raise DataError(f"{path.parent}: begun with other choices: {said}; give the same, or remove that folder")
+        changes = ", ".join(f"{name} was {begun.get(name)}, is {choices.get(name)}" for name in differing)
+        raise DataError(
+            f"{path.parent}: started with other options: {changes}; give the same options, or delete this folder"
+        )

@@ -1,10 +1,10 @@
 """Training on several GPUs, or on several machines: Keras' data parallelism on the JAX backend.
 
-Every process runs the same program on its share of each batch, and all hold the same weights. The
-first process alone trains the head, judges, and writes; the others follow it. JAX, because Keras'
-distribution has no other backend that trains across machines.
+Every process runs the same program on its share of each batch, and all have the same weights. Only the
+first process trains the head, evaluates, and writes files; the others follow it. JAX is used because no
+other backend of Keras' distribution trains across machines.
 
-The only module of the trainer that names a backend.
+This is the only module of the trainer that depends on a backend.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Team:
     """The processes that train together.
 
     Attributes:
-        rank: of this one; 0 leads.
-        count: of all.
-        devices: of all processes together.
-        distributed: whether Keras spreads batches over devices; else all the rest is moot.
+        rank: number of this process; 0 is the leader.
+        count: number of processes.
+        devices: number of devices of all processes together.
+        distributed: True if Keras distributes batches over devices.
     """
 
     rank: int = 0
@@ -48,12 +48,12 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process trains the head, judges and writes."""
+        """True if this process trains the head, evaluates, and writes files."""
         return self.rank == 0
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is built and run in the block is spread over all devices."""
+        """Distribute models that are built and run in the block over all devices."""
         if not self.distributed:
             yield
             return
@@ -67,7 +67,7 @@ class Team:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Within `together`: what runs in this block runs in this process alone."""
+        """Within `together`, run the block in this process only."""
         if not self.distributed:
             yield
             return
@@ -81,12 +81,12 @@ class Team:
             keras.distribution.set_distribution(shared)
 
     def share(self, arrays: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """The leader's arrays, in every process; all must call it with arrays of the same shapes."""
+        """Return the leader's arrays in every process; all processes must pass arrays of the same shapes."""
         if self.count == 1:
             return list(arrays)
         from jax.experimental import multihost_utils
 
-        # As one message: the many small ones of a list can overtake one another between CPUs.
+        # As one message, because the many small messages of a list can arrive out of order between CPUs.
         mine = np.concatenate([np.frombuffer(array.tobytes(), np.uint8) for array in arrays])
         theirs = np.asarray(multihost_utils.broadcast_one_to_all(mine))
         ends = np.cumsum([array.nbytes for array in arrays])
@@ -97,27 +97,27 @@ class Team:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Turn the failure of a collective in the block into words.
+        """Turn the failure of a collective operation in the block into a clear error.
 
         Raises:
-            TeamLostError: another process is gone.
+            TeamLostError: another process was lost.
         """
         try:
             yield
         except Exception as error:
             if self.count > 1 and _LOST.search(str(error)):
                 raise TeamLostError(
-                    "another process of the training is gone; start all of them again with --resume"
+                    "another process of the training was lost; start all of them again with --resume"
                 ) from error
             raise
 
 
 class TeamLostError(ResourceError):
-    """Another process of the team died or cannot be reached; see `leave`."""
+    """Another process of the team died or cannot be reached; exit with `leave`."""
 
 
 def leave(code: int) -> NoReturn:
-    """End this process without JAX's farewell, which waits for those that are gone, and then aborts."""
+    """Exit without JAX's shutdown, which would wait for lost processes and then abort."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -127,16 +127,16 @@ ALONE = Team()
 
 
 def form_team(where: str | None) -> Team:
-    """Join the other processes; before Keras is imported.
+    """Join the other processes; must be called before Keras is imported.
 
     Args:
-        where: None for this process on one device; ``devices`` for this process on all of the machine's;
-            ``HOST:PORT,RANK/COUNT`` for one of COUNT processes, of which number 0 is at HOST:PORT.
+        where: None for this process on one device; ``devices`` for this process on all devices of the machine;
+            ``HOST:PORT,RANK/COUNT`` for one of COUNT processes, of which process 0 listens at HOST:PORT.
 
     Raises:
-        ConfigError: none of these.
+        ConfigError: ``where`` is none of these.
         MissingExtraError: JAX is not installed.
-        ResourceError: the others do not come.
+        ResourceError: the other processes did not join.
     """
     if where is None:
         return ALONE
@@ -153,7 +153,7 @@ def form_team(where: str | None) -> Team:
     except ImportError as error:
         raise MissingExtraError("--distribute", "jax", error.name) from error
     if found:
-        # Between CPUs; GPUs have their own. Two of gloo's messages on their way at once get mixed up.
+        # For CPUs; GPUs have their own collectives. gloo mixes up two messages that are sent at the same time.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.config.update("jax_cpu_enable_async_dispatch", False)
         try:
@@ -166,19 +166,19 @@ def form_team(where: str | None) -> Team:
             )
         except RuntimeError as error:
             raise ResourceError(
-                f"--distribute {where}: the {count} processes did not meet within {JOIN_S} s; "
+                f"--distribute {where}: not all {count} processes joined within {JOIN_S} s; "
                 "start all of them, and open the port"
             ) from error
     return Team(rank, count, jax.device_count(), distributed=True)
 
 
 def agree(team: Team, checkpoint: Checkpoint, fingerprint: str) -> Checkpoint:
-    """The leader's checkpoint, in every process.
+    """Return the leader's checkpoint in every process.
 
-    Its history stays with the leader, and its state is shared when the model it belongs to is built.
+    Its history stays with the leader; its state is shared later, when the model is built.
 
     Raises:
-        DataError: this process sees other data than the leader.
+        DataError: this process has other data than the leader.
     """
     if team.count == 1:
         return checkpoint
@@ -186,7 +186,7 @@ def agree(team: Team, checkpoint: Checkpoint, fingerprint: str) -> Checkpoint:
     mine = np.array([checkpoint.epoch, checkpoint.best_epoch])
     theirs, numbers, lowest, *best = team.share([digest, mine, checkpoint.lowest, *checkpoint.best])
     if not np.array_equal(theirs, digest):
-        raise DataError("--distribute: the images here are not those of process 0; give all processes the same data")
+        raise DataError("--distribute: the images differ from those of process 0; give all processes the same data")
     if team.leads:
         return checkpoint
     return replace(checkpoint, epoch=int(numbers[0]), best_epoch=int(numbers[1]), lowest=lowest, best=best)

@@ -1,4 +1,4 @@
-"""What the frozen backbone sees in every image, computed once and kept. Imports Keras: import it inside functions."""
+"""Features of the frozen backbone, computed once per image and stored. Imports Keras: import it inside functions."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ BATCHES_AT_ONCE = 16
 def frozen_features(
     base: keras.Model, pixels: Rows, count: int, *, batch_size: int, folder: Path, console: Console
 ) -> npt.NDArray[np.float32]:
-    """Pooled features of every image, memory-mapped in ``folder``; what lies there already is not computed again.
+    """Compute the pooled features of every image, memory-mapped in ``folder``; rows stored there are not recomputed.
 
     Args:
-        base: (n, height, width, 3) pixels to (n, features).
-        pixels: of the images.
-        count: how many there are.
-        batch_size: images a step.
-        folder: where `features.f32` and the number of finished rows, `features.done`, lie or go.
-        console: for the progress bar.
+        base: backbone, maps (n, height, width, 3) pixels to (n, features).
+        pixels: pixels of the images.
+        count: number of images.
+        batch_size: images per step.
+        folder: folder of `features.f32` and of `features.done`, the number of finished rows.
+        console: console for the progress.
 
     Returns:
         (count, features) float32, on disk.
@@ -46,7 +46,7 @@ def frozen_features(
         places = np.arange(start, min(start + chunk, count))
         with native_noise_hidden():
             features[places] = predict(base, pixels, places, batch_size)
-        # The rows reach the disk before the number that vouches for them.
+        # The rows must be on disk before the number that declares them finished.
         features.flush()
         with replacing(marker) as file:
             file.write(b"%d" % (places[-1] + 1))

@@ -1,4 +1,4 @@
-"""Fine-tuning: the backbone learns, too, from its top down. Imports Keras: import it inside functions."""
+"""Fine-tuning of the backbone's top layers together with the head. Imports Keras: import it inside functions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEIGHT_DECAY = 1e-3
 LABEL_SMOOTHING = 0.1
 MIX_ALPHA = 0.4
 WARM_UP = 0.1
-"""Of all steps: the head is trained and the backbone pretrained, the first steps must not spoil either."""
+"""Share of the steps with a rising learning rate, so that the first steps do not damage the pretrained weights."""
 
 
 def fine_tune(
@@ -49,21 +49,21 @@ def fine_tune(
     """Train backbone and head together.
 
     Args:
-        classifier: (n, height, width, 3) pixels to (n, classes) logits: ``head`` on ``base``; judged
-            after every epoch, with that epoch's weights.
+        classifier: ``head`` on ``base``, maps (n, height, width, 3) pixels to (n, classes) logits; evaluated
+            after every epoch with that epoch's weights.
         base: the backbone.
         head: the trained head.
-        plan: how long, how much, how fast.
-        roomy: images to augment, (k, room height, room width, 3) uint8.
-        pixels: images as the device sees them, (k, height, width, 3) uint8.
+        plan: number of epochs, trainable share, learning rate.
+        roomy: enlarged images for augmentation, (k, room height, room width, 3) uint8.
+        pixels: images as on the device, (k, height, width, 3) uint8.
         truth: (images,) int class indices.
-        splits: places of the images of each split.
-        class_weights: (classes,) what an image of each class counts.
+        splits: indices of the images of each split.
+        class_weights: (classes,) weight of an image of each class.
         team: the processes that train together.
-        start: where to begin: after the head, or after the last epoch of an interrupted training.
+        start: initial state: after the head, or after the last epoch of an interrupted training.
         keep: called with the state after every epoch.
-        callbacks: of Keras, such as TensorBoard's.
-        console: for the progress bar.
+        callbacks: further Keras callbacks, such as TensorBoard's.
+        console: console for the progress.
 
     Returns:
         The last state; its ``best`` are the classifier's best weights.
@@ -79,7 +79,7 @@ def fine_tune(
         part=(team.rank, team.count),
         devices=team.devices,
     )
-    # From here all processes draw alike, whatever each did before.
+    # From here on all processes draw the same random numbers.
     keras.utils.set_random_seed(recipe.seed)
     with team.together():
         student, base, head = compiled_student(base, head, plan, class_weights, steps_per_epoch=len(batches))
@@ -117,7 +117,7 @@ def _values(variables: Sequence[Any]) -> Weights:
 
 
 class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
-    """Judges every epoch by the averaged weights, keeps the best, and stops when no better ones come."""
+    """Evaluates every epoch with the averaged weights, keeps the best, and stops when the weights no longer improve."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no t
             "val_accuracy": judged.accuracy,
             "learning_rate": float(ops.convert_to_numpy(optimizer.learning_rate)),
         }
-        # Keras' own callbacks come after this one and read the same logs.
+        # Keras' callbacks run after this one and read the same logs.
         logs |= {name: value for name, value in row.items() if name != "phase"}
         state = _values([*self.model.variables, *optimizer.variables])
         self.last = self.last.after(epoch + 1, row, judged.losses, state, weights)
@@ -168,13 +168,13 @@ def compiled_student(
     *,
     steps_per_epoch: int,
 ) -> tuple[keras.Model, keras.Model, keras.Model]:
-    """The model that learns: roomy images and their truth, augmented, to logits.
+    """Build the model that is trained: augmentation of enlarged images and their truth, backbone and head.
 
-    It has weights of its own, for they may be of another precision than the classifier's, and spread over devices.
+    It has its own weights, because they may differ in precision from the classifier's and be distributed over devices.
 
     Returns:
-        From ``{"pixels": (n, room height, room width, 3) uint8, "truth": (n, classes) one-hot}`` to (n, 2 *
-        classes): the logits, and beside them the truth, mixed as the images were and weighed. Then its backbone
+        The model, which maps ``{"pixels": (n, room height, room width, 3) uint8, "truth": (n, classes) one-hot}`` to
+        (n, 2 * classes): the logits, followed by the truth, mixed like the images and weighted. Then its backbone
         and its head.
     """
     recipe, classes = plan.recipe, len(class_weights)
@@ -183,14 +183,14 @@ def compiled_student(
 
     pixels = keras.Input((*plan.room, 3), dtype="uint8", name="pixels")
     truth = keras.Input((classes,), name="truth")
-    seen = RandomView(plan.size, strength=recipe.augment, flip=recipe.flip, seed=recipe.seed)(pixels)
+    views = RandomView(plan.size, strength=recipe.augment, flip=recipe.flip, seed=recipe.seed)(pixels)
     mixed = truth
     if recipe.augment:
-        seen = RandomLight(strength=recipe.augment, seed=recipe.seed + 1)(seen)
-        seen, mixed = Mix(alpha=MIX_ALPHA, seed=recipe.seed + 2)([seen, truth])
-    weighed = (mixed * (1 - LABEL_SMOOTHING) + LABEL_SMOOTHING / classes) * class_weights
-    logits = ops.cast(head(base(seen)), "float32")
-    student = keras.Model({"pixels": pixels, "truth": truth}, ops.concatenate([logits, weighed], axis=-1))
+        views = RandomLight(strength=recipe.augment, seed=recipe.seed + 1)(views)
+        views, mixed = Mix(alpha=MIX_ALPHA, seed=recipe.seed + 2)([views, truth])
+    weighted = (mixed * (1 - LABEL_SMOOTHING) + LABEL_SMOOTHING / classes) * class_weights
+    logits = ops.cast(head(base(views)), "float32")
+    student = keras.Model({"pixels": pixels, "truth": truth}, ops.concatenate([logits, weighted], axis=-1))
 
     optimizer = _optimizer(plan, steps_per_epoch)
     student.compile(optimizer, loss=_cross_entropy)
@@ -199,7 +199,7 @@ def compiled_student(
 
 
 def _twin(model: keras.Model, *, mixed: bool) -> keras.Model:
-    """The same model with its own copy of the weights, computing in 16 bits where ``mixed``."""
+    """Return a copy of the model with its own weights, which computes in 16 bits if ``mixed``."""
     policy = {"dtype": "mixed_bfloat16"} if mixed else {}
     twin = keras.models.clone_model(
         model, clone_function=lambda layer: type(layer).from_config(layer.get_config() | policy)
@@ -209,13 +209,13 @@ def _twin(model: keras.Model, *, mixed: bool) -> keras.Model:
 
 
 def _cross_entropy(_: Any, outputs: Any) -> Any:
-    """Cross-entropy of the student's logits and the truth it mixed: both are in its outputs."""
+    """Return the cross-entropy of the logits and the mixed truth, which are both in the outputs."""
     logits, truth = ops.split(outputs, 2, axis=-1)
     return -ops.sum(truth * ops.log_softmax(logits), axis=-1)
 
 
 def _optimizer(plan: Plan, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """AdamW, warmed up, then along a cosine to zero; its weights averaged over about an epoch."""
+    """Return AdamW with a warm-up, cosine decay to zero, and weights averaged over about one epoch."""
     total = plan.epochs * steps_per_epoch
     warm_up = round(WARM_UP * total)
     rate = keras.optimizers.schedules.CosineDecay(
@@ -230,11 +230,11 @@ def _optimizer(plan: Plan, steps_per_epoch: int) -> keras.optimizers.Optimizer:
 
 
 def thaw(base: keras.Model, share: float, *, batch_norms: bool) -> None:
-    """Make the top ``share`` of the backbone's layers with weights trainable, the rest not.
+    """Make the top ``share`` of the backbone's layers with weights trainable, and freeze the rest.
 
-    Batch norms keep the statistics and the scales of their pretraining unless ``batch_norms``: a few
-    small batches know less of the world's images than ImageNet did, and a frozen batch norm in
-    Keras also runs on its stored statistics.
+    Unless ``batch_norms`` is True, batch normalization layers stay frozen and keep their pretrained statistics and
+    scales, which are better than estimates from a few small batches. A frozen one also normalizes with its
+    stored statistics in Keras.
     """
     layers = [layer for layer in leaves(base) if layer.weights]
     frozen = round(len(layers) * (1 - share))

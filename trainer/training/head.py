@@ -1,4 +1,4 @@
-"""The head: a linear softmax layer on frozen features. Imports Keras: import it inside functions."""
+"""Training of the head, a linear softmax layer on frozen features. Imports Keras: import it inside functions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEPS_PER_EPOCH = 20
 
 
 def new_head(features: int, classes: int) -> keras.Model:
-    """(n, features) to (n, classes) logits."""
+    """Return a model from (n, features) to (n, classes) logits."""
     return keras.Sequential(
         [
             keras.Input((features,)),
@@ -47,25 +47,25 @@ def fit_head(
     seed: int,
     console: Console,
 ) -> tuple[npt.NDArray[np.float64], list[dict[str, Any]]]:
-    """Fit the head; the weights of the best validation loss stay.
+    """Fit the head and keep the weights with the best validation loss.
 
     Args:
-        head: from `new_head`; changed in place.
-        features: of all images.
+        head: model from `new_head`; changed in place.
+        features: features of all images.
         truth: (images,) int class indices.
-        splits: places of the images of each split.
-        class_weights: (classes,) what an image of each class counts.
-        seed: of the order of images.
-        console: for the progress bar.
+        splits: indices of the images of each split.
+        class_weights: (classes,) weight of an image of each class.
+        seed: random seed of the order of images.
+        console: console for the progress.
 
     Returns:
-        The loss of every validation image at the fitted temperature, and a row an epoch: phase, loss, val_loss,
+        The loss of every validation image at the fitted temperature, and one row per epoch: phase, loss, val_loss,
         val_accuracy.
     """
     classes = head.output_shape[-1]
     size = int(np.clip(len(splits["train"]) // STEPS_PER_EPOCH, 16, 1024))
     batches = Batches(features, splits["train"], truth, size=size, classes=classes, seed=seed)
-    # The head itself stays uncompiled: its copies would get an optimizer along with its weights.
+    # The head itself stays uncompiled, because copies of it would include the optimizer.
     student = keras.Model(head.input, head.output)
     student.compile(
         keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
@@ -76,14 +76,14 @@ def fit_head(
     rows: list[dict[str, Any]] = []
     best_epoch, best_weights = 0, head.get_weights()
     with steps(console, "Training the head", HEAD_EPOCHS) as advance, native_noise_hidden():
-        # Step by step: an epoch here is over before Keras' own fit has begun one.
+        # Without Keras' fit, which takes longer to start an epoch than this loop to finish one.
         while len(rows) < HEAD_EPOCHS and len(rows) - best_epoch < PATIENCE:
             student.reset_metrics()
-            for seen, wanted in batches.epoch(len(rows)):
-                loss = student.train_on_batch(seen, wanted, sample_weight=wanted @ class_weights)
+            for inputs, targets in batches.epoch(len(rows)):
+                loss = student.train_on_batch(inputs, targets, sample_weight=targets @ class_weights)
             logits = _logits(head, features, val)
-            # Not at its best temperature: that loss is as low as can be once a few images are all recognised,
-            # while this one goes on falling with their margins.
+            # Not at the fitted temperature: with few images that loss reaches its minimum once all of them are
+            # classified correctly, while this one continues to fall as their margins grow.
             val_loss = log_loss(logits, truth[val])
             accuracy = float((logits.argmax(axis=1) == truth[val]).mean())
             rows.append({"phase": "head", "loss": float(loss), "val_loss": val_loss, "val_accuracy": accuracy})

@@ -1,4 +1,4 @@
-"""What a user may choose about a training, and what follows from it for a given amount of data."""
+"""Training options (`Recipe`), and the settings derived from them for a given amount of data (`Plan`)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Precision = Literal["auto", "float32", "mixed"]
 
 HEAD_EPOCHS = 100
 ROOM = 8 / 7
-"""The cached training images are this much larger than the model's input: 256 for 224."""
+"""Size of the cached training images relative to the model's input: 256 pixels for 224."""
 
 IMAGES_SEEN = 8_000
-"""By all fine-tuning epochs together. With 880 training images of 8 classes
-(`benchmarks/support/synthetic_images.py`), 9 epochs to the end of the cosine came to 53 % of the test images, 27
-stopped early at the same rate to 50 %."""
+"""Number of images processed in all fine-tuning epochs together. With 880 training images of 8 classes
+(`benchmarks/support/synthetic_images.py`), the test accuracy was 53 % with 9 epochs to the end of the cosine schedule,
+and 50 % with early stopping in a schedule of 27 epochs at the same rate."""
 MIN_EPOCHS, MAX_EPOCHS = 4, 20
 TOP_SHARE = 0.5
 LEARNING_RATE = 3e-4
@@ -27,22 +27,22 @@ LEARNING_RATE = 3e-4
 
 @dataclass(frozen=True)
 class Recipe:
-    """The choices. None and "auto" leave one to `plan`, by the amount of data and the machine.
+    """Training options. `plan` chooses those that are None or "auto", by the amount of data and the machine.
 
     Attributes:
-        backbone: see `trainer.backbones.find_backbone`.
-        image_size: side of the square model input, pixels; the backbone's own when None.
-        fit: how frames are brought to that square; see `edge_agent.preprocess`.
-        weights: of the backbone to start from: ``auto``, ``package``, ``imagenet``, ``none`` or a file.
-        fine_tune: how much of the backbone learns after the head: ``none``, the ``top`` half of its
+        backbone: name of the backbone; see `trainer.backbones.find_backbone`.
+        image_size: side of the square model input, pixels; None for the backbone's default.
+        fit: method that fits frames to that square; see `edge_agent.preprocess`.
+        weights: initial weights of the backbone: ``auto``, ``package``, ``imagenet``, ``none`` or a file.
+        fine_tune: part of the backbone that is trained after the head: ``none``, the ``top`` half of its
             layers, or ``all``.
-        epochs: fine-tuning passes over the training images, at most.
-        batch_size: images a training step.
-        learning_rate: of the fine-tuning, at its peak.
-        augment: strength of the random views, light and mixing; 0 is none, 1 the usual, at most 2.
-        flip: whether a mirrored image is still of its class.
+        epochs: maximum number of fine-tuning epochs.
+        batch_size: images per training step.
+        learning_rate: peak learning rate of fine-tuning.
+        augment: strength of random views, light and mixing, 0 to 2; 0 turns them off, 1 is the default.
+        flip: mirror images at random; False if left and right are different classes.
         precision: ``mixed`` computes in 16 bits where that is safe; ``auto`` does so on a GPU.
-        seed: of the head's first weights, dropout, augmentation and the order of images.
+        seed: random seed of the head's initial weights, dropout, augmentation and the order of images.
     """
 
     backbone: str = "efficientnet-lite0"
@@ -61,16 +61,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with nothing left open.
+    """A recipe in which all settings are determined.
 
     Attributes:
+        recipe: the training options.
         size: height and width of the model input, pixels.
-        room: height and width of the images augmentation starts from.
-        from_scratch: the backbone starts from random weights, so all of it learns, batch norms too.
-        share: of the backbone's layers, counted from the top, that learn after the head; 0 is none.
-        epochs: of fine-tuning, at most.
-        patience: fine-tuning epochs without a better validation loss after which it ends.
-        learning_rate: of the fine-tuning, at its peak.
+        room: height and width of the enlarged images for augmentation, pixels.
+        from_scratch: the backbone starts from random weights, so all of it is trained, including batch norms.
+        share: share of the backbone's layers, counted from the top, that is trained after the head, 0 to 1.
+        epochs: maximum number of fine-tuning epochs; 0 for no fine-tuning.
+        patience: number of fine-tuning epochs without improvement after which training stops.
+        learning_rate: peak learning rate of fine-tuning.
         mixed: compute in 16 bits.
     """
 
@@ -86,19 +87,19 @@ class Plan:
 
 
 def room_for(recipe: Recipe, backbone: Backbone, side: int) -> tuple[int, int] | None:
-    """Height and width of the images to cache for augmentation; None where nothing is fine-tuned."""
+    """Return height and width of the images to cache for augmentation; None without fine-tuning."""
     return _enlarged(side) if _share(recipe, backbone) else None
 
 
 def plan(recipe: Recipe, backbone: Backbone, side: int, train_images: int, *, accelerated: bool) -> Plan:
-    """Settle what the recipe leaves open.
+    """Determine the settings that the recipe leaves open.
 
     Args:
-        recipe: the choices.
-        backbone: the one chosen.
-        side: of the square model input, pixels.
-        train_images: how many there are to learn from.
-        accelerated: whether a GPU or TPU does the work.
+        recipe: the training options.
+        backbone: the backbone of the recipe.
+        side: side of the square model input, pixels.
+        train_images: number of training images.
+        accelerated: whether Keras computes on a GPU or TPU.
     """
     share = _share(recipe, backbone)
     epochs = recipe.epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, round(IMAGES_SEEN / train_images)))
@@ -120,7 +121,7 @@ def _enlarged(side: int) -> tuple[int, int]:
 
 
 def _share(recipe: Recipe, backbone: Backbone) -> float:
-    """Of the backbone's layers, from the top, that learn after the head."""
+    """Return the share of the backbone's layers, from the top, that is trained after the head."""
     if not backbone.fine_tunes:
         return 0.0
     if recipe.weights == "none":
