@@ -22,7 +22,7 @@ from trainer.active_learning.annotations import Annotation, Annotations
 from trainer.active_learning.captured_frames import find_frames
 
 from ..conftest import CLASSES, QUIET, Mosquitto, Ran, Run
-from ..edge_agent.store.test_store import ONE, repacked
+from ..support.bundles import ONE, repacked
 from ..support.captured import START_NS, keep
 from ..support.fleet import Fleet, agents, fleet
 from .test_retrain import scene  # noqa: F401  a fixture

@@ -22,7 +22,7 @@ from deploy.provisioning.wheels import own_wheel, wheels
 from edge_agent.bundle.signature import NAMESPACE
 from edge_agent.errors import ConfigError
 
-from ..edge_agent.bundle.test_signature import new_key
+from ..support.bundles import new_key
 
 SETTINGS: dict[str, Any] = {"cameras": {"door": {"source": 0}}}
 FACTS: dict[str, Any] = {

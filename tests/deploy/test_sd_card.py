@@ -18,7 +18,7 @@ from deploy.provisioning.sd_card.first_boot_config import System, Wifi, detect, 
 from edge_agent.errors import ConfigError, DeviceError
 
 from ..conftest import NAMESPACE, Ran, Run
-from ..edge_agent.bundle.test_signature import new_key
+from ..support.bundles import new_key
 from ..support.card_image import BOOKWORM, BOOT_START, ROOT_BYTES, TRIXIE, boot_files, make_image
 
 pytestmark = pytest.mark.timeout(300)

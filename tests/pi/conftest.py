@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ..edge_agent.bundle.test_signature import new_key
-from ..edge_agent.store.test_store import repacked
+from ..support.bundles import new_key, repacked
 from .root import Pi, debian_architecture, make_root, remove_root, running
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ..conftest import Ran, Run, find_free_port
-from ..edge_agent.bundle.test_signature import new_key
+from ..support.bundles import new_key
 from .root import Pi, ssh_config
 
 pytestmark = [pytest.mark.needs("root", "index", "ssh-keygen"), pytest.mark.timeout(300)]

@@ -25,7 +25,8 @@ from edge_agent.store.model_store import ModelStore
 from edge_agent.store.receive import PushEvent
 
 from ..conftest import Run, wait_until
-from ..edge_agent.store.test_store import assert_sound, repacked
+from ..support.bundles import repacked
+from ..support.stores import assert_sound
 from .root import Pi, processes
 
 pytestmark = [pytest.mark.needs("root", "index"), pytest.mark.timeout(900)]

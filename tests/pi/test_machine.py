@@ -17,7 +17,7 @@ import yaml
 from edge_agent.bundle import open_bundle
 
 from ..conftest import Mosquitto, Run, Subscriber, start_mosquitto
-from ..edge_agent.bundle.test_signature import new_key
+from ..support.bundles import new_key
 from ..support.card_image import BOOKWORM, TRIXIE, make_image
 from .machine import CMDLINE, Machine, make_system, on
 

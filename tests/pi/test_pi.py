@@ -13,8 +13,7 @@ import yaml
 from edge_agent.captures.folder import read_capture
 
 from ..conftest import Mosquitto, Ran, Run, Subscriber, wait_until
-from ..edge_agent.bundle.test_signature import new_key
-from ..edge_agent.store.test_store import repacked
+from ..support.bundles import new_key, repacked
 from .root import Pi
 
 pytestmark = [pytest.mark.needs("pi", "ssh-keygen", "index", "mosquitto"), pytest.mark.timeout(600)]

@@ -21,8 +21,9 @@ import yaml
 
 from deploy.on_device.setup import COMMAND
 
+_ROOT = Path(__file__).parents[2]
 _AGENTS_COMMAND = re.compile(rf" -- {re.escape(COMMAND)} (.*?); else ")
-# As systemd does: started again whenever it ends. What is killed so soon never comes to be good.
+# As systemd does: started again whenever it ends.
 _SERVICE = """\
 trap 'kill $child 2>/dev/null; wait; exit 0' TERM
 while :; do
@@ -113,21 +114,22 @@ def agents(devices: Fleet, settings: Mapping[str, Any], *, dying: Sequence[str] 
     Args:
         devices: where.
         settings: agent.yaml, without ``device``.
-        dying: devices whose agent is killed every other second, whatever it runs.
+        dying: devices whose agent is killed whenever it starts a model on probation.
     """
     running = []
     try:
         for name in devices.names:
             own = devices.root / name
-            document = {"device": name, "state": str(own / "var/lib/edgeloop"), **settings}
+            state = str(own / "var/lib/edgeloop")
+            document = {"device": name, "state": state, **settings}
             (own / "agent.yaml").write_text(yaml.safe_dump(document))
             run = [sys.executable, "-m", "edge_agent.cli", "run", "--config", str(own / "agent.yaml")]
-            limit = ["timeout", "--signal=KILL", "2"] if name in dying else []
+            killer = [sys.executable, "-m", "tests.support.dying_agent", state] if name in dying else []
             environment = {**os.environ, "LOG": str(own / "agent.log")}
-            service = ["sh", "-c", _SERVICE, "service", *limit, *run]
+            service = ["sh", "-c", _SERVICE, "service", *killer, *run]
             # The shell tells of each kill on its own standard error.
             running.append(
-                subprocess.Popen(service, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+                subprocess.Popen(service, cwd=_ROOT, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
             )
         yield
     finally:

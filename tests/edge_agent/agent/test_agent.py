@@ -29,7 +29,7 @@ from edge_agent.messages import Info, Observation, timestamp
 from edge_agent.preprocess import Pixels
 from edge_agent.publishers import RecordingPublisher
 
-from ..store.test_store import repacked
+from ...support.bundles import repacked
 
 AT_ONCE = Rules(enter=0.6, leave=0.4, min_time_s=0, smoothing_s=0)
 

@@ -15,7 +15,7 @@ import pytest
 
 from ...conftest import Mosquitto, Subscriber, wait_until
 from ...support import SUPPORT
-from ..mqtt.test_mqtt import AgentProcess
+from ...support.processes import AgentProcess
 
 pytestmark = pytest.mark.needs("mosquitto", "cc")
 

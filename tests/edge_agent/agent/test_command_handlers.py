@@ -29,9 +29,9 @@ from edge_agent.store.canary import CanaryLimits
 from edge_agent.store.model_store import ModelStore
 
 from ...conftest import Mosquitto, Subscriber, wait_until
+from ...support.bundles import repacked
+from ...support.processes import AgentProcess
 from ..mqtt.test_commands import PAYLOADS
-from ..mqtt.test_mqtt import AgentProcess
-from ..store.test_store import repacked
 
 pytestmark = pytest.mark.needs("mosquitto")
 

@@ -18,7 +18,7 @@ from edge_agent.store.canary import CanaryLimits
 from edge_agent.store.model_store import ModelStore
 
 from ...conftest import Mosquitto, Subscriber, wait_until
-from ..mqtt.test_mqtt import AgentProcess
+from ...support.processes import AgentProcess
 from .test_command_handlers import models
 
 __all__ = ["models"]

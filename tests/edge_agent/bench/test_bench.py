@@ -24,7 +24,7 @@ from edge_agent.bench.steady_state import disturbances, drift, warm_from
 from edge_agent.errors import ConfigError
 
 from ...conftest import IMAGE_SIZE, Run, wait_until
-from ..store.test_store import repacked
+from ...support.bundles import repacked
 
 ROOT = Path(__file__).parents[3]
 QUICK = ("--threads", 1, "--seconds", 0.3, "--rounds", 2)

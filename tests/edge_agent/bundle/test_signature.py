@@ -18,6 +18,7 @@ from edge_agent.bundle.signature import NAMESPACE, sign, verify, verify_bundle
 from edge_agent.errors import ConfigError, SignatureError
 
 from ...conftest import Run
+from ...support.bundles import new_key
 
 pytestmark = pytest.mark.needs("ssh-keygen")
 
@@ -29,11 +30,6 @@ class Keys:
     key: Path
     other: Path
     allowed: Path
-
-
-def new_key(path: Path, passphrase: str = "") -> Path:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", "", "-f", path], check=True)
-    return path
 
 
 @pytest.fixture(scope="module")

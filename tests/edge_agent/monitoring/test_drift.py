@@ -28,8 +28,8 @@ from edge_agent.preprocess import Pixels
 from edge_agent.store.model_store import ModelStore
 
 from ...conftest import Mosquitto, Run, Subscriber, wait_until
+from ...support.bundles import ONE
 from ...support.fleet import agents, fleet
-from ..store.test_store import ONE
 
 COUNTS = st.lists(st.integers(0, 10_000), min_size=BINS, max_size=BINS)
 

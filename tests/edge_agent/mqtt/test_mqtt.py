@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from typing import Any
 
 import pytest
 import trustme
-import yaml
 
 from edge_agent.config import MqttSettings, TlsSettings
 from edge_agent.errors import ConfigError
@@ -23,24 +21,9 @@ from edge_agent.mqtt import MqttPublisher, Topics
 
 from ...conftest import Mosquitto, Run, Subscriber, wait_until
 from ...support.delegates import compiled_delegate
+from ...support.processes import AgentProcess
 
 pytestmark = pytest.mark.needs("mosquitto")
-
-
-class AgentProcess:
-    """`edgeloop run` in a process of its own."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any], *options: str) -> None:
-        (folder / "agent.yaml").write_text(yaml.safe_dump(settings))
-        self.log = folder / "agent.log"
-        command = [sys.executable, "-m", "edge_agent.cli", "run", "--config", str(folder / "agent.yaml"), *options]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-
-    def end(self, how: signal.Signals | None = None, timeout_s: float = 15) -> int:
-        if how is not None:
-            self.process.send_signal(how)
-        return self.process.wait(timeout_s)
 
 
 @contextmanager
@@ -315,7 +298,7 @@ def test_certificates_that_cannot_be_used_are_refused_at_the_start(tmp_path: Pat
         (TlsSettings(ca=str(tmp_path / "text.pem")), "text.pem"),
         (
             TlsSettings(ca=str(tmp_path / "ca.pem"), certificate=str(tmp_path / "ca.pem")),
-            "no client certificate and key",
+            "expected a client certificate and a key without a passphrase",
         ),
     ):
         with pytest.raises(ConfigError, match=named) as caught:
@@ -328,7 +311,7 @@ def test_an_unreachable_broker_is_no_reason_to_hang_at_the_end(
 ) -> None:
     with agent(tmp_path, bundle_file, video_file, free_port, loop=False) as running:
         assert running.end(timeout_s=30) == 0
-        assert "cannot be reached (Connection refused); trying again" in running.log.read_text()
+        assert "cannot be reached (Connection refused); retrying" in running.log.read_text()
 
 
 def test_publishing_does_not_wait_for_a_broker_that_does_not_answer(free_port: int) -> None:
@@ -372,4 +355,4 @@ def test_two_agents_that_claim_one_name_are_noticed_in_the_log(
         agent(tmp_path / "a", bundle_file, video_file, mosquitto.port) as one,
         agent(tmp_path / "b", bundle_file, video_file, mosquitto.port),
     ):
-        wait_until(lambda: "lost the broker" in one.log.read_text(), 20, "the first to be told")
+        wait_until(lambda: "lost the connection to the broker" in one.log.read_text(), 20, "the first to be told")

@@ -23,10 +23,8 @@ from edge_agent.store.canary import CanaryLimits, run_canary
 from edge_agent.store.canary_worker import problems_of
 
 from ...conftest import IMAGE_SIZE
+from ...support.bundles import ONE, repacked
 from ...support.delegates import compiled_delegate
-from .test_store import repacked
-
-ONE = CanaryLimits(threads=1)
 
 # As its vendor ships it, but with a mind of its own; see DELEGATE in test_classifier.py.
 

@@ -10,47 +10,22 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edge_agent.bundle import open_bundle, write_bundle
-from edge_agent.bundle.archive import EXPECTED, MODEL
+from edge_agent.bundle import open_bundle
+from edge_agent.bundle.archive import MODEL
 from edge_agent.bundle.manifest import CanaryImage
-from edge_agent.bundle.signature import sign
 from edge_agent.errors import BundleError, SignatureError, StoreError
-from edge_agent.store.canary import CanaryLimits
-from edge_agent.store.model_store import MAX_STARTS, Installed, ModelStore
+from edge_agent.store.model_store import MAX_STARTS, ModelStore
 
 from ...conftest import NAMESPACE, wait_until
-
-ONE = CanaryLimits(threads=1)
-
-
-def repacked(
-    bundle_file: Path,
-    out: Path,
-    *,
-    version: str | None = None,
-    files: Mapping[str, bytes] | None = None,
-    expected: Sequence[CanaryImage] | None = None,
-    key: Path | None = None,
-) -> Path:
-    """The same bundle with something changed, and all its hashes right."""
-    bundle = open_bundle(bundle_file)
-    content = {name: bundle.read(name) for name in bundle.manifest.files} | dict(files or {})
-    if expected is not None:
-        content[EXPECTED] = msgspec.json.encode(list(expected))
-    manifest = bundle.manifest
-    if version is not None:
-        manifest = msgspec.structs.replace(manifest, version=version)
-    write_bundle(out, manifest, content, sign=None if key is None else lambda raw: sign(raw, key))
-    return out
+from ...support.bundles import ONE, repacked
+from ...support.stores import assert_sound, version_of
 
 
 @pytest.fixture(scope="session")
@@ -80,38 +55,12 @@ def state(filled: Path, tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-def version_of(one: Installed | None) -> str | None:
-    return None if one is None else one.version
-
-
 def contents(state: Path) -> dict[str, bytes]:
     """Every file and link, to see that nothing changed."""
     return {
         str(path.relative_to(state)): bytes(path.readlink()) if path.is_symlink() else path.read_bytes()
         for path in sorted(state.rglob("*"))
         if path.is_symlink() or path.is_file()
-    }
-
-
-def assert_sound(state: Path) -> None:
-    """Links and notes agree, both links lead to whole bundles, and nothing half done is left."""
-    status = ModelStore(state).status()
-    for name, one in (("current", status.current), ("previous", status.previous)):
-        if one is None:
-            assert not os.path.lexists(state / name)
-        else:
-            assert (state / name).resolve() == Path(one.path)
-            assert open_bundle(state / name).digest == one.digest
-            assert one.canary is None or one.canary.passed
-    inside = {path.name for path in (state / "bundles").iterdir()}
-    assert inside == {Path(one.path).name for one in status.installed}
-    assert {path.name for path in state.iterdir()} <= {
-        "bundles",
-        "current",
-        "previous",
-        "state.json",
-        "store.lock",
-        "incoming",
     }
 
 

@@ -14,7 +14,8 @@ import pytest
 from edge_agent.store.model_store import ModelStore
 
 from ...conftest import Ran, Run
-from .test_store import assert_sound, repacked, version_of
+from ...support.bundles import repacked
+from ...support.stores import assert_sound, version_of
 
 COMMANDS = ("install", "rollback", "status")
 
