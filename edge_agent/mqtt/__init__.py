@@ -1,4 +1,4 @@
-"""Talking MQTT: topics, messages, and the connection they go through."""
+"""MQTT: topics, the client of the agent, commands, and reading an agent's messages."""
 
 from __future__ import annotations
 

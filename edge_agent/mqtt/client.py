@@ -1,4 +1,4 @@
-"""The connection to the broker. Publishing never waits for the network."""
+"""The MQTT client of the agent. Publishing never waits for the network."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from .topics import Topics
 log = logging.getLogger(__name__)
 
 ONLINE, OFFLINE = b"online", b"offline"
-_GOODBYE_S = 2.0
+_STOP_TIMEOUT_S = 2.0
 _RECONNECT_S = (1, 30)
-_MOST_PASSING = 100
-_LONGEST_TOPIC = 512
-# Reasons that will not go away by trying again: MQTT 5 codes; paho maps those of 3.1.1 to them.
+_MAX_UNSENT = 100
+_MAX_TOPIC = 512
+# Refusals for which retrying does not help. These are MQTT 5 codes; paho maps those of 3.1.1 to them.
 _REFUSALS = {
-    0x84: "does not speak this MQTT version",
+    0x84: "does not support this MQTT version",
     0x86: "refuses the user name or password",
     0x87: "does not authorise this device",
 }
@@ -46,20 +46,19 @@ _encode = msgspec.json.Encoder().encode
 
 
 class MqttPublisher:
-    """Publishes to a broker; a context manager.
+    """A `Publisher` that sends messages to a broker. A context manager.
 
-    Connecting happens in the background and goes on for as long as it takes. After every connect
-    the retained messages (status, info, labels) are sent again, so that a broker that lost them
-    knows the present, and the events that waited follow. Leaving the block says ``offline``; dying
-    without leaving it lets the broker say so.
+    The client connects in the background, and retries until it succeeds. After each connect, it sends the retained
+    messages (status, info, labels) again, in case the broker has lost them, and then the waiting events. When the
+    context exits, the client publishes ``offline``. If the process dies, the broker publishes it (last will).
 
     Args:
-        settings: the broker.
-        device: this device's name.
-        spool: file for events that wait for the broker; in memory when left out.
+        settings: Settings of the connection.
+        device: Name of this device.
+        spool: File for events that wait for the broker; None keeps them in memory.
 
     Raises:
-        ConfigError: the password or the certificates cannot be used.
+        ConfigError: The password or the certificates cannot be used.
     """
 
     def __init__(self, settings: MqttSettings, device: str, spool: Path | None = None) -> None:
@@ -67,7 +66,7 @@ class MqttPublisher:
         self.wants_results = settings.results
         self._discovery_topic = settings.discovery and discovery_topic(settings.discovery, self.topics)
         self.refused = threading.Event()
-        """Set when the broker turned us away at the first connection for a reason that will not pass."""
+        """Set when the broker refuses the first connection for a reason that retrying does not change."""
         self._settings = settings
         self._reason = ""
         self._was_connected = False
@@ -75,7 +74,7 @@ class MqttPublisher:
         self._retained: dict[str, bytes] = {}
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2,
-            # Fixed, so that the broker ends a half-dead older connection of ours when we come back.
+            # A fixed client id, so that the broker closes a stale connection of this device when it reconnects.
             client_id=f"{settings.prefix}-{device}",
             protocol=paho.MQTTv5 if settings.protocol == "5" else paho.MQTTv311,
         )
@@ -92,11 +91,11 @@ class MqttPublisher:
         self._client.on_publish = self._on_publish
         self._client.on_message = self._on_message
         self._client.on_subscribe = self._on_subscribe
-        self._client.on_socket_open = _send_at_once
+        self._client.on_socket_open = _disable_nagle
         self._commands: Commands | None = None
-        self._passing: deque[paho.MQTTMessageInfo] = deque()
-        self.passed_over = 0
-        """Messages of QoS 0 that were not sent because the broker does not keep up."""
+        self._unsent: deque[paho.MQTTMessageInfo] = deque()
+        self.skipped = 0
+        """Messages of QoS 0 that were not sent because the broker did not keep up."""
 
     def __enter__(self) -> Self:
         self.outbox.__enter__()
@@ -111,26 +110,26 @@ class MqttPublisher:
         if self._commands is not None:
             self._commands.__exit__()
         if self._client.is_connected():
-            goodbye = self._client.publish(self.topics.status, OFFLINE, qos=1, retain=True)
+            offline = self._client.publish(self.topics.status, OFFLINE, qos=1, retain=True)
             try:
-                goodbye.wait_for_publish(_GOODBYE_S)
+                offline.wait_for_publish(_STOP_TIMEOUT_S)
             except (RuntimeError, ValueError) as error:
-                log.warning("could not say goodbye to the broker: %s", error)
+                log.warning("cannot publish the status offline: %s", error)
         self._client.disconnect()
         self._client.loop_stop()
 
     def serve(self, handlers: Handlers) -> None:
-        """Take commands; to be said before entering the block. None are taken without."""
+        """Accept commands. Call it before entering the context; without it, no commands are accepted."""
         self._commands = Commands(self.topics.device, handlers, self._answer)
 
     def check(self) -> None:
-        """Raise what the network thread found out.
+        """Raise the error that the network thread found, if any.
 
         Raises:
-            BrokerError: the broker refused the first connection for good.
+            BrokerError: The broker refused the first connection, and retrying does not help.
         """
         if self.refused.is_set():
-            raise BrokerError(f"{self._where} {self._reason}; check mqtt in agent.yaml")
+            raise BrokerError(f"{self._broker_name} {self._reason}; check mqtt in agent.yaml")
 
     def info(self, info: Info) -> None:
         """See `Publisher`; retained, QoS 1."""
@@ -139,7 +138,7 @@ class MqttPublisher:
             self._retain(self._discovery_topic, _encode(discovery(self.topics, info)))
 
     def label(self, observation: Observation) -> None:
-        """See `Publisher`; retained, QoS 1. While the broker is away only the latest is kept."""
+        """See `Publisher`; retained, QoS 1. While there is no connection, only the latest label is kept."""
         self._retain(self.topics.label(observation.camera), _encode(observation))
 
     def event(self, observation: Observation) -> None:
@@ -147,41 +146,41 @@ class MqttPublisher:
         self.outbox.put(SpooledEvent(self.topics.event(observation.camera), _encode(observation), time.time()))
 
     def result(self, observation: Observation) -> None:
-        """See `Publisher`; QoS 0, dropped while the broker is away or does not keep up."""
-        self._pass(self.topics.result(observation.camera), _encode(observation))
+        """See `Publisher`; QoS 0, dropped if there is no connection or the broker does not keep up."""
+        self._send_or_drop(self.topics.result(observation.camera), _encode(observation))
 
     def camera(self, name: str, state: CameraState) -> None:
         """See `Publisher`; retained, QoS 1."""
         self._retain(self.topics.camera(name), state.encode())
 
     def health(self, health: Health) -> None:
-        """See `Publisher`; QoS 0, dropped while the broker is away."""
-        self._pass(self.topics.health, _encode(health))
+        """See `Publisher`; QoS 0, dropped if there is no connection or the broker does not keep up."""
+        self._send_or_drop(self.topics.health, _encode(health))
 
     def tunables(self, tunables: Tunables) -> None:
         """See `Publisher`; retained, QoS 1."""
         self._retain(self.topics.tunables, _encode(tunables))
 
     def spool_health(self) -> SpoolHealth:
-        """Events that wait, that were lost, and whether they wait on disk."""
+        """State of the event spool."""
         return SpoolHealth(self.outbox.depth, self.outbox.dropped, self.outbox.on_disk)
 
     def snapshot(self, camera: str, jpeg: bytes) -> None:
-        """See `Publisher`; QoS 0, dropped while the broker is away: an image of the past is no answer."""
-        self._pass(self.topics.snapshot(camera), jpeg)
+        """See `Publisher`; QoS 0, dropped if there is no connection, as an old image is of no use."""
+        self._send_or_drop(self.topics.snapshot(camera), jpeg)
 
-    def _pass(self, topic: str, payload: bytes) -> None:
-        """Send what is only worth something now. What paho has not written yet is bounded: a broker may be slow."""
-        while self._passing and self._passing[0].is_published():
-            self._passing.popleft()
+    def _send_or_drop(self, topic: str, payload: bytes) -> None:
+        """Send a message that is only useful now. The number of messages that paho has not sent yet is limited."""
+        while self._unsent and self._unsent[0].is_published():
+            self._unsent.popleft()
         if not self._client.is_connected():
             return
-        if len(self._passing) >= _MOST_PASSING:
-            self.passed_over += 1
+        if len(self._unsent) >= _MAX_UNSENT:
+            self.skipped += 1
             return
         sent = self._client.publish(topic, payload, qos=0)
         if sent.rc == paho.MQTT_ERR_SUCCESS:
-            self._passing.append(sent)
+            self._unsent.append(sent)
 
     def _answer(self, reply: Reply, command: Envelope) -> None:
         properties = None
@@ -194,23 +193,23 @@ class MqttPublisher:
         self._client.publish(topic, _encode(reply), qos=1, properties=properties)
 
     def _is_answerable(self, topic: str) -> bool:
-        """A topic that may be published to, and that does not make us command ourselves or speak as ourselves."""
+        """Whether a reply may be published on this topic. Topics of this device itself are excluded, except replies."""
         own = f"{self._settings.prefix}/{self.topics.device}/"
         return not (
             set(topic) & {"+", "#", "\0"}
             or topic.startswith("$")
-            or len(topic) > _LONGEST_TOPIC
+            or len(topic) > _MAX_TOPIC
             or (topic.startswith(own) and not topic.startswith(f"{own}reply/"))
         )
 
     def _retain(self, topic: str, payload: bytes) -> None:
-        # Under the lock, so that a reconnect in between cannot send an older state after this one.
+        # The lock prevents a reconnect in between from sending an older state after this one.
         with self._lock:
             self._retained[topic] = payload
             if self._client.is_connected():
                 self._client.publish(topic, payload, qos=1, retain=True)
 
-    # --- called by the outbox' thread ---
+    # --- called by the thread of the outbox ---
 
     def _send_event(self, event: SpooledEvent, left_s: float) -> int | None:
         if not self._client.is_connected():
@@ -225,7 +224,7 @@ class MqttPublisher:
 
     def _on_publish(self, _client: paho.Client, _data: Any, packet: int, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
-            log.warning("%s does not take a message: %s", self._where, reason)
+            log.warning("%s rejected a message: %s", self._broker_name, reason)
         self.outbox.acknowledge(packet)
 
     def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
@@ -233,10 +232,10 @@ class MqttPublisher:
             self._reason = _REFUSALS.get(reason.value, f"refuses the connection: {reason}")
             if reason.value in _REFUSALS and not self._was_connected:
                 self.refused.set()
-            log.warning("%s %s", self._where, self._reason)
+            log.warning("%s %s", self._broker_name, self._reason)
             return
         self._was_connected = True
-        log.info("connected to %s", self._where)
+        log.info("connected to %s", self._broker_name)
         with self._lock:
             for topic, payload in {self.topics.status: ONLINE, **self._retained}.items():
                 client.publish(topic, payload, qos=1, retain=True)
@@ -252,72 +251,76 @@ class MqttPublisher:
             if message.payload == ONLINE:
                 self._announce(client)
         elif message.retain:
-            log.warning("a retained command was ignored: it would be done again at every connection")
+            log.warning("ignoring a retained command, as it would be repeated at every connection")
         elif self._commands is not None:
-            wanted = getattr(message.properties, "ResponseTopic", None)
+            response_topic = getattr(message.properties, "ResponseTopic", None)
             correlation = getattr(message.properties, "CorrelationData", None)
-            # One byte more than it may have is enough to refuse it.
+            # One byte over the limit is enough to refuse the command.
             payload = bytes(message.payload[: MAX_BYTES + 1])
-            self._commands.take(Envelope(topic.rpartition("/")[2], payload, wanted, correlation))
+            self._commands.take(Envelope(topic.rpartition("/")[2], payload, response_topic, correlation))
 
     def _on_subscribe(self, _client: paho.Client, _data: Any, _ident: int, reasons: Any, _properties: Any) -> None:
         for reason in reasons:
             if reason.is_failure:
-                log.warning("%s does not let us subscribe: %s; commands will not come", self._where, reason)
+                log.warning("%s refuses a subscription: %s; commands will not be received", self._broker_name, reason)
 
     def _announce(self, client: paho.Client) -> None:
-        """Home Assistant has started: it wants to hear again what is here."""
+        """Publish the discovery message again, because Home Assistant has restarted."""
         with self._lock:
-            again = {topic: payload for topic, payload in self._retained.items() if topic == self._discovery_topic}
-            for topic, payload in again.items():
+            messages = {topic: payload for topic, payload in self._retained.items() if topic == self._discovery_topic}
+            for topic, payload in messages.items():
                 client.publish(topic, payload, qos=1, retain=True)
 
     def _on_disconnect(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        self._passing.clear()
+        self._unsent.clear()
         if reason.is_failure:
-            log.warning("lost %s (%s); trying again", self._where, reason)
+            log.warning("lost the connection to %s (%s); reconnecting", self._broker_name, reason)
 
     def _on_connect_fail(self, _client: paho.Client, _data: Any) -> None:
-        # paho calls this while it handles what went wrong, and does not say what that is.
+        # paho calls this inside its exception handler, but does not pass the exception.
         error = sys.exc_info()[1]
-        reason = f" ({_shown(error)})" if error is not None else ""
-        log.warning("%s cannot be reached%s; trying again", self._where, reason)
+        reason = f" ({_reason_of(error)})" if error is not None else ""
+        log.warning("%s cannot be reached%s; retrying", self._broker_name, reason)
 
     @property
-    def _where(self) -> str:
+    def _broker_name(self) -> str:
         return f"the broker at {self._settings.host}:{self._settings.port}"
 
 
-def _send_at_once(_client: paho.Client, _data: Any, connection: Any) -> None:
-    """A small message is not kept back until the one before was acknowledged (Nagle's algorithm)."""
+def _disable_nagle(_client: paho.Client, _data: Any, connection: Any) -> None:
+    """Send small messages at once, without waiting for the previous acknowledgement (Nagle's algorithm)."""
     with suppress(OSError, AttributeError):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _tls_context(settings: TlsSettings) -> ssl.SSLContext:
-    """Certificates checked against the given authority, or the system's, and the host's name with them.
+    """Create a TLS context that verifies the broker's certificate and host name.
+
+    The certificate is verified against the given authorities, or those of the system.
 
     Raises:
-        ConfigError: a file cannot be used.
+        ConfigError: A file cannot be used.
     """
     try:
         context = ssl.create_default_context(cafile=settings.ca)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{settings.ca}: no certificate authority can be read from it: {_shown(error)}") from error
+        raise ConfigError(
+            f"{settings.ca}: no certificate authority can be read from this file: {_reason_of(error)}"
+        ) from error
     if settings.certificate is not None:
         try:
-            # An empty password: a locked key would otherwise be asked for on the terminal.
+            # An empty password, so that OpenSSL does not ask for one on the terminal.
             context.load_cert_chain(settings.certificate, settings.key, password="")
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(
-                f"{settings.certificate}, {settings.key or settings.certificate}: no client certificate and key "
-                f"without a passphrase can be read: {_shown(error)}"
+                f"{settings.certificate}, {settings.key or settings.certificate}: expected a client certificate and "
+                f"a key without a passphrase: {_reason_of(error)}"
             ) from error
     return context
 
 
-def _shown(error: BaseException) -> str:
-    """What went wrong, without the numbers of OpenSSL's source lines."""
+def _reason_of(error: BaseException) -> str:
+    """Reason of an error, without OpenSSL's source line numbers."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
     return str(getattr(error, "strerror", None) or getattr(error, "reason", None) or error)

@@ -1,7 +1,8 @@
-"""Commands over MQTT: what may be asked for, and that anything else is answered and changes nothing.
+"""Commands over MQTT. Invalid commands are answered with an error, and change nothing.
 
-A command is a JSON object on ``cmd/<verb>``. Its answer goes to the response topic of MQTT 5 with the correlation data,
-else to ``reply/<id>`` with the command's own ``id``, ``reply/none`` without one.
+A command is a JSON object on ``cmd/<verb>``. The reply is published on the command's MQTT 5 response topic, with its
+correlation data. Without a response topic, it is published on ``reply/<id>``, with the ``id`` of the command, or on
+``reply/none`` if it has no ``id``.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from ..messages import VERSION, Reply
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 16 * 1024
-_WAITING = 16
+_QUEUE_SIZE = 16
 _REMEMBERED = 64
-_GOODBYE_S = 1.0
+_STOP_TIMEOUT_S = 1.0
 
 Ident = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s\x00-\x1f]+\Z", max_length=2048)]
@@ -32,19 +33,19 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What every command may carry: ``id``, repeated in its answer; a command of the same id is not done twice."""
+    """Base of all commands. The reply repeats ``id``; a command with an ``id`` that was done before is not repeated."""
 
     id: Ident | None = None
 
 
 class Snapshot(Command, frozen=True, forbid_unknown_fields=True):
-    """Publish an image of a camera as it took it; of every camera when none is named."""
+    """Publish the newest full image of a camera, or of all cameras if ``camera`` is omitted."""
 
     camera: Slug | None = None
 
 
 class Set(Command, frozen=True, forbid_unknown_fields=True):
-    """Change settings until the agent ends; see `Tunables`."""
+    """Change settings until the agent stops; see `Tunables`."""
 
     enter: Fraction | None = None
     leave: Fraction | None = None
@@ -54,7 +55,7 @@ class Set(Command, frozen=True, forbid_unknown_fields=True):
 
 
 class Install(Command, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Fetch a bundle, check it and prove it here; ``activate`` runs it then. ``sha256``: of the file."""
+    """Download a bundle, verify it and run its canary test. ``sha256``: of the file. ``activate``: run the model."""
 
     url: Url
     sha256: Sha256
@@ -62,17 +63,17 @@ class Install(Command, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Activate(Command, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Run an installed model: its name, name-version, or the beginning of its digest."""
+    """Activate an installed model. ``model``: its name, name-version, or the first digits of its digest."""
 
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
 class Rollback(Command, frozen=True, forbid_unknown_fields=True):
-    """Run the model before this one."""
+    """Go back to the previous model."""
 
 
 class Bench(Command, frozen=True, forbid_unknown_fields=True):
-    """Measure this many inferences beside the running agent."""
+    """Measure the time of ``runs`` inferences while the agent runs."""
 
     runs: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
 
@@ -87,11 +88,11 @@ VERBS: Mapping[str, type[Command]] = {
 }
 
 Handlers = Mapping[str, Callable[[Any], dict[str, Any] | None]]
-"""By verb, what does it: from the command to what its answer tells. What it raises becomes the answer's error."""
+"""Functions by verb that carry out a command and return the ``result`` of the reply. An exception becomes its error."""
 
 
 class Envelope(NamedTuple):
-    """A command as it came: ``topic`` and ``correlation`` are where and with what its sender wants the answer."""
+    """A received command. ``topic`` and ``correlation``: response topic and correlation data for the reply."""
 
     verb: str
     payload: bytes
@@ -100,19 +101,19 @@ class Envelope(NamedTuple):
 
 
 class Commands:
-    """Does commands one after the other, in a thread of its own. A context manager.
+    """Carries out commands one at a time, in a separate thread. A context manager.
 
     Args:
-        device: this device's name.
-        handlers: by verb; verbs without one are refused.
-        answer: where replies go, with the command they answer.
+        device: Name of this device.
+        handlers: Handlers by verb; verbs without a handler are refused.
+        answer: Function that publishes a reply; it is called with the reply and the received command.
     """
 
     def __init__(self, device: str, handlers: Handlers, answer: Callable[[Reply, Envelope], None]) -> None:
         self._device = device
         self._handlers = handlers
         self._answer = answer
-        self._queue: queue.Queue[Envelope | None] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[Envelope | None] = queue.Queue(_QUEUE_SIZE)
         self._done: OrderedDict[tuple[str | None, str | bytes | None], Reply] = OrderedDict()
         self._thread = threading.Thread(target=self._work, name="commands", daemon=True)
 
@@ -124,29 +125,29 @@ class Commands:
         try:
             self._queue.put_nowait(None)
         except queue.Full:
-            return  # its thread dies with the process
-        self._thread.join(_GOODBYE_S)
+            return  # The daemon thread ends with the process.
+        self._thread.join(_STOP_TIMEOUT_S)
 
     def take(self, envelope: Envelope) -> None:
-        """Have a command done; never waits. For the network thread."""
+        """Queue a command. Never blocks; called by the network thread."""
         try:
             self._queue.put_nowait(envelope)
         except queue.Full:
-            self._answer(self._refusal(envelope.verb, None, "busy with other commands; ask again later"), envelope)
+            self._answer(self._refusal(envelope.verb, None, "busy with other commands; try again later"), envelope)
 
     def _work(self) -> None:
         while (envelope := self._queue.get()) is not None:
             try:
                 self._answer(self.reply(envelope), envelope)
             except Exception:
-                log.exception("a command could not be answered")
+                log.exception("cannot reply to a command")
 
     def reply(self, envelope: Envelope) -> Reply:
-        """Do a command, or find what is wrong with it; its answer. Raises nothing."""
+        """Carry out a command, and return the reply. Errors are part of the reply; nothing is raised."""
         verb, ident = envelope.verb, _ident(envelope.payload)
         key = (envelope.topic, envelope.correlation) if ident is None else (None, ident)
         if key[1] and key in self._done:
-            # Delivered twice, as QoS 1 may, or sent again by one who got no answer.
+            # Delivered twice, which QoS 1 permits, or sent again because the reply was lost.
             return self._done[key]
         try:
             result = self._handler(verb)(parsed(verb, envelope.payload))
@@ -154,8 +155,8 @@ class Commands:
             log.warning("command %s: %s", verb, error)
             return self._refusal(verb, ident, one_line(error))
         except Exception:
-            log.exception("command %s: failed by a bug", verb)
-            return self._refusal(verb, ident, "failed inside; the device's log says more")
+            log.exception("command %s: unexpected error", verb)
+            return self._refusal(verb, ident, "unexpected error; see the device's log")
         log.info("command %s: done", verb)
         reply = Reply(VERSION, self._device, ident, verb, True, None, result)
         self._done[key] = reply
@@ -165,23 +166,23 @@ class Commands:
 
     def _handler(self, verb: str) -> Callable[[Any], dict[str, Any] | None]:
         if verb not in VERBS:
-            raise CommandError(f"unknown command; known are {', '.join(VERBS)}")
+            raise CommandError(f"unknown command; expected one of {', '.join(VERBS)}")
         if verb not in self._handlers:
-            raise CommandError(f"{verb} cannot be done here")
+            raise CommandError(f"{verb} is not available on this device")
         return self._handlers[verb]
 
-    def _refusal(self, verb: str, ident: str | None, why: str) -> Reply:
-        return Reply(VERSION, self._device, ident, verb if verb in VERBS else "unknown", False, why[:1000], None)
+    def _refusal(self, verb: str, ident: str | None, reason: str) -> Reply:
+        return Reply(VERSION, self._device, ident, verb if verb in VERBS else "unknown", False, reason[:1000], None)
 
 
 def parsed(verb: str, payload: bytes) -> Command:
-    """A command's payload as a value; nothing at all stands for no arguments.
+    """Parse the payload of a command. An empty payload means no arguments.
 
     Raises:
-        CommandError: with what is wrong with it.
+        CommandError: The payload is malformed or too large.
     """
     if len(payload) > MAX_BYTES:
-        raise CommandError(f"{len(payload)} bytes; a command may have {MAX_BYTES}")
+        raise CommandError(f"{len(payload)} bytes; the limit for a command is {MAX_BYTES}")
     try:
         return msgspec.json.decode(payload.strip() or b"{}", type=VERBS[verb])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -193,7 +194,7 @@ class _Named(msgspec.Struct):
 
 
 def _ident(payload: bytes) -> str | None:
-    """The id alone, so that a command that is wrong elsewhere can be answered."""
+    """Read only the ``id``, so that an invalid command can be answered."""
     if len(payload) > MAX_BYTES:
         return None
     try:

@@ -1,6 +1,6 @@
-"""What Home Assistant is told so that the device appears by itself, as one device with all its entities.
+"""Home Assistant's discovery message, which makes the device appear automatically with all its entities.
 
-Names of keys and topics: Home Assistant's documentation of the MQTT integration, "Device discovery payload".
+Source of the keys and topics: Home Assistant's documentation of the MQTT integration, "Device discovery payload".
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from .topics import Topics
 
 
 def discovery_topic(prefix: str, topics: Topics) -> str:
-    """Where Home Assistant looks for it."""
+    """Topic of the discovery message."""
     return f"{prefix}/device/{_base(topics)}/config"
 
 
 def discovery(topics: Topics, info: Info) -> dict[str, Any]:
-    """The message, to be retained: label, score, connection, image and a button for each camera; for the device its
-    model, threshold, temperature, memory and a button to go back to the model before.
+    """Create the discovery message, which must be published retained.
+
+    It announces a label, score, connection, image and snapshot button for each camera. For the device, it announces
+    model, threshold, temperature, memory and a rollback button.
     """
     base = _base(topics)
     components: dict[str, dict[str, Any]] = {
@@ -67,7 +69,7 @@ def discovery(topics: Topics, info: Info) -> dict[str, Any]:
         },
         "rollback": {
             "platform": "button",
-            "name": "Back to the model before",
+            "name": "Roll back the model",
             "icon": "mdi:history",
             "entity_category": "config",
             "command_topic": topics.command("rollback"),
@@ -123,7 +125,7 @@ def _camera(topics: Topics, camera: str, labels: list[str]) -> dict[str, dict[st
         },
         f"camera_{camera}_picture": {
             "platform": "image",
-            "name": f"{camera} picture",
+            "name": f"{camera} image",
             "image_topic": topics.snapshot(camera),
             "content_type": "image/jpeg",
         },

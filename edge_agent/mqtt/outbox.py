@@ -1,4 +1,4 @@
-"""From the agent to the broker by way of the spool: each event once, in order, however long the broker is away."""
+"""Delivery of events through the spool: each event once, in order, even after a long outage of the broker."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from .spool import Spool, SpooledEvent
 log = logging.getLogger(__name__)
 
 WINDOW = 20
-"""Events under way at once: what paho sends before it has an answer (its ``max_inflight_messages``)."""
-MOST_AT_THE_DOOR = 1000
-"""Events that wait for a disk that hangs; more are dropped, and counted."""
-_GOODBYE_S = 2.0
+"""Maximum number of unacknowledged events: paho's default ``max_inflight_messages``."""
+MAX_INCOMING = 1000
+"""Maximum number of events that wait to be written if the disk hangs. Further events are dropped and counted."""
+_STOP_TIMEOUT_S = 2.0
 _IDLE_S = 60.0
 
 
 class Outbox:
-    """Takes events without waiting, keeps them in a `Spool`, and hands them to the network. A context manager.
+    """Accepts events without blocking, keeps them in a `Spool`, and sends them. A context manager.
 
-    Its thread alone touches the disk. An event leaves the spool when the broker has acknowledged it; one that was
-    under way when the process ended is sent again by the next one.
+    Only its own thread accesses the disk. An event stays in the spool until the broker has acknowledged it. An event
+    that was not acknowledged when the process ended is sent again by the next process.
 
     Args:
-        path: of the spool; None keeps events in memory.
-        send: hands an event, and the seconds it is still worth sending, to the network and returns its packet
-            identifier; None while there is no connection.
-        expiry_s: age in seconds at which an event is no longer worth sending.
+        path: File of the spool; None keeps events in memory.
+        send: Function that sends an event and returns its packet identifier, or None if there is no connection. It is
+            called with the event and the seconds until it expires.
+        expiry_s: Seconds after which an undelivered event is dropped.
     """
 
     def __init__(
@@ -43,20 +43,20 @@ class Outbox:
         self._expiry_s = expiry_s
         self._started_s = time.monotonic()
         self._inherited = 0
-        self._door: queue.Queue[SpooledEvent] = queue.Queue(MOST_AT_THE_DOOR)
-        self._woken = threading.Event()
+        self._incoming: queue.Queue[SpooledEvent] = queue.Queue(MAX_INCOMING)
+        self._wake_up = threading.Event()
         self._stopping = threading.Event()
-        self._answers: queue.SimpleQueue[int] = queue.SimpleQueue()
-        # The spool's ids by packet identifier; the thread's alone, so that no lock is held while paho holds one.
-        self._under_way: dict[int, int] = {}
-        self._turned_away = 0
+        self._acknowledged: queue.SimpleQueue[int] = queue.SimpleQueue()
+        # Ids in the spool by packet identifier. Only the outbox thread uses it, so it needs no lock next to paho's.
+        self._in_flight: dict[int, int] = {}
+        self._dropped_here = 0
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
         self.on_disk = path is not None
-        """Whether events outlive the process; false also when the disk failed."""
+        """Whether events survive a restart of the process; False if the disk has failed."""
         self.depth = 0
-        """Events in the spool."""
+        """Number of events in the spool."""
         self.dropped = 0
-        """Events that were lost since the spool was made: too many, too old, or the disk too slow."""
+        """Number of events lost since the spool was created: too many, too old, or the disk was too slow."""
 
     def __enter__(self) -> Self:
         self._spool.__enter__()
@@ -66,83 +66,83 @@ class Outbox:
 
     def __exit__(self, *exception: object) -> None:
         self._stopping.set()
-        self._woken.set()
-        self._thread.join(2 * _GOODBYE_S)
+        self._wake_up.set()
+        self._thread.join(2 * _STOP_TIMEOUT_S)
         if self._thread.is_alive():
-            log.warning("the outbox does not end; the disk hangs")
+            log.warning("the outbox thread does not stop; the disk does not respond")
         else:
             self._spool.__exit__()
 
     def put(self, event: SpooledEvent) -> None:
-        """Take an event; never waits."""
+        """Queue an event. Never blocks."""
         try:
-            self._door.put_nowait(event)
+            self._incoming.put_nowait(event)
         except queue.Full:
-            self._turned_away += 1
-            log.warning("an event was dropped: the disk does not keep up")
-        self._woken.set()
+            self._dropped_here += 1
+            log.warning("dropped an event: the disk does not keep up")
+        self._wake_up.set()
 
     def wake(self) -> None:
-        """There is a connection: go on sending. For the network thread."""
-        self._woken.set()
+        """Continue sending after a connect. Called by the network thread."""
+        self._wake_up.set()
 
     def acknowledge(self, packet: int) -> None:
-        """The broker has the event with this packet identifier. For the network thread."""
-        self._answers.put(packet)
-        self._woken.set()
+        """Mark the event with this packet identifier as delivered. Called by the network thread."""
+        self._acknowledged.put(packet)
+        self._wake_up.set()
 
     def _work(self) -> None:
         sent, deadline = 0, 0.0
         try:
             while True:
-                self._woken.wait(_IDLE_S)
-                self._woken.clear()
+                self._wake_up.wait(_IDLE_S)
+                self._wake_up.clear()
                 stopping = self._stopping.is_set()
                 sent = self._step(sent)
                 if stopping:
-                    deadline = deadline or time.monotonic() + _GOODBYE_S
-                    if not self._under_way or time.monotonic() >= deadline:
+                    deadline = deadline or time.monotonic() + _STOP_TIMEOUT_S
+                    if not self._in_flight or time.monotonic() >= deadline:
                         return
-                    self._woken.wait(0.05)
-                    self._woken.set()
+                    self._wake_up.wait(0.05)
+                    self._wake_up.set()
         except Exception:
-            log.exception("outbox: stopped by a bug")
+            log.exception("outbox: stopped by an unexpected error")
 
     def _step(self, sent: int) -> int:
-        """Store what came in, forget what arrived, send what may go; the id of the last event sent."""
-        came = []
-        while not self._door.empty():
-            came.append(self._door.get_nowait())
-        self._spool.put(came)
-        self._spool.remove(self._arrived())
-        for ident, event in self._spool.after(sent, WINDOW - len(self._under_way)):
+        """Store new events, remove delivered ones and send waiting ones. Returns the id of the last event sent."""
+        new = []
+        while not self._incoming.empty():
+            new.append(self._incoming.get_nowait())
+        self._spool.put(new)
+        self._spool.remove(self._delivered())
+        for ident, event in self._spool.after(sent, WINDOW - len(self._in_flight)):
             left_s = self._expiry_s - self._age_s(ident, event)
             if left_s <= 0:
-                log.warning("an event was dropped: after %.0f hours it is worth nothing", self._expiry_s / 3600)
-                self._turned_away += 1
+                log.warning("dropped an event: it could not be delivered for %.0f hours", self._expiry_s / 3600)
+                self._dropped_here += 1
                 self._spool.remove([ident])
             else:
                 packet = self._send(event, left_s)
                 if packet is None:
                     break
-                self._under_way[packet] = ident
+                self._in_flight[packet] = ident
             sent = ident
         self.on_disk = self._spool.on_disk
-        self.depth, self.dropped = self._spool.depth, self._spool.dropped + self._turned_away
+        self.depth, self.dropped = self._spool.depth, self._spool.dropped + self._dropped_here
         return sent
 
     def _age_s(self, ident: int, event: SpooledEvent) -> float:
-        # A clock that was set back makes an event seem to come from the future; it is as good as new. A device without
-        # a battery for its clock starts where it was switched off, perhaps weeks ago, and is put right when the network
-        # comes: what this process made is no older than this process.
+        # If the clock was set back, an event may appear to come from the future; its age is then 0. A device without a
+        # battery-backed clock starts with the time at which it was switched off, and jumps forward when the network is
+        # up. Events of this process are therefore never considered older than the process.
         age_s = max(0.0, time.time() - event.at)
         return age_s if ident <= self._inherited else min(age_s, time.monotonic() - self._started_s)
 
-    def _arrived(self) -> list[int]:
-        """Ids of the events whose answers came; other messages' answers are passed over."""
-        found = []
-        while not self._answers.empty():
-            ident = self._under_way.pop(self._answers.get(), None)
+    def _delivered(self) -> list[int]:
+        """Ids of the acknowledged events; acknowledgements of other messages are ignored."""
+        idents = []
+        while not self._acknowledged.empty():
+            ident = self._in_flight.pop(self._acknowledged.get(), None)
             if ident is not None:
-                found.append(ident)
-        return found
+                idents.append(ident)
+        return idents

@@ -1,4 +1,4 @@
-"""Events that wait for the broker, on disk: they outlive an outage, the agent and a power cut."""
+"""The spool: events that wait for the broker, stored on disk to survive restarts and power cuts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Self
 
 log = logging.getLogger(__name__)
 
-MOST = 10_000
-"""Events kept; at half a kilobyte each, 5 MB on the card. A camera that changes its label once a minute fills it in a
-week."""
+MAX_EVENTS = 10_000
+"""Maximum number of events. At half a kilobyte each, they take 5 MB on the SD card. A camera whose label changes once a
+minute fills the spool in a week."""
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS event (
@@ -27,7 +27,7 @@ _BUSY_S = 5.0
 
 
 class SpooledEvent(NamedTuple):
-    """One message to be delivered: its topic, its payload, and when it came about, seconds since 1970."""
+    """A message to deliver. ``at``: time when it was created, in seconds since 1970."""
 
     topic: str
     payload: bytes
@@ -35,27 +35,27 @@ class SpooledEvent(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """An event in the spool. ``id`` grows from event to event and is never used twice."""
+    """An event in the spool. Ids increase, and are never used twice."""
 
     id: int
     event: SpooledEvent
 
 
 class Spool:
-    """A bounded queue of events in an SQLite file, oldest first. For one thread; a context manager.
+    """A bounded queue of events in an SQLite file, oldest first. A context manager. Not thread-safe.
 
-    What `put` returned from is on the disk, whatever happens to the process. When it is full the oldest are dropped,
-    and counted. A file that is damaged is set aside, and a disk that cannot be used (full, read-only, absent, failing)
-    makes the spool go on in memory with what can still be read: both are logged, neither raises.
+    When `put` returns, the events are on disk and survive a crash. If the spool is full, the oldest events are dropped
+    and counted. A damaged file is renamed. If the disk cannot be used (full, read-only, missing or failing), the spool
+    continues in memory with the events that can still be read. Both cases are logged; no exception is raised.
 
     Args:
-        path: of the file; its directory is made. None keeps everything in memory.
-        most: events it holds.
+        path: SQLite file, whose directory is created if needed; None keeps everything in memory.
+        max_events: Maximum number of events.
     """
 
-    def __init__(self, path: Path | None, *, most: int = MOST) -> None:
+    def __init__(self, path: Path | None, *, max_events: int = MAX_EVENTS) -> None:
         self._path = path
-        self._most = most
+        self._max_events = max_events
         self._last = 0
 
     def __enter__(self) -> Self:
@@ -68,26 +68,26 @@ class Spool:
 
     @property
     def on_disk(self) -> bool:
-        """Whether what is put in outlives the process."""
+        """Whether events survive a restart of the process."""
         return self._path is not None
 
     @property
     def last(self) -> int:
-        """Id of the newest event there ever was; 0 before the first."""
+        """Id of the newest event ever stored; 0 before the first."""
         return self._last
 
     @property
     def depth(self) -> int:
-        """Events waiting."""
+        """Number of waiting events."""
         return self._number("SELECT count(*) FROM event")
 
     @property
     def dropped(self) -> int:
-        """Events that had to go, since the file was made."""
+        """Number of events dropped since the file was created."""
         return self._number("SELECT value FROM counter WHERE name = 'dropped'")
 
     def put(self, events: Sequence[SpooledEvent]) -> None:
-        """Append events, all or none of them."""
+        """Append events: all of them or, if this fails, none."""
         if not events:
             return
         try:
@@ -96,13 +96,13 @@ class Spool:
             self._leave_disk(error)
             self._put(events)
 
-    def after(self, last: int, most: int) -> list[Waiting]:
-        """Up to so many events behind the one with this id, oldest first."""
-        rows = self._rows("SELECT id, topic, payload, at FROM event WHERE id > ? ORDER BY id LIMIT ?", last, most)
+    def after(self, last: int, limit: int) -> list[Waiting]:
+        """Up to ``limit`` events after the one with id ``last``, oldest first."""
+        rows = self._rows("SELECT id, topic, payload, at FROM event WHERE id > ? ORDER BY id LIMIT ?", last, limit)
         return [Waiting(ident, SpooledEvent(topic, bytes(payload), at)) for ident, topic, payload, at in rows]
 
     def remove(self, idents: Iterable[int]) -> None:
-        """Forget delivered events; those that are gone already are passed over."""
+        """Remove delivered events; ids that do not exist are ignored."""
         rows = [(ident,) for ident in idents]
         if not rows:
             return
@@ -110,7 +110,7 @@ class Spool:
             with self._database:
                 self._database.executemany("DELETE FROM event WHERE id = ?", rows)
         except sqlite3.Error as error:
-            # Memory knows what is left, so nothing is sent twice before the next start.
+            # The copy in memory has the remaining events, so no event is sent twice before the next start.
             self._leave_disk(error)
             with self._database:
                 self._database.executemany("DELETE FROM event WHERE id = ?", rows)
@@ -129,7 +129,8 @@ class Spool:
         with self._database:
             self._database.executemany("INSERT INTO event (topic, payload, at) VALUES (?, ?, ?)", events)
             beyond = self._database.execute(
-                "DELETE FROM event WHERE id <= (SELECT id FROM event ORDER BY id DESC LIMIT 1 OFFSET ?)", (self._most,)
+                "DELETE FROM event WHERE id <= (SELECT id FROM event ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                (self._max_events,),
             ).rowcount
             if beyond:
                 self._database.execute("UPDATE counter SET value = value + ? WHERE name = 'dropped'", (beyond,))
@@ -144,18 +145,18 @@ class Spool:
         except (sqlite3.DatabaseError, OSError) as error:
             if isinstance(error, OSError | sqlite3.OperationalError):
                 return self._in_memory(error)
-        aside = self._path.with_suffix(".damaged")
-        log.error("%s is damaged; it is now %s, and the events in it are lost", self._path, aside)
+        damaged = self._path.with_suffix(".damaged")
+        log.error("%s is damaged; it was renamed to %s, and its events are lost", self._path, damaged)
         try:
             for ending in ("-wal", "-shm"):
                 self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
-            os.replace(self._path, aside)
+            os.replace(self._path, damaged)
             return _connected(str(self._path))
         except (sqlite3.Error, OSError) as error:
             return self._in_memory(error)
 
     def _leave_disk(self, error: sqlite3.Error) -> None:
-        """Go on in memory with all that is waiting and can be read, under the same ids."""
+        """Continue in memory with all events that can still be read, under the same ids."""
         disk = self._database
         self._database = self._in_memory(error)
         rows: list[tuple[Any, ...]] = []
@@ -163,21 +164,21 @@ class Spool:
         with suppress(sqlite3.Error):
             dropped = disk.execute("SELECT value FROM counter WHERE name = 'dropped'").fetchone()[0]
         with suppress(sqlite3.Error):
-            # Row by row: of a damaged file, those before the damage.
+            # Row by row, to get the rows before the damage in a damaged file.
             rows.extend(disk.execute("SELECT id, topic, payload, at FROM event ORDER BY id"))
         with suppress(sqlite3.Error):
             disk.close()
         with self._database as memory:
             memory.executemany("INSERT INTO event VALUES (?, ?, ?, ?)", rows)
             memory.execute("UPDATE counter SET value = ? WHERE name = 'dropped'", (dropped,))
-            # Whoever asks for what is behind the last id it saw must not wait for ids to catch up.
+            # New ids must continue after the last one, so that `after` finds new events.
             memory.execute("DELETE FROM sqlite_sequence")
             memory.execute("INSERT INTO sqlite_sequence VALUES ('event', ?)", (self._last,))
 
     def _in_memory(self, error: Exception) -> sqlite3.Connection:
         log.error(
-            "%s cannot be used (%s): events wait in memory until the agent ends; mend it, or set `state` in "
-            "agent.yaml to a directory of the agent's own",
+            "%s cannot be used (%s): events are kept in memory until the agent stops; repair the disk, or set `state` "
+            "in agent.yaml to a directory that the agent may write to",
             self._path,
             getattr(error, "strerror", None) or error,
         )
@@ -186,10 +187,10 @@ class Spool:
 
 
 def _connected(path: str) -> sqlite3.Connection:
-    # Made by one thread, then used by another: never by two at once.
+    # Created by one thread and then used by another one, but never by two at the same time.
     database = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False)
     try:
-        # One fsync a commit, and readers need not wait: https://www.sqlite.org/wal.html
+        # One fsync per commit, and readers do not block: https://www.sqlite.org/wal.html
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         database.executescript(_SCHEMA)

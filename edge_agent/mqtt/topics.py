@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Topics under ``<prefix>/<device>/``. Both are checked by the settings to hold no wildcard or slash."""
+    """Topics under ``<prefix>/<device>/``. The settings ensure that neither contains a wildcard or a slash."""
 
     prefix: str
     device: str
 
     @property
     def status(self) -> str:
-        """``online`` or ``offline``, retained; offline is the last will."""
+        """Status of the device, retained: ``online`` or ``offline`` (the last will)."""
         return f"{self.prefix}/{self.device}/status"
 
     @property
     def info(self) -> str:
-        """What runs here, retained."""
+        """Model, cameras and software of the device, retained."""
         return f"{self.prefix}/{self.device}/info"
 
     def label(self, camera: str) -> str:
-        """The label decided now, retained."""
+        """The currently decided label, retained."""
         return f"{self.prefix}/{self.device}/camera/{camera}/label"
 
     def event(self, camera: str) -> str:
@@ -31,36 +31,36 @@ class Topics:
         return f"{self.prefix}/{self.device}/camera/{camera}/event"
 
     def result(self, camera: str) -> str:
-        """Each inference."""
+        """The result of each inference."""
         return f"{self.prefix}/{self.device}/camera/{camera}/result"
 
     def camera(self, camera: str) -> str:
-        """Whether the camera delivers: ``online``, ``lost``, ``frozen`` or ``ended``, retained."""
+        """State of the camera, retained: ``online``, ``lost``, ``frozen`` or ``ended``."""
         return f"{self.prefix}/{self.device}/camera/{camera}/status"
 
     def snapshot(self, camera: str) -> str:
-        """A JPEG image, when asked for."""
+        """A JPEG image, published on request."""
         return f"{self.prefix}/{self.device}/camera/{camera}/snapshot"
 
     @property
     def health(self) -> str:
-        """How the device is."""
+        """Health messages."""
         return f"{self.prefix}/{self.device}/health"
 
     @property
     def tunables(self) -> str:
-        """What can be set while the agent runs, retained."""
+        """Current values of the settings that can be changed while the agent runs, retained."""
         return f"{self.prefix}/{self.device}/settings"
 
     @property
     def commands(self) -> str:
-        """Every command, for subscribing."""
+        """Topic filter for all commands."""
         return self.command("+")
 
     def command(self, verb: str) -> str:
-        """One command."""
+        """Topic of one command."""
         return f"{self.prefix}/{self.device}/cmd/{verb}"
 
     def reply(self, ident: str | None) -> str:
-        """Answers to commands without a response topic."""
+        """Replies to commands without a response topic."""
         return f"{self.prefix}/{self.device}/reply/{ident or 'none'}"

@@ -48,12 +48,12 @@ def test_events_come_back_in_order_after_a_restart_without_those_delivered(tmp_p
 
 
 def test_a_full_spool_drops_the_oldest_and_counts_them(tmp_path: Path) -> None:
-    with Spool(tmp_path / "spool.sqlite", most=5) as spool:
+    with Spool(tmp_path / "spool.sqlite", max_events=5) as spool:
         for number in range(8):
             spool.put([event(number)])
         assert numbers(spool) == [3, 4, 5, 6, 7]
         assert spool.dropped == 3
-    with Spool(tmp_path / "spool.sqlite", most=5) as spool:
+    with Spool(tmp_path / "spool.sqlite", max_events=5) as spool:
         spool.put([event(number) for number in range(8, 20)])
         assert numbers(spool) == [15, 16, 17, 18, 19]
         assert spool.dropped == 15
@@ -128,10 +128,10 @@ def test_a_disk_that_fails_while_it_is_read_leaves_what_could_be_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "spool.sqlite"
-    with Spool(path, most=2900) as spool:
+    with Spool(path, max_events=2900) as spool:
         for start in range(0, 3000, 100):  # more than SQLite keeps in memory
             spool.put([SpooledEvent("a", b"%04d" % number + bytes(2000), 0.0) for number in range(start, start + 100)])
-    with Spool(path, most=2900) as spool:
+    with Spool(path, max_events=2900) as spool:
         half = path.stat().st_size // 2
         with path.open("r+b") as file:
             file.seek(half)
@@ -154,7 +154,7 @@ def test_where_nothing_can_be_written_events_wait_in_memory_and_it_is_said(
         spool.put([event(1)])
         assert numbers(spool) == [1]
         assert not spool.on_disk
-    assert "events wait in memory" in caplog.text
+    assert "events are kept in memory" in caplog.text
 
 
 FULL = """
