@@ -104,7 +104,8 @@ def test_what_is_delivered_twice_is_done_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(StoreError("no space\nleft"), "no space\\x0aleft"), (RuntimeError("secret"), "unexpected error")]
+    ("error", "told"),
+    [(StoreError("no space\nleft"), "no space\\x0aleft"), (RuntimeError("secret"), "unexpected error")],
 )
 def test_what_cannot_be_done_is_answered_too(error: Exception, told: str) -> None:
     def fail(_command: object) -> None:
