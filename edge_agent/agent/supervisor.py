@@ -27,7 +27,8 @@ SAVE_INTERVAL_S = 900.0
 GOOD_AFTER = 500
 """Frames that a new model must classify without errors to pass its probation: half a minute at 15 frames/s."""
 TOO_SLOW = 3.0
-"""Limit of the median inference time, relative to the canary test. Heat and other processes slow a model down less."""
+"""A model is too slow if its median inference time is over this many times that of its canary test. Heat and other
+processes slow a model down less."""
 _STUCK_S = 30.0
 """The agent counts as stuck after this many seconds without progress; no inference takes that long."""
 

@@ -53,7 +53,9 @@ class Frame(ABC):
         return rows, columns
 
     def at_least(self, height: int, width: int) -> Pixels:  # noqa: ARG002  subclasses use them
-        """The image, possibly scaled down, but to no fewer than ``height`` rows and ``width`` columns.
+        """The image, possibly scaled down, with at least ``height`` rows and ``width`` columns.
+
+        If the full image is smaller than that, it is returned unchanged.
 
         Raises:
             ImageError: The image cannot be decoded.

@@ -61,7 +61,8 @@ class ReconnectingCamera:
         """Deliver frames until a file ends or ``stopping`` is set.
 
         Raises:
-            CameraError: A file failed. Failures of a live camera are reported, and the camera is reopened.
+            CameraError: A file failed. A live camera is reopened instead.
+            ConfigError: A camera can never be opened, for example because Picamera2 is not installed.
         """
         pause_s = RETRY_S[0]
         while not stopping.is_set():
