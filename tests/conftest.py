@@ -159,7 +159,7 @@ Run = Callable[..., Ran]
 def edgeloop() -> Run:
     """Run the command line in a process of its own, as a user does."""
 
-    def run(*arguments: object, timeout: float = 240, **environment: str) -> Ran:
+    def run(*arguments: object, timeout: float = 600, **environment: str) -> Ran:
         command = [sys.executable, "-m", "edge_agent.cli", *map(str, arguments)]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **environment}
@@ -320,7 +320,7 @@ class Mosquitto:
         """End it."""
         assert self.process is not None
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def _listens(self) -> bool:
         try:
@@ -337,8 +337,10 @@ def start_mosquitto(folder: Path) -> Iterator[Mosquitto]:
     (folder / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n")
     broker = Mosquitto(folder, port)
     broker.start()
-    yield broker
-    broker.stop()
+    try:
+        yield broker
+    finally:
+        broker.stop()
 
 
 @pytest.fixture
@@ -366,8 +368,8 @@ class Subscriber:
 
     def __exit__(self, *exception: object) -> None:
         self._process.terminate()
-        self._process.wait(5)
-        self._thread.join(5)
+        self._process.wait(60)
+        self._thread.join(60)
         assert self._process.stdout is not None
         self._process.stdout.close()
 
@@ -406,12 +408,19 @@ def subscriber(mosquitto: Mosquitto) -> Iterator[Subscriber]:
         yield opened
 
 
+BUSY = 6
+"""A machine that does much else may take this many times as long."""
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Poll until a condition holds; fail with ``what`` was waited for."""
-    deadline = time.monotonic() + timeout_s
+    """Poll until a condition holds; fail with ``what`` was waited for.
+
+    ``timeout_s`` is what is enough on a machine that does nothing else.
+    """
+    deadline = time.monotonic() + BUSY * timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {timeout_s} s in vain for {what}")
+            pytest.fail(f"waited {BUSY * timeout_s:g} s in vain for {what}")
         time.sleep(0.05)
 
 

@@ -178,4 +178,4 @@ def test_a_reader_that_goes_away_is_no_crash(bundle_file: Path, photo_folder: Pa
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait(30) == 1
+        assert process.wait(60) == 1

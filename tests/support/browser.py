@@ -61,11 +61,11 @@ class Browser:
     def __exit__(self, *exception: object) -> None:
         os.close(self._write)  # which ends it
         try:
-            self._process.wait(5)
+            self._process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(5)
-        self._thread.join(5)
+            self._process.wait(60)
+        self._thread.join(60)
         os.close(self._read)
 
     def send(self, method: str, **parameters: object) -> dict[str, Any]:

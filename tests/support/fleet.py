@@ -103,7 +103,7 @@ def fleet(folder: Path, names: Sequence[str], *, unreachable: Sequence[str] = ()
         server.close()
         asyncio.run_coroutine_threadsafe(server.wait_closed(), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(60)
         loop.close()
 
 
@@ -137,7 +137,7 @@ def agents(devices: Fleet, settings: Mapping[str, Any], *, dying: Sequence[str] 
             process.send_signal(signal.SIGTERM)
         for process in running:
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
 

@@ -14,7 +14,7 @@ import yaml
 _INTERRUPTIBLE = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.argv[1], sys.argv[1:])
+os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
@@ -24,7 +24,7 @@ def interruptible(command: Sequence[str]) -> list[str]:
     A shell starts background processes with SIGINT ignored, which their children inherit. The process keeps its id.
 
     Args:
-        command: absolute path of a program, and its arguments.
+        command: a program and its arguments.
     """
     return [sys.executable, "-I", "-S", "-c", _INTERRUPTIBLE, *command]
 
@@ -39,7 +39,7 @@ class AgentProcess:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(interruptible(command), stdout=log, stderr=subprocess.STDOUT)
 
-    def end(self, how: signal.Signals | None = None, timeout_s: float = 15) -> int:
+    def end(self, how: signal.Signals | None = None, timeout_s: float = 120) -> int:
         if how is not None:
             self.process.send_signal(how)
         return self.process.wait(timeout_s)

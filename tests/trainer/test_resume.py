@@ -17,6 +17,7 @@ from edge_agent.errors import DataError
 from trainer.training.checkpoint import Checkpoint, Unfinished, check_unfinished, unfinished_path, unfinished_training
 
 from ..conftest import Run
+from ..support.processes import interruptible
 
 ARGUMENTS = ("--image-size", 32, "--epochs", 8, "--seed", 4, "--batch-size", 4)
 
@@ -128,7 +129,7 @@ def test_nothing_is_resumed_or_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to resume"):
         check_unfinished(tmp_path / "run", resume=True)
     unfinished_path(tmp_path / "run").mkdir()
-    with pytest.raises(DataError, match="go on with --resume"):
+    with pytest.raises(DataError, match="continue with --resume"):
         check_unfinished(tmp_path / "run", resume=False)
 
 
@@ -146,7 +147,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
 ) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "edge_agent.cli", "train", str(photo_folder), "--out", str(out)]
-    process = subprocess.Popen([*command, *map(str, ARGUMENTS)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(interruptible([*command, *map(str, ARGUMENTS)]), stderr=subprocess.PIPE, text=True)
     unfinished = Unfinished(unfinished_path(out))
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
@@ -155,7 +156,10 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
             break
         time.sleep(0.02)
     process.send_signal(how)
-    said = process.communicate()[1]
+    try:
+        said = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
     assert not out.exists(), "it was faster than the signal; give it more epochs"
     reached = unfinished.load()
     assert reached is not None

@@ -180,7 +180,7 @@ def forever(image: Pixels, interval_s: float = 0.01) -> ListCamera:
     return ListCamera(repeat(image), interval_s=interval_s)
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -25,6 +25,7 @@ from edge_agent.errors import ConfigError
 
 from ...conftest import IMAGE_SIZE, Run, wait_until
 from ...support.bundles import repacked
+from ...support.processes import interruptible
 
 ROOT = Path(__file__).parents[3]
 QUICK = ("--threads", 1, "--seconds", 0.3, "--rounds", 2)
@@ -144,9 +145,11 @@ def test_energy_of_a_raspberry_pi_5_is_its_rails_power_over_time(
     assert pmic_watts() == pytest.approx(3.0)  # 1.5 each; the supply's voltage has no current beside it
     start = time.monotonic()
     with EnergyMeter(tmp_path) as meter:
+        began = time.monotonic()
         time.sleep(1.3)
-        took_s = time.monotonic() - start
-    assert meter.joules == pytest.approx(3.0 * took_s, rel=0.1)
+        inside_s = time.monotonic() - began
+    outside_s = time.monotonic() - start
+    assert 0.9 * 3.0 * inside_s <= (meter.joules or 0) <= 1.1 * 3.0 * outside_s
     program.write_text("#!/bin/sh\necho 'error=1 error_msg=\"Command not registered\"'\n")  # a Raspberry Pi 4
     with EnergyMeter(tmp_path) as meter:
         pass
@@ -292,7 +295,7 @@ def test_broken_off_it_keeps_what_it_has_and_says_that_it_is_not_all(
     path = tmp_path / "report.json"
     options = ["--threads", "1", "--seconds", "0.2", "--rounds", "1", "--sustained", "60", "--json", str(path)]
     running = subprocess.Popen(
-        [sys.executable, "-m", "edge_agent.cli", "bench", str(bundle_file), *options],
+        interruptible([sys.executable, "-m", "edge_agent.cli", "bench", str(bundle_file), *options]),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -305,7 +308,10 @@ def test_broken_off_it_keeps_what_it_has_and_says_that_it_is_not_all(
         os.kill(int(children[0]), how)
     else:
         os.killpg(running.pid, how)
-    out, said = running.communicate(timeout=30)
+    try:
+        out, said = running.communicate(timeout=120)
+    finally:
+        running.kill()
     assert running.returncode == 1, said
     kept = load(path)
     assert not kept.complete

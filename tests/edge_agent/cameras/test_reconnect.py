@@ -72,7 +72,7 @@ class Watched:
         except Exception as error:  # noqa: BLE001
             self.error = error
 
-    def until(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, (self.states, self.reasons, len(self.frames))
@@ -80,7 +80,7 @@ class Watched:
 
     def stop(self) -> None:
         self.stopping.set()
-        self.thread.join(5)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -232,7 +232,7 @@ def test_a_still_but_living_image_is_not_frozen() -> None:
 
 def test_a_file_ends_once_and_is_not_opened_again() -> None:
     watched = Watched(lambda: living(5), live=False)
-    watched.thread.join(10)
+    watched.thread.join(60)
     assert (watched.states, watched.openings, len(watched.frames)) == (["online", "ended"], 1, 5)
 
 
@@ -243,7 +243,7 @@ def test_a_file_may_be_slow_and_still() -> None:
         time.sleep(1.5)
 
     watched = Watched(slow, live=False, frozen_s=1.0)
-    watched.thread.join(10)
+    watched.thread.join(60)
     assert (watched.states, watched.openings, len(watched.frames)) == (["online", "ended"], 1, 5)
 
 
@@ -252,7 +252,7 @@ def test_a_file_that_cannot_be_read_is_an_error() -> None:
         raise CameraError("not a video")
 
     watched = Watched(broken, live=False)
-    watched.thread.join(10)
+    watched.thread.join(60)
     assert isinstance(watched.error, CameraError)
     assert watched.openings == 1
 
@@ -262,7 +262,7 @@ def test_what_opening_again_cannot_mend_is_an_error() -> None:
         raise ConfigError("Picamera2 is not installed")
 
     watched = Watched(impossible)
-    watched.thread.join(10)
+    watched.thread.join(60)
     assert isinstance(watched.error, ConfigError)
 
 

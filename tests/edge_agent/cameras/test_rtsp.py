@@ -39,7 +39,7 @@ class Server:
 
     def end(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
@@ -130,5 +130,5 @@ def test_a_camera_that_is_away_or_hangs_is_noticed_and_comes_back(
     server.process.send_signal(signal.SIGCONT)
     delivers()
     stopping.set()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()

@@ -53,7 +53,7 @@ kept = ReconnectingCamera(
     deliver=lambda frame: None, report=lambda state, reason: states.append([state, reason, time.monotonic()]),
 )
 threading.Thread(target=kept.run, args=(stopping,), daemon=True).start()
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 120
 while len(states) < 2 and time.monotonic() < deadline:
     time.sleep(0.01)
 print(json.dumps(states), flush=True)

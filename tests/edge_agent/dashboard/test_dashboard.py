@@ -219,7 +219,7 @@ def test_a_image_is_encoded_once_however_many_look_and_a_damaged_one_is_no_error
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert len(looked) == 2  # its size, and the image
     time.sleep(2 * MIN_AGE_S)
     assert rig.get("/camera/feeder.jpg")[0] == 200

@@ -153,7 +153,7 @@ def test_an_answer_that_cannot_be_sent_does_not_end_the_answering() -> None:
     with Commands("pi", {"bench": lambda _command: {}}, answer) as commands:
         for number in (1, 2):
             commands.take(Envelope("bench", f'{{"id": "{number}"}}'.encode()))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while len(answered) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert answered == ["1", "2"]

@@ -43,7 +43,7 @@ def agent(
     finally:
         if running.process.poll() is None:
             running.process.kill()
-            running.process.wait(5)
+            running.process.wait(60)
 
 
 def label_of(message: dict[str, Any]) -> str:

@@ -217,7 +217,7 @@ def test_killed_at_any_point_it_keeps_what_it_said_it_had(tmp_path: Path) -> Non
         time.sleep(draw.uniform(0, 0.02))
         writer.kill()
         said += [int(line) for line in writer.stdout.read().splitlines() if line]
-        writer.wait(5)
+        writer.wait(60)
         writer.stdout.close()
         start = said[-1] + 1000
         with Spool(path) as spool:

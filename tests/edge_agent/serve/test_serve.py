@@ -30,6 +30,7 @@ from edge_agent.images import read_image
 from edge_agent.serve import workers
 
 from ...conftest import Run
+from ...support.processes import interruptible
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Service:
 def serving(bundle: Path, *arguments: str) -> Iterator[tuple[Service, list[str]]]:
     """The service, and what it printed; it ends well when it is told to, and complains of nothing."""
     command = [sys.executable, "-m", "edge_agent.cli", "serve", str(bundle), "--port", "0", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(interruptible(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         said = [process.stdout.readline()]
@@ -62,7 +63,7 @@ def serving(bundle: Path, *arguments: str) -> Iterator[tuple[Service, list[str]]
             port = int(said[0].split("/v1/classify")[0].rsplit(":", 1)[1])
             yield Service(port, process), said
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
             assert process.stderr.read() == ""
         finally:
             process.kill()

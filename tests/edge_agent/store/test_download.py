@@ -204,16 +204,17 @@ def test_bytes_that_drip_do_not_hold_it_longer_than_allowed(into: Path, part: st
     start = time.monotonic()
     with serving(drip) as (url, _):
         assert "not finished after 1 s" in refused(url, into, timeout_s=1.0)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
 
 
 def test_it_stops_when_asked_to_however_quiet_the_line(into: Path) -> None:
-    stop = threading.Event()
-    with serving(lambda _request: time.sleep(3)) as (url, _):
+    stop, over = threading.Event(), threading.Event()
+    with serving(lambda _request: over.wait(200)) as (url, _):
         threading.Timer(0.3, stop.set).start()
         start = time.monotonic()
-        assert "given up" in refused(url, into, stop=stop, timeout_s=60.0)
-        assert time.monotonic() - start < 2.5
+        assert "given up" in refused(url, into, stop=stop, timeout_s=180.0)
+        assert time.monotonic() - start < 60
+        over.set()
 
 
 @pytest.mark.parametrize(
@@ -311,7 +312,7 @@ def test_a_handshake_that_never_ends_is_given_up(into: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         start = time.monotonic()
         assert "not finished after 1 s" in refused(f"https://127.0.0.1:{server.getsockname()[1]}/", into, timeout_s=1.0)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 60
 
 
 def test_a_directory_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from trainer.data import Dataset, PixelRows, load_dataset
 from trainer.data.cache import PixelCache, cache_key
 
 from ...conftest import CLASSES, NAMESPACE
+from ...support.processes import interruptible
 
 SPEC = PreprocessSpec((32, 32))
 
@@ -347,7 +348,7 @@ def start() -> Start:
     def started(*arguments: object, before: str = "", wrap: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         command = [*wrap, sys.executable, "-c", before + LOAD, *map(str, arguments)]
         return subprocess.Popen(
-            command,
+            interruptible(command),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -376,14 +377,14 @@ def test_a_kill_at_any_moment_leaves_nothing_half_done(
     ends = [(1, signal.SIGKILL), (60, signal.SIGINT), (130, signal.SIGKILL), (200, signal.SIGTERM)]
     for target, end in ends:
         process = start(many, cache)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
             indices = list(cache.glob("pixels/*/index"))
             if indices and (indices[0].stat().st_size - 64) // 600 >= target:
                 break
             time.sleep(0.002)
         process.send_signal(end)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
         progress.append(files(cache)[1].stat().st_size)
     assert progress == sorted(progress)
     check(load_dataset(many, BIG, cache=cache), many, BIG)
@@ -415,7 +416,7 @@ def test_the_second_process_says_that_it_waits(photos: Path, cache: Path) -> Non
             kwargs={"cache": cache, "console": Console(file=said, force_terminal=True)},
         )
         thread.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while "Waiting for another edgeloop" not in said.getvalue() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert "Reading images" not in said.getvalue()
