@@ -1,1 +1,1 @@
-"""A prepared image to scores, and scores to a label."""
+"""Inference: preprocessed image to scores, and scores to a label."""

@@ -1,6 +1,6 @@
-"""A frame to its label: preprocess into the input tensor, invoke, read the scores.
+"""Classification of a frame: preprocess it into the input tensor, invoke the model, read the scores.
 
-All quantization and dequantization of the device is in this module.
+This module contains all quantization and dequantization on the device.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """What the model said of one frame.
+    """Scores of the model for one frame.
 
     Attributes:
-        labels: the class names, shared with the classifier.
+        labels: class names, shared with the classifier.
         scores: (classes,) float32, softmax, 0 to 1, in the order of ``labels``.
-        preprocess_ms: wall time of resize and input, milliseconds.
+        preprocess_ms: wall time of resizing and writing the input, milliseconds.
         inference_ms: wall time of invoke, milliseconds.
     """
 
@@ -46,30 +46,30 @@ class Result:
 
     @property
     def best(self) -> Score:
-        """The label with the highest score; the first of them where several share it."""
+        """Label with the highest score; the first one in case of a tie."""
         index = int(self.scores.argmax())
         return Score(self.labels[index], float(self.scores[index]))
 
     def top(self, count: int) -> list[Score]:
-        """The ``count`` labels with the highest scores, best first."""
+        """Return the ``count`` labels with the highest scores, best first."""
         order = np.argsort(-self.scores, kind="stable")[:count]
         return [Score(self.labels[index], float(self.scores[index])) for index in order]
 
 
 class Classifier:
-    """A model with its labels and its preprocessing, ready for frames. A context manager.
+    """A loaded model with its labels and preprocessing. A context manager.
 
-    Use it from one thread at a time.
+    Use an instance from one thread at a time.
 
     Args:
-        model: the bytes of a ``.tflite`` file.
-        labels: the class names, in the order of the model's outputs.
-        spec: how frames become its input.
-        threads: inference threads; one per core up to four by default.
+        model: bytes of a ``.tflite`` file.
+        labels: class names, in the order of the model's outputs.
+        spec: preprocessing of the frames.
+        threads: inference threads; by default one per core, up to four.
         delegate: shared library of an external delegate; none by default.
 
     Raises:
-        ModelError: the model or the delegate does not load, or the model breaks the contract: one input
+        ModelError: the model or the delegate cannot be loaded, or the model breaks the contract: one input
             (1, height, width, 3) of pixel levels (uint8 or int8 with scale 1, or float32 0 to
             255), one output (1, classes).
     """
@@ -105,14 +105,14 @@ class Classifier:
         """Load the model of a verified bundle.
 
         Args:
-            bundle: verified.
-            threads: as of the class.
-            delegate: as of the class.
-            on_cpu_instead: is told why the delegate cannot be used, and the model runs on the CPU; without it, that is
-                an error.
+            bundle: a verified bundle.
+            threads: see `Classifier`.
+            delegate: see `Classifier`.
+            on_cpu_instead: called with the error if the delegate cannot be used; the model then runs on the CPU.
+                Without this callback, the error is raised.
 
         Raises:
-            BundleError, ModelError: the model file changed, does not load, or is not what the manifest says.
+            BundleError, ModelError: the model file has changed, cannot be loaded, or does not match the manifest.
         """
         manifest = bundle.manifest
         model = bundle.read(MODEL)
@@ -126,12 +126,14 @@ class Classifier:
         if classifier.tensors != manifest.tensors:
             found = classifier.tensors
             classifier.close()
-            raise ModelError(f"{bundle.path}: its model has the tensors {found}, its manifest says {manifest.tensors}")
+            raise ModelError(
+                f"{bundle.path}: the model has the tensors {found}, but its manifest lists {manifest.tensors}"
+            )
         return classifier
 
     @property
     def tensors(self) -> Tensors:
-        """The model's input and output."""
+        """Input and output tensor of the model."""
         return self._model.tensors
 
     @property
@@ -141,7 +143,7 @@ class Classifier:
 
     @property
     def delegate(self) -> str | None:
-        """Shared library of the delegate in use; None on the CPU."""
+        """Shared library of the delegate in use; None if the model runs on the CPU."""
         return self._model.delegate
 
     @property
@@ -152,10 +154,10 @@ class Classifier:
     def classify(self, frame: Pixels) -> Result:
         """Classify one frame: (H, W, 3) uint8, **BGR**, of any size.
 
-        From a library that gives RGB (Pillow, imageio), pass ``image[..., ::-1]``.
+        With a library that returns RGB (Pillow, imageio), pass ``image[..., ::-1]``.
 
         Raises:
-            TypeError, ValueError: the frame is not of that shape and dtype.
+            TypeError, ValueError: the frame does not have this shape and dtype.
         """
         start = time.perf_counter_ns()
         self._write_input(frame)
@@ -166,13 +168,14 @@ class Classifier:
         return Result(self.labels, scores, (prepared - start) / 1e6, (done - prepared) / 1e6)
 
     def infer(self, levels: Pixels) -> tuple[npt.NDArray[np.float32], float]:
-        """Run the model on an image that `preprocess` has prepared already, for who prepares the next one meanwhile.
+        """Run the model on an already preprocessed image, so that callers can prepare the next one in parallel.
 
         Args:
-            levels: (height, width, 3) uint8 in the order and of the size of ``spec``. Free again when this returns.
+            levels: (height, width, 3) uint8 from `preprocess`, with the size and channel order of ``spec``. The array
+                can be reused when this method returns.
 
         Returns:
-            the scores, (classes,) float32, softmax, 0 to 1; and the wall time of invoke, milliseconds.
+            The scores, (classes,) float32, softmax, 0 to 1; and the wall time of invoke in milliseconds.
         """
         tensor = self._model.input()[0]
         if self._input_dtype == "int8":
@@ -207,24 +210,24 @@ class Classifier:
 
 
 def dequantize(stored: npt.NDArray[Any], tensor: TensorEntry) -> npt.NDArray[np.float32]:
-    """Stored values of a tensor as real ones: scale * (stored - zero_point). Always a copy, float32."""
+    """Convert stored tensor values to real values: scale * (stored - zero_point). Always a float32 copy."""
     if tensor.dtype == "float32":
         return stored.astype(np.float32)
     return (stored.astype(np.float32) - np.float32(tensor.zero_point)) * np.float32(tensor.scale)
 
 
 def contract_problems(tensors: Tensors, spec: PreprocessSpec, classes: int) -> list[str]:
-    """Every way in which a model's tensors do not fit its preprocessing and labels; empty when they do."""
+    """Return all mismatches between a model's tensors and its preprocessing and labels; empty if there are none."""
     problems = []
-    given, wanted = tensors.input, (1, *spec.shape)
-    if given.shape != wanted:
-        problems.append(f"its input is {given.shape}, preprocessing makes {wanted}")
-    zero_point = {"uint8": 0, "int8": -128}.get(given.dtype)
-    if zero_point is not None and (given.scale, given.zero_point) != (1.0, zero_point):
+    entry, expected = tensors.input, (1, *spec.shape)
+    if entry.shape != expected:
+        problems.append(f"its input is {entry.shape}, but preprocessing produces {expected}")
+    zero_point = {"uint8": 0, "int8": -128}.get(entry.dtype)
+    if zero_point is not None and (entry.scale, entry.zero_point) != (1.0, zero_point):
         problems.append(
-            f"its {given.dtype} input has scale {given.scale:.6g} and zero point {given.zero_point}; "
-            f"a pixel must be a level (scale 1, zero point {zero_point})"
+            f"its {entry.dtype} input has scale {entry.scale:.6g} and zero point {entry.zero_point}; "
+            f"the input must be pixel levels (scale 1, zero point {zero_point})"
         )
     if tensors.output.shape != (1, classes):
-        problems.append(f"its output is {tensors.output.shape}, {classes} labels need {(1, classes)}")
+        problems.append(f"its output is {tensors.output.shape}, but {classes} labels need {(1, classes)}")
     return problems

@@ -1,4 +1,4 @@
-"""Scores over time to a stable label, or `unknown`. Pure functions over values: no clock, no state of their own."""
+"""Decision: turn scores over time into a stable label or `unknown`. Pure functions without a clock or stored state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class ClassRule:
-    """When one label is decided: see `Rules`, whose attributes these replace."""
+    """Rule for one label; overrides the attributes of the same name in `Rules`."""
 
     enter: float
     leave: float
@@ -21,14 +21,14 @@ class ClassRule:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """When a label is decided.
+    """Rules for deciding a label.
 
     Attributes:
-        enter: smoothed score, 0 to 1, a label must reach to be decided.
-        leave: smoothed score, 0 to ``enter``, under which a decided label is given up.
-        min_time_s: seconds a label other than the decided one must lead before it is decided.
+        enter: smoothed score, 0 to 1, that a label must reach to be decided.
+        leave: smoothed score, 0 to ``enter``, below which a decided label is dropped.
+        min_time_s: seconds for which another label must lead before it is decided.
         smoothing_s: time constant of the exponential moving average of the scores, seconds.
-        classes: what holds instead for the classes of these indices.
+        classes: rules for single classes, by class index.
     """
 
     enter: float
@@ -38,21 +38,21 @@ class Rules:
     classes: Mapping[int, ClassRule] = field(default_factory=dict)
 
     def of(self, label: int | None) -> ClassRule:
-        """What holds for a class; for `unknown` (None), what holds for all."""
+        """Return the rule of a class; for `unknown` (None), the common rule."""
         common = ClassRule(self.enter, self.leave, self.min_time_s)
         return common if label is None else self.classes.get(label, common)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """What is decided after the latest frame.
+    """Decision after the latest frame.
 
     Attributes:
-        label: index of the decided class; None is `unknown`.
-        scores: (classes,) float32, the smoothed scores.
+        label: index of the decided class; None means `unknown`.
+        scores: (classes,) float32, smoothed scores.
         at: monotonic time of the latest frame, seconds.
-        candidate: class that may be decided next.
-        candidate_since: monotonic time since when it could, seconds.
+        candidate: class that may be decided next; None means `unknown`.
+        candidate_since: monotonic time since which it has been the candidate, seconds.
     """
 
     label: int | None
@@ -63,20 +63,20 @@ class Decision:
 
     @property
     def score(self) -> float:
-        """Smoothed score of the decided label; of the strongest one when unknown. 0 to 1."""
+        """Smoothed score of the decided label, or the highest smoothed score if the label is unknown. 0 to 1."""
         return float(self.scores[self.label] if self.label is not None else self.scores.max())
 
 
 def decide(before: Decision | None, scores: npt.NDArray[np.float32], at: float, rules: Rules) -> Decision:
-    """Take in one frame's scores.
+    """Update the decision with the scores of one frame.
 
-    The average weighs a frame by the time that passed since the last one (weight 1 - exp(-dt/tau)),
-    so the outcome does not depend on the frame rate.
+    The average weights a frame by the time since the previous one (weight 1 - exp(-dt/tau)), so the result does not
+    depend on the frame rate.
 
     Args:
-        before: the decision after the frame before; None at the first.
+        before: decision after the previous frame; None for the first frame.
         scores: (classes,) float32, softmax, 0 to 1.
-        at: monotonic capture time of the frame, seconds; not before the last one's.
+        at: monotonic capture time of the frame, seconds; not earlier than that of the previous frame.
         rules: thresholds and times.
     """
     if before is None:
@@ -87,26 +87,26 @@ def decide(before: Decision | None, scores: npt.NDArray[np.float32], at: float, 
         smoothed = (before.scores + np.float32(weight) * (scores - before.scores)).astype(np.float32)
         label, candidate, since = before.label, before.candidate, before.candidate_since
 
-    wanted = _entering(smoothed, rules)
-    if wanted is None and label is not None and smoothed[label] >= rules.of(label).leave:
-        wanted = label
+    leading = _entering(smoothed, rules)
+    if leading is None and label is not None and smoothed[label] >= rules.of(label).leave:
+        leading = label
 
-    if wanted == label:
+    if leading == label:
         candidate, since = label, at
-    elif wanted != candidate or before is None:
-        candidate, since = wanted, at
-    if wanted != label and at - since >= rules.of(wanted).min_time_s:
-        label, since = wanted, at
+    elif leading != candidate or before is None:
+        candidate, since = leading, at
+    if leading != label and at - since >= rules.of(leading).min_time_s:
+        label, since = leading, at
     return Decision(label, smoothed, at, candidate, since)
 
 
 def carried_over(before: Decision, labels: Sequence[str], to: Sequence[str]) -> Decision:
-    """The same decision for a model of other labels, by their names, so that a new model goes on where the old one was.
+    """Convert a decision to the labels of a new model, so that the new model continues where the old one stopped.
 
     Args:
-        before: decided by the old model.
-        labels: the old model's, in the order of its outputs.
-        to: the new model's. Labels it lacks are forgotten; those the old one lacked begin at 0.
+        before: decision of the old model.
+        labels: labels of the old model, in the order of its outputs.
+        to: labels of the new model. Labels that it does not have are dropped; labels that are new start at score 0.
     """
     places = {label: index for index, label in enumerate(to)}
     moved = [places.get(label) for label in labels]
@@ -120,7 +120,7 @@ def carried_over(before: Decision, labels: Sequence[str], to: Sequence[str]) -> 
 
 
 def _entering(scores: npt.NDArray[np.float32], rules: Rules) -> int | None:
-    """The class with the highest score of those that reach their own threshold."""
+    """Return the class with the highest score among those that reach their own threshold; None if there is none."""
     best = int(scores.argmax())
     if scores[best] >= rules.of(best).enter:
         return best

@@ -1,4 +1,4 @@
-"""How good a classifier is on labelled images: the one scorer of the gate and the reports."""
+"""Evaluation of a classifier on labelled images; the quality gate and all reports use it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..preprocess import Pixels
 from .classifier import Classifier
 
 CALIBRATION_BINS = 15
-"""As in Guo et al. 2017, so that figures compare with theirs."""
+"""Number of bins, as in Guo et al. 2017, so that the figures are comparable."""
 LEAST_SCORE = 1e-7
-"""A score of 0 would make the log loss infinite; Keras clips at the same place."""
+"""Lower limit for scores: a score of 0 would make the log loss infinite. Keras clips at the same value."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """What the top scores promise beside what they keep, in bins of equal width over 0 to 1.
+    """Mean top score and accuracy in bins of equal width over 0 to 1 (reliability diagram).
 
     Attributes:
-        edges: (bins + 1,) float, limits of the bins; a score on a limit counts in the lower bin.
-        images: (bins,) int, how many top scores lie in each.
-        score: (bins,) float, their mean; nan in an empty bin.
-        accuracy: (bins,) float, share of them that name the right class; nan in an empty bin.
+        edges: (bins + 1,) float, edges of the bins; a score on an edge counts in the lower bin.
+        images: (bins,) int, number of images whose top score is in the bin.
+        score: (bins,) float, mean of these top scores; nan in an empty bin.
+        accuracy: (bins,) float, share of these images with the correct class; nan in an empty bin.
     """
 
     edges: npt.NDArray[np.float64]
@@ -38,13 +38,13 @@ class Reliability:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Scores of a set of images beside their true classes.
+    """Scores of a set of images, with their true classes.
 
     Attributes:
-        labels: the class names.
+        labels: class names.
         truth: (images,) int, index of the true class.
         scores: (images, classes) float32, softmax.
-        inference_ms: (images,) float, wall time of each invoke; empty where nothing was timed.
+        inference_ms: (images,) float, wall time of each invoke; empty if it was not measured.
     """
 
     labels: tuple[str, ...]
@@ -60,34 +60,36 @@ class Evaluation:
 
     @cached_property
     def right(self) -> npt.NDArray[np.bool_]:
-        """(images,) bool, whether the highest score is the true class."""
+        """(images,) bool, whether the highest score is that of the true class."""
         right: npt.NDArray[np.bool_] = self.predicted == self.truth
         return right
 
     @property
     def accuracy(self) -> float:
-        """Share of images whose highest score is the true class, 0 to 1."""
+        """Share of images whose highest score is that of the true class, 0 to 1."""
         return float(self.right.mean())
 
     @property
     def interval_95(self) -> tuple[float, float]:
-        """Between what the accuracy on all such images lies, with 95 % confidence; see `wilson_interval`."""
+        """95 % confidence interval of the accuracy; see `wilson_interval`."""
         return wilson_interval(self.accuracy, len(self.truth))
 
     def support(self) -> dict[str, int]:
-        """Number of images of each class, classes without images included."""
+        """Return the number of images per class, including classes without images."""
         return dict(zip(self.labels, self._count(self.truth).tolist(), strict=True))
 
     def recall(self) -> dict[str, float]:
-        """Share of each class's images that were recognised; classes without images are left out."""
+        """Return the share of correct images per true class; classes without images are omitted."""
         return self._shares(self._count(self.truth[self.right]), self._count(self.truth))
 
     def precision(self) -> dict[str, float]:
-        """Share of the images taken for each class that are of it; classes nothing was taken for are left out."""
+        """Return the share of correct images per predicted class; classes never predicted are omitted."""
         return self._shares(self._count(self.truth[self.right]), self._count(self.predicted))
 
     def f1(self) -> dict[str, float]:
-        """Harmonic mean of precision and recall, 2 right / (images + predicted); of classes that have images.
+        """Return the harmonic mean of precision and recall per class, 2 right / (images + predicted).
+
+        Classes without images are omitted.
 
         van Rijsbergen 1979, Information Retrieval, chapter 7, with equal weights.
         """
@@ -97,17 +99,17 @@ class Evaluation:
 
     @property
     def macro_f1(self) -> float:
-        """Mean of `f1` over the classes, each class counting the same however many images it has."""
+        """Mean of `f1` over the classes; each class has the same weight, regardless of its number of images."""
         return float(np.mean(list(self.f1().values())))
 
     def confusion(self) -> npt.NDArray[np.int64]:
-        """(classes, classes) int: row the true class, column the predicted one."""
+        """Return the confusion matrix, (classes, classes) int: rows are true classes, columns predicted classes."""
         classes = len(self.labels)
         cells = np.bincount(self.truth * classes + self.predicted, minlength=classes * classes)
         return cells.reshape(classes, classes).astype(np.int64, copy=False)
 
     def confused_pairs(self) -> list[tuple[str, str, int]]:
-        """Class, what it was taken for, how many images: every such pair that occurs, most frequent first."""
+        """Return (true class, predicted class, number of images) for all misclassified images, most frequent first."""
         wrong = ~self.right
         pairs, counts = np.unique(
             np.stack([self.truth[wrong], self.predicted[wrong]], axis=1), axis=0, return_counts=True
@@ -116,9 +118,9 @@ class Evaluation:
         return [(self.labels[pairs[i, 0]], self.labels[pairs[i, 1]], int(counts[i])) for i in order]
 
     def top_accuracy(self, count: int) -> float:
-        """Share of images whose true class is among the ``count`` highest scores, 0 to 1.
+        """Return the share of images whose true class is among the ``count`` highest scores, 0 to 1.
 
-        Among equal scores the class that stands first in ``labels`` counts as the higher one, as in `predicted`.
+        In case of a tie, the class that comes first in ``labels`` counts as the higher one, as in `predicted`.
         """
         own = np.take_along_axis(self.scores, self.truth[:, None], axis=1)
         first = np.arange(len(self.labels)) < self.truth[:, None]
@@ -127,28 +129,29 @@ class Evaluation:
 
     @property
     def log_loss(self) -> float:
-        """Mean of -ln(score of the true class), in nats: the loss the head is trained with; 0 is perfect.
+        """Mean of -ln(score of the true class), in nats: the loss that the head is trained with; 0 is perfect.
 
-        Scores under `LEAST_SCORE` count as that. An int8 model's scores are steps of 1/256, so one 0 costs 16 nats.
+        Scores are clipped at `LEAST_SCORE`. The scores of an int8 model are steps of 1/256, so a score of 0 costs 16
+        nats.
         """
         own = np.take_along_axis(self.scores, self.truth[:, None], axis=1).astype(np.float64)
         return float(-np.log(np.clip(own, LEAST_SCORE, 1)).mean())
 
     def reliability(self, bins: int = CALIBRATION_BINS) -> Reliability:
-        """Top scores in bins of equal width, after Guo et al. 2017 (arXiv:1706.04599), section 2."""
+        """Sort the top scores into bins of equal width, after Guo et al. 2017 (arXiv:1706.04599), section 2."""
         top = self.scores.max(axis=1).astype(np.float64)
         edges = np.linspace(0, 1, bins + 1)
         place = np.clip(np.searchsorted(edges, top, side="left") - 1, 0, bins - 1)
         images = np.bincount(place, minlength=bins).astype(np.int64, copy=False)
-        with np.errstate(invalid="ignore"):  # an empty bin has no mean, which nan says
+        with np.errstate(invalid="ignore"):  # an empty bin has no mean and gets nan
             score = np.bincount(place, weights=top, minlength=bins) / images
             accuracy = np.bincount(place, weights=self.right, minlength=bins) / images
         return Reliability(edges, images, score, accuracy)
 
     def calibration_error(self, bins: int = CALIBRATION_BINS) -> float:
-        """Expected calibration error, 0 to 1: how far scores are from the share that is right, on average.
+        """Return the expected calibration error, 0 to 1: the mean difference between score and accuracy.
 
-        Sum over the bins of (images in it / images) * |accuracy - mean score|; equation 3 of Guo et al. 2017
+        Sum over the bins of (images in the bin / images) * |accuracy - mean score|; equation 3 of Guo et al. 2017
         (arXiv:1706.04599). With few images per bin it is above 0 by chance alone.
         """
         found = self.reliability(bins)
@@ -157,7 +160,7 @@ class Evaluation:
         return float((found.images[used] * gaps).sum() / len(self.truth))
 
     def agreement(self, other: Evaluation) -> float:
-        """Share of images on which both name the same class first, 0 to 1."""
+        """Return the share of images with the same top class in both evaluations, 0 to 1."""
         return float((self.predicted == other.predicted).mean())
 
     def _count(self, classes: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
@@ -169,23 +172,23 @@ class Evaluation:
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % confidence interval of a share observed in ``count`` trials (Wilson 1927), both 0 to 1."""
+    """Return the 95 % confidence interval of a share observed in ``count`` trials (Wilson 1927), both ends 0 to 1."""
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def evaluate(classifier: Classifier, images: Iterable[tuple[Pixels, str]]) -> Evaluation:
-    """Classify labelled frames (BGR, with the name of their class), one by one, as the device does.
+    """Classify labelled frames (BGR, with the name of their class) one by one, as the device does.
 
     Raises:
-        ValueError: there are none, or a label is not one of the classifier's.
+        ValueError: there are no images, or the classifier does not have one of the labels.
     """
     return evaluate_together([classifier], images)[0]
 
 
 def evaluate_together(classifiers: Sequence[Classifier], images: Iterable[tuple[Pixels, str]]) -> list[Evaluation]:
-    """`evaluate` for several classifiers of the same labels, each image decoded once and given to all of them."""
+    """Evaluate several classifiers with the same labels; each image is decoded only once. See `evaluate`."""
     truth: list[int] = []
     scores: list[list[npt.NDArray[np.float32]]] = [[] for _ in classifiers]
     times: list[list[float]] = [[] for _ in classifiers]

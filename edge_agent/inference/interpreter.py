@@ -1,6 +1,6 @@
-"""The TFLite interpreter: which one, how many threads, and its tensors as typed values.
+"""TFLite interpreter: choice of the package and the number of threads, with tensors as typed values.
 
-LiteRT wherever it has a wheel; tflite-runtime, its predecessor, on 32-bit Arm.
+The package is LiteRT where a wheel is available, and its predecessor tflite-runtime on 32-bit Arm.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ MAX_DEFAULT_THREADS = 4
 
 
 def cores() -> int:
-    """Cores this process may use; a container often has fewer than the machine."""
+    """Return the number of cores this process may use; in a container, often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_threads() -> int:
-    """One per core this process may use, four at most: every Pi has four, and more gain nothing at batch 1."""
+    """Return one thread per usable core, at most four: every Pi has four, and more threads gain nothing at batch 1."""
     return min(MAX_DEFAULT_THREADS, cores())
 
 
 class Interpreter:
-    """A loaded model with one input and one output; write the input view, invoke, read the output view.
+    """Loaded model with one input and one output: write to the input view, invoke, read the output view.
 
-    Not for several threads at once. A context manager; closing frees the interpreter.
+    Use an instance from one thread at a time. It is a context manager; closing it frees the interpreter.
 
     Args:
-        content: the bytes of a ``.tflite`` file.
-        threads: inference threads; `default_threads` when left out.
-        delegate: shared library of an external delegate, such as Coral's `libedgetpu.so.1`; what it
-            does not take runs on the CPU.
+        content: bytes of a ``.tflite`` file.
+        threads: inference threads; by default `default_threads`.
+        delegate: shared library of an external delegate, such as Coral's `libedgetpu.so.1`; operations that it does
+            not support run on the CPU.
 
     Raises:
-        ModelError: not a TFLite model, uses operations the runtime lacks, or has other than one
-            static input and one output.
+        ModelError: the content is not a TFLite model, uses operations that the runtime does not have, or does not have
+            exactly one static input and one output.
     """
 
     def __init__(self, content: bytes, *, threads: int | None = None, delegate: str | None = None) -> None:
@@ -68,20 +68,23 @@ class Interpreter:
                 )
             self.tensors = Tensors(_entry(inputs[0]), _entry(outputs[0]))
         except (ValueError, RuntimeError) as error:
-            raise ModelError(f"the runtime does not take the model: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"the runtime cannot load the model: {str(error).splitlines()[0]}") from error
         self._input = self._interpreter.tensor(inputs[0]["index"])
         self._output = self._interpreter.tensor(outputs[0]["index"])
 
     def input(self) -> npt.NDArray[Any]:
-        """The input tensor itself, (1, H, W, 3), to be written in place. Let go of it before `invoke`."""
+        """Return a view of the input tensor, (1, H, W, 3), to write to. Release it before calling `invoke`."""
         return self._input()  # type: ignore[no-any-return]
 
     def invoke(self) -> None:
-        """Run the model on what the input tensor holds; releases the GIL meanwhile."""
+        """Run the model on the content of the input tensor; releases the GIL while it runs."""
         self._interpreter.invoke()
 
     def output(self) -> npt.NDArray[Any]:
-        """The output tensor itself, (1, classes). The next `invoke` overwrites it, and refuses while it is held."""
+        """Return a view of the output tensor, (1, classes).
+
+        Release it before the next `invoke`, which fails while a view exists and overwrites the tensor.
+        """
         return self._output()  # type: ignore[no-any-return]
 
     def __enter__(self) -> Self:
@@ -100,7 +103,7 @@ _announced = False
 
 @contextmanager
 def _announcement_hidden() -> Iterator[None]:
-    """LiteRT prints one line about its CPU delegate with the first model of a process; only that load is muted."""
+    """Hide the line about the CPU delegate that LiteRT prints when a process loads its first model."""
     global _announced  # noqa: PLW0603  the library's own state is as global
     if _announced:
         yield
@@ -111,7 +114,7 @@ def _announcement_hidden() -> Iterator[None]:
 
 
 def _interpreter_module() -> tuple[ModuleType, str]:
-    """The interpreter's module, and name and version of the package it comes from."""
+    """Return the module of the interpreter, and the name and version of its package."""
     for package in ("ai-edge-litert", "tflite-runtime"):
         try:
             return import_module(f"{package.replace('-', '_')}.interpreter"), f"{package} {version(package)}"
@@ -122,7 +125,7 @@ def _interpreter_module() -> tuple[ModuleType, str]:
 
 def _load_delegate(module: ModuleType, library: str) -> object:
     try:
-        # First alone: on a library that does not load, LiteRT's own loader leaves a traceback on standard error.
+        # Try to load the library first: if that fails, LiteRT's own loader prints a traceback to standard error.
         ctypes.CDLL(library)
         return module.load_delegate(library)
     except (ValueError, OSError, AttributeError) as error:
@@ -138,6 +141,6 @@ def _entry(details: dict[str, Any]) -> TensorEntry:
         )
     dtype = np.dtype(details["dtype"]).name
     if dtype not in ("uint8", "int8", "float32"):
-        raise ModelError(f"the model has a {dtype} tensor; uint8, int8 or float32 are possible")
+        raise ModelError(f"the model has a {dtype} tensor; expected uint8, int8 or float32")
     scale, zero_point = details["quantization"]
     return TensorEntry(shape, dtype, float(scale), int(zero_point))

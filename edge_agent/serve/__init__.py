@@ -1,1 +1,1 @@
-"""A bundle behind HTTP: an image in, labels out. Needs the extra ``review``."""
+"""HTTP service that classifies images with a bundle. Needs the extra ``review``."""

@@ -1,4 +1,4 @@
-"""The service's HTTP, and its description of itself (OpenAPI 3.1)."""
+"""HTTP API of the service, with its OpenAPI 3.1 description."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 MOST_BYTES = 16 * 2**20
-"""Of an image file. It may have 64 megapixels; see `edge_agent.images`."""
+"""Largest size of an image file in bytes. `edge_agent.images` limits the number of pixels to 64 megapixels."""
 KINDS = ("image/jpeg", "image/png", "image/webp", "image/bmp")
 _encode = msgspec.json.Encoder().encode
 
 
 class Milliseconds(msgspec.Struct, frozen=True):
-    """Wall time of preparing the image, and of the network."""
+    """Wall time of preprocessing and of inference, in milliseconds."""
 
     preprocess: float
     inference: float
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What an image shows.
+    """Classification of an image.
 
-    ``label``: the best one, or `unknown` where its score is under the bundle's threshold. ``top``: the best ones, by
-    score. ``model``: which said so.
+    ``label``: the best label, or `unknown` if its score is below the bundle's threshold. ``score``: score of the best
+    label. ``top``: the best labels, highest score first. ``model``: the model that classified the image.
     """
 
     label: str
@@ -48,7 +48,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class About(msgspec.Struct, frozen=True):
-    """The model: its classes, the pixels it looks at (height, width), the score a label must reach."""
+    """Description of the model: classes, input size (height, width) in pixels, and threshold of the score."""
 
     model: ModelId
     labels: tuple[str, ...]
@@ -57,13 +57,13 @@ class About(msgspec.Struct, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why a request was not answered."""
+    """Error response."""
 
     error: str
 
 
 class Service:
-    """What each address does."""
+    """Handlers of the HTTP routes."""
 
     def __init__(self, bundle: Bundle, workers: Workers) -> None:
         manifest = bundle.manifest
@@ -78,7 +78,7 @@ class Service:
         """Classify the image in the body."""
         top = request.query_params.get("top", "3")
         if not (top.isascii() and top.isdecimal() and len(top) < 5 and 1 <= int(top) <= self._most):
-            return problem(f"top is a number from 1 to {self._most}", 400)
+            return problem(f"top: expected a number from 1 to {self._most}", 400)
         data = await read_body(request, MOST_BYTES)
         try:
             result = await self._workers.classify(data)
@@ -86,37 +86,37 @@ class Service:
             return problem(one_line(error), 422)
         except BusyError as error:
             return problem(str(error), 503, {"retry-after": "1"})
-        return answer(_encode(self._told(result, int(top))))
+        return json_response(_encode(self._answer(result, int(top))))
 
-    def _told(self, result: Result, count: int) -> Answer:
+    def _answer(self, result: Result, count: int) -> Answer:
         best = [TopScore(label, round(score, 6)) for label, score in result.top(count)]
         label = best[0].label if best[0].score >= self._threshold else UNKNOWN
-        spent = Milliseconds(round(result.preprocess_ms, 3), round(result.inference_ms, 3))
-        return Answer(label, best[0].score, tuple(best), self._model, spent)
+        timing = Milliseconds(round(result.preprocess_ms, 3), round(result.inference_ms, 3))
+        return Answer(label, best[0].score, tuple(best), self._model, timing)
 
     async def about(self, _request: Request) -> Response:
-        """The model."""
-        return answer(self._about)
+        """Describe the model."""
+        return json_response(self._about)
 
     async def description(self, _request: Request) -> Response:
-        """This service, as OpenAPI has it."""
-        return answer(self._description)
+        """Describe the API in OpenAPI format."""
+        return json_response(self._description)
 
     async def health(self, _request: Request) -> Response:
-        """Whether images will be answered."""
+        """Report whether the service can classify images."""
         if self._workers.alive:
-            return answer(_encode({"status": "ok"}))
-        return problem("a worker has ended; start the service again", 503)
+            return json_response(_encode({"status": "ok"}))
+        return problem("a worker thread has ended; restart the service", 503)
 
 
 def make_app(bundle: Bundle, workers: Workers, *, loopback: bool, token: str | None) -> ASGIApp:
-    """The web application of one bundle.
+    """Create the web application for one bundle.
 
     Args:
-        bundle: verified.
-        workers: entered.
-        loopback: refuse hosts that are not this machine; see `Guard`.
-        token: what everybody has to know; see `Guard`.
+        bundle: a verified bundle.
+        workers: started workers (their context is entered).
+        loopback: accept only host names of this machine; see `Guard`.
+        token: token that clients must send; see `Guard`.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -135,7 +135,7 @@ def make_app(bundle: Bundle, workers: Workers, *, loopback: bool, token: str | N
         return problem(error.detail.strip(), error.status_code, dict(error.headers or {}))
 
     async def broken(_request: Request, _error: Exception) -> Response:
-        return problem("this image could not be classified; the service's log says why", 500)
+        return problem("the image could not be classified; see the log of the service", 500)
 
     guard = Middleware(Guard, loopback=loopback, methods=("GET", "HEAD", "POST"), token=token)
     handlers: Any = {HTTPException: refused, Exception: broken}
@@ -144,70 +144,76 @@ def make_app(bundle: Bundle, workers: Workers, *, loopback: bool, token: str | N
     return app
 
 
-def answer(data: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """JSON."""
+def json_response(data: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Create a response with encoded JSON."""
     from starlette.responses import Response
 
     return Response(data, status, headers, media_type="application/json")
 
 
 def problem(text: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    """Why not."""
-    return answer(_encode(Problem(text)), status, headers)
+    """Create an error response."""
+    return json_response(_encode(Problem(text)), status, headers)
 
 
 def description(labels: int) -> dict[str, Any]:
-    """The service in OpenAPI's terms, for a model of so many labels."""
-    where = "#/components/schemas/{name}"
-    _, schemas = msgspec.json.schema_components([Answer, About, Problem], ref_template=where)
+    """Return the OpenAPI description of the service, for a model with this number of labels."""
+    reference = "#/components/schemas/{name}"
+    _, schemas = msgspec.json.schema_components([Answer, About, Problem], ref_template=reference)
 
     def content(name: str) -> dict[str, Any]:
-        return {"application/json": {"schema": {"$ref": where.format(name=name)}}}
+        return {"application/json": {"schema": {"$ref": reference.format(name=name)}}}
 
-    def told(name: str, text: str) -> dict[str, Any]:
+    def response(name: str, text: str) -> dict[str, Any]:
         return {"description": text, "content": content(name)}
 
     image = {"schema": {"type": "string", "format": "binary", "maxLength": MOST_BYTES}}
     top = {"type": "integer", "minimum": 1, "maximum": labels, "default": min(3, labels)}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "edgeloop serve", "version": __version__, "description": "An image in, labels out."},
+        "info": {"title": "edgeloop serve", "version": __version__, "description": "Classifies images."},
         "paths": {
             "/v1/classify": {
                 "post": {
                     "operationId": "classify",
                     "summary": "Classify an image",
                     "parameters": [
-                        {"name": "top", "in": "query", "required": False, "schema": top, "description": "Labels told."}
+                        {
+                            "name": "top",
+                            "in": "query",
+                            "required": False,
+                            "schema": top,
+                            "description": "Number of labels in `top`.",
+                        }
                     ],
                     "requestBody": {
                         "required": True,
-                        "description": "An image file, whatever the header says: JPEG, PNG, WebP or BMP.",
+                        "description": "A JPEG, PNG, WebP or BMP file. The content type of the request is ignored.",
                         "content": dict.fromkeys((*KINDS, "application/octet-stream"), image),
                     },
                     "responses": {
-                        "200": told("Answer", "What it shows"),
-                        "400": told("Problem", "A parameter out of its range"),
-                        "413": told("Problem", f"Over {MOST_BYTES} bytes"),
-                        "422": told("Problem", "Not a usable image"),
-                        "503": told("Problem", "Too many images are waiting"),
+                        "200": response("Answer", "Classification of the image"),
+                        "400": response("Problem", "A parameter is out of range"),
+                        "413": response("Problem", f"The image has more than {MOST_BYTES} bytes"),
+                        "422": response("Problem", "Not a usable image"),
+                        "503": response("Problem", "Too many images are waiting"),
                     },
                 }
             },
             "/v1/model": {
                 "get": {
                     "operationId": "model",
-                    "summary": "The model's classes and input",
-                    "responses": {"200": told("About", "The model")},
+                    "summary": "Describe the model: classes, input size and threshold",
+                    "responses": {"200": response("About", "Description of the model")},
                 }
             },
             "/healthz": {
                 "get": {
                     "operationId": "health",
-                    "summary": "Whether images are answered",
+                    "summary": "Report whether the service can classify images",
                     "responses": {
-                        "200": {"description": "They are", "content": {"application/json": {"schema": {}}}},
-                        "503": told("Problem", "They are not"),
+                        "200": {"description": "It can", "content": {"application/json": {"schema": {}}}},
+                        "503": response("Problem", "It cannot"),
                     },
                 }
             },

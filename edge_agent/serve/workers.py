@@ -1,4 +1,4 @@
-"""Threads that classify, each with an interpreter of its own, and the images that wait for them."""
+"""Worker threads that classify images, each with its own interpreter, and the queue of waiting images."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from ..inference.interpreter import cores
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 128
-"""Images; more are refused, for whoever sent them would have given up before their turn."""
+"""Number of waiting images; more are refused, because their clients would time out before their turn."""
 BATCH = 8
-"""Images a thread takes at once, at most: with what waits shared out evenly, it wakes the server once for all of
-them. The network itself takes them one by one: eight in one invoke took as long as eight invokes."""
+"""Largest number of images that a thread takes from the queue at once.
+
+The waiting images are divided evenly among the threads, and a thread wakes the event loop once per batch. The model
+itself processes images one by one: one invoke with eight images took as long as eight invokes."""
 
 
 class BusyError(EdgeloopError):
-    """More images wait than will be answered in good time."""
+    """Too many images are waiting."""
 
 
 class _Waiting:
@@ -36,15 +38,15 @@ class _Waiting:
 
 
 class Workers:
-    """One thread a core, each with the model loaded for itself. A context manager.
+    """Worker threads, each with its own copy of the model. A context manager.
 
     Args:
-        bundle: verified.
-        count: threads; one a core when None.
-        delegate: external delegate; as of `Classifier`.
+        bundle: a verified bundle.
+        count: number of threads; by default one per core.
+        delegate: external delegate; see `Classifier`.
 
     Raises:
-        BundleError, ModelError: on entering, when the model cannot be loaded.
+        BundleError, ModelError: on entering, if the model cannot be loaded.
     """
 
     def __init__(self, bundle: Bundle, *, count: int | None = None, delegate: str | None = None) -> None:
@@ -54,7 +56,7 @@ class Workers:
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
-        """Load the models, one after the other: loading hides what the runtime prints, for the whole process."""
+        """Load the models one after the other: loading redirects standard error for the whole process."""
         with ExitStack() as held:
             loaded = [
                 held.enter_context(Classifier.from_bundle(self._bundle, threads=1, delegate=self._delegate))
@@ -68,7 +70,7 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Answer nobody more."""
+        """Stop the threads and free the models."""
         for _thread in self._threads:
             self._queue.put(None)
         for thread in self._threads:
@@ -78,32 +80,32 @@ class Workers:
 
     @property
     def alive(self) -> bool:
-        """Whether all of them are at work."""
+        """Whether all threads are running."""
         return all(thread.is_alive() for thread in self._threads)
 
     async def classify(self, data: bytes) -> Result:
         """Decode an image file and classify it.
 
         Raises:
-            ImageError: not a usable image.
-            BusyError: too many wait already.
+            ImageError: the data is not a usable image.
+            BusyError: too many images are waiting.
         """
         if self._queue.qsize() >= MOST_WAITING:
-            raise BusyError(f"{MOST_WAITING} images are waiting; try again, or send them to several devices")
+            raise BusyError(f"{MOST_WAITING} images are waiting; try again later, or use more devices")
         waiting = _Waiting(data, asyncio.get_running_loop())
         self._queue.put(waiting)
         return await waiting.future
 
     def _work(self, classifier: Classifier) -> None:
-        while (batch := self._taken()) is not None:
-            answers = [(waiting, _answer(classifier, waiting.data)) for waiting in batch]
+        while (batch := self._next_batch()) is not None:
+            results = [(waiting, _classify(classifier, waiting.data)) for waiting in batch]
             try:
-                batch[0].loop.call_soon_threadsafe(_deliver, answers)
+                batch[0].loop.call_soon_threadsafe(_deliver, results)
             except RuntimeError:  # the server has ended
                 return
 
-    def _taken(self) -> list[_Waiting] | None:
-        """What this thread does next; None at the end."""
+    def _next_batch(self) -> list[_Waiting] | None:
+        """Wait for images and return the next batch; None when the workers stop."""
         first = self._queue.get()
         if first is None:
             return None
@@ -120,7 +122,7 @@ class Workers:
         return batch
 
 
-def _answer(classifier: Classifier, data: bytes) -> Result | Exception:
+def _classify(classifier: Classifier, data: bytes) -> Result | Exception:
     try:
         return classifier.classify(decode_image(data, "the image"))
     except ImageError as error:
@@ -130,11 +132,11 @@ def _answer(classifier: Classifier, data: bytes) -> Result | Exception:
         return error
 
 
-def _deliver(answers: list[tuple[_Waiting, Result | Exception]]) -> None:
-    for waiting, answer in answers:
-        if waiting.future.done():  # whoever asked has gone
+def _deliver(results: list[tuple[_Waiting, Result | Exception]]) -> None:
+    for waiting, result in results:
+        if waiting.future.done():  # the client has disconnected
             continue
-        if isinstance(answer, Exception):
-            waiting.future.set_exception(answer)
+        if isinstance(result, Exception):
+            waiting.future.set_exception(result)
         else:
-            waiting.future.set_result(answer)
+            waiting.future.set_result(result)
