@@ -20,15 +20,16 @@ from edge_agent.messages import Info, Observation
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
 
 
 def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text()
 
 
-def test_the_tree_in_the_readme_is_the_tree() -> None:
-    block = re.search(r"```text\n(edge_agent/.*?)```", README, re.DOTALL)
+def test_the_tree_is_the_tree() -> None:
+    block = re.search(r"```text\n(edge_agent/.*?)```", CONTRIBUTING, re.DOTALL)
     assert block is not None
     named = set(re.findall(r"^([\w.]+)/", block[1], re.MULTILINE))
     tracked = subprocess.run(
@@ -36,21 +37,46 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
     ).stdout.splitlines()
     folders = {path.split("/")[0] for path in tracked if "/" in path and not path.startswith(".")}
     assert named == folders
-    inside = set(re.findall(r"^  ([\w.]+/?)", block[1], re.MULTILINE))
+    package = ""
+    inside = 0
+    for line in block[1].splitlines():
+        if entry := re.match(r"  ([\w.]+/?)", line):
+            assert (ROOT / package / entry[1]).exists(), f"{package}{entry[1]}"
+            inside += 1
+        elif folder := re.match(r"[\w.]+/", line):
+            package = folder[0]
     assert inside
-    for entry in inside:
-        assert any((ROOT / folder / entry.rstrip("/")).exists() for folder in folders), entry
 
 
-def test_every_command_is_in_the_readme() -> None:
+def test_every_command_is_in_the_reference_once_and_in_a_guide() -> None:
+    listed = re.findall(r"^commands: (.+)$", page("reference/cli.md"), re.MULTILINE)
+    assert sorted(" ".join(listed).split()) == sorted(COMMANDS)
+    guides = "\n".join(path.read_text() for path in PAGES if path.name not in ("cli.md", "CHANGELOG.md"))
     for command in COMMANDS:
-        assert f"edgeloop {command}" in README
+        assert f"edgeloop {command}" in guides, command
 
 
-def test_make_targets_named_in_the_readme_exist() -> None:
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_named_exist(path: Path) -> None:
+    text = path.read_text()
+    for command in re.findall(r"^(?: {4})?edgeloop ([a-z]+)\b", "\n".join(code_of(text)), re.MULTILINE):
+        assert command in COMMANDS, command
+
+
+def code_of(text: str) -> list[str]:
+    """Blocks and spans of code."""
+    blocks = re.findall(r"^```(?:sh|console)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^ {4}(?=edgeloop )(.+)$", text, re.MULTILINE)
+    return [*blocks, *lines, *re.findall(r"`(edgeloop [^`\n]+)`", text)]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/guides/bench.md"])
+def test_make_targets_named_exist(name: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    named = set(re.findall(r"(?:^|`| {4})make ([a-z-]+)", (ROOT / name).read_text(), re.MULTILINE))
+    assert named
+    for target in named:
+        assert re.search(rf"^(?:[a-z-]+ )*{target}(?: [a-z-]+)*:", makefile, re.MULTILINE), target
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
