@@ -1,1 +1,1 @@
-"""Which captured frames are worth a label, and the labels people gave."""
+"""Active learning: which captured frames are most worth labelling, and the annotations of people."""

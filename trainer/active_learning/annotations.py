@@ -1,8 +1,8 @@
-"""What people decided about frames: a log that is only ever appended to, one line of JSON a decision.
+"""Annotations of frames: an append-only log with one line of JSON per annotation.
 
-It lies beside the frames as `labels.jsonl`. A decision is on the disk before anybody is told that it is made. Several
-processes may append to one log, and each takes in what the others wrote. The last line about a frame counts; none is
-ever lost. A line that somebody changed by hand into something else is named and passed over, and stays as it is.
+The log is the file `labels.jsonl` next to the frames. An annotation is on the disk before it is confirmed. Several
+processes may append to one log, and each reads what the others wrote. The last line about a frame counts, and no line
+is ever removed. Invalid lines, for example after editing by hand, are reported and skipped, and stay in the file.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ class Annotation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         v: version of the format.
-        sha256: of the frame's image.
-        verdict: it shows ``label``; it shows `none` of the classes; it is to be left out (`skip`); or it is open again.
-        label: the class, with the verdict `label` alone.
-        by: who decided.
-        at: when, RFC 3339 in UTC.
+        sha256: SHA-256 of the frame's image file.
+        verdict: `label`: the frame shows the class ``label``; `none`: it shows none of the classes; `skip`: leave it
+            out; `open`: an earlier annotation is withdrawn.
+        label: class name; only with the verdict `label`.
+        by: name of the annotator.
+        at: time of the annotation, RFC 3339 in UTC.
     """
 
     v: Annotated[int, msgspec.Meta(ge=1, le=FORMAT)] = FORMAT
@@ -49,12 +50,12 @@ class Annotation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         if self.verdict == "label":
-            # Whether two classes are the same is no matter of one name.
+            # The check needs two different classes.
             problems = problems_of_labels((self.label, f"not {self.label}"[:10]))
             if problems:
                 raise ValueError(f"label: {problems[0]}")
         elif self.label:
-            raise ValueError(f"a label beside the verdict {self.verdict!r}")
+            raise ValueError(f"a label is only valid with the verdict 'label', not {self.verdict!r}")
 
 
 _decode = msgspec.json.Decoder(Annotation).decode
@@ -62,25 +63,25 @@ _encode = msgspec.json.Encoder().encode
 
 
 def now() -> str:
-    """The time as decisions carry it."""
+    """Return the current time in the format of `Annotation.at`."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 class Annotations:
-    """A folder's log. Not for several threads at once.
+    """The annotation log of a folder. Not thread-safe.
 
     Attributes:
-        latest: the decision that counts, by the hash of the frame; `open` ones included.
-        problems: lines that cannot be used, and why.
-        count: decisions read so far.
-        generation: how often the log was begun anew, because somebody replaced it.
+        latest: latest annotation of each frame, by the frame's SHA-256; includes the verdict `open`.
+        problems: one message for each line that cannot be used.
+        count: number of annotations read so far.
+        generation: number of times the log was read from its start because the file was new or replaced.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Name the log and read what is there.
+        """Open the log of a folder and read the existing annotations.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: the log cannot be read.
         """
         self.path = folder / LOG
         self._inode = self.generation = -1
@@ -88,7 +89,7 @@ class Annotations:
         self.refresh()
 
     def refresh(self) -> list[Annotation]:
-        """Take in what was appended since; all of it where the file was replaced or cut.
+        """Read the annotations appended since the last call, or all of them if the file was replaced or truncated.
 
         Raises:
             DataError: the log cannot be read.
@@ -100,7 +101,7 @@ class Annotations:
                     self._forget()
                 self._inode = status.st_ino
                 if status.st_size > MOST_BYTES:
-                    raise DataError(f"{self.path}: over {MOST_BYTES} bytes; no log of decisions is that long")
+                    raise DataError(f"{self.path}: over {MOST_BYTES} bytes, too large for a log of annotations")
                 file.seek(self._read)
                 data = file.read(status.st_size - self._read)
         except FileNotFoundError:
@@ -108,25 +109,28 @@ class Annotations:
             return []
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
-        # What does not end yet is being written, or was not finished.
+        # A last line without line end is still being written, or was never finished.
         whole = data[: data.rfind(b"\n") + 1]
         self._read += len(whole)
-        return self._take(whole.splitlines())
+        return self._parse(whole.splitlines())
 
-    def add(self, decisions: Sequence[Annotation]) -> list[Annotation]:
-        """Append, and return once it is on the disk; with what others appended before.
+    def add(self, annotations: Sequence[Annotation]) -> list[Annotation]:
+        """Append annotations to the log and wait until they are on the disk.
+
+        Returns:
+            These annotations, after any that other processes have appended since the last call.
 
         Raises:
-            OSError: the disk does not take it. Nothing is appended then.
+            OSError: the disk is full or read-only; nothing was appended.
             DataError: the log cannot be read.
         """
-        lines = b"".join(_encode(decision) + b"\n" for decision in decisions)
+        lines = b"".join(_encode(annotation) + b"\n" for annotation in annotations)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             end = os.fstat(handle).st_size
             try:
-                # A line that was not finished stays, as a line of its own.
+                # An unfinished last line is kept as a separate line.
                 if end and os.pread(handle, 1, end - 1) != b"\n":
                     lines = b"\n" + lines
                 done = 0
@@ -144,11 +148,11 @@ class Annotations:
 
     @property
     def disputed(self) -> dict[str, list[Annotation]]:
-        """Frames that several people decided differently: the last decision of each."""
+        """Frames that people annotated differently, by SHA-256, with the latest annotation of each person."""
         return {
             sha256: list(people.values())
             for sha256, people in self._by_person.items()
-            if len({(one.verdict, one.label) for one in people.values()}) > 1
+            if len({(annotation.verdict, annotation.label) for annotation in people.values()}) > 1
         }
 
     def _forget(self) -> None:
@@ -159,24 +163,26 @@ class Annotations:
         self._by_person: dict[str, dict[str, Annotation]] = defaultdict(dict)
         self._read = self._line = 0
 
-    def _take(self, lines: Iterable[bytes]) -> list[Annotation]:
-        taken = []
+    def _parse(self, lines: Iterable[bytes]) -> list[Annotation]:
+        parsed = []
         for line in lines:
             self._line += 1
             if not line.strip():
                 continue
             try:
-                decision = _decode(line)
+                annotation = _decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                self.problems.append(f"{self.path}, line {self._line}: {error}; it is left out, correct or remove it")
+                self.problems.append(
+                    f"{self.path}, line {self._line}: {error}; the line is skipped, correct or remove it"
+                )
                 continue
-            taken.append(decision)
-            self.latest[decision.sha256] = decision
-            people = self._by_person[decision.sha256]
-            people.pop(decision.by, None)
-            if decision.verdict == "open":
+            parsed.append(annotation)
+            self.latest[annotation.sha256] = annotation
+            people = self._by_person[annotation.sha256]
+            people.pop(annotation.by, None)
+            if annotation.verdict == "open":
                 people.clear()
             else:
-                people[decision.by] = decision
-        self.count += len(taken)
-        return taken
+                people[annotation.by] = annotation
+        self.count += len(parsed)
+        return parsed

@@ -1,4 +1,4 @@
-"""What a network sees in images: features and scores, computed once for an image and kept between sessions."""
+"""Embeddings and scores of images, computed once per image and cached between sessions."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import track
 
 from edge_agent.errors import DataError, ImageError
 from edge_agent.images import decode_image, read_bytes
 from edge_agent.native_stderr import native_noise_hidden
-from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
+from edge_agent.preprocessing import Pixels, PreprocessSpec, preprocess
 
 from ..backbones import build_backbone
 from ..backend import start_keras
 from ..data import default_cache
-from ..evaluate import run_predictor
+from ..evaluation import run_predictor
+from ..progress import track
 from ..threads import in_order
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ _WITHOUT_RUN = "efficientnet-lite0"
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network that looks at images.
+    """A network that computes embeddings.
 
     Attributes:
-        labels: the classes it tells apart, in the order of its scores; empty without a run.
-        spec: how an image becomes its input.
-        model: pixels, (n, height, width, 3), to features (n, f) and scores (n, classes), a softmax.
-        key: of everything that decides what it gives.
+        labels: class names, in the order of the scores; empty without a run.
+        spec: preprocessing of the images.
+        model: maps pixels, (n, height, width, 3), to features, (n, f), and softmax scores, (n, classes).
+        key: hash of everything that determines the output, for the cache.
     """
 
     labels: tuple[str, ...]
@@ -56,12 +56,12 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """What a network saw, a row an image.
+    """Output of a network, one row per image.
 
     Attributes:
-        features: (n, f) float32, rounded to 16 bits.
+        features: (n, f) float32, rounded to the precision of float16.
         scores: (n, classes) float32, softmax, 0 to 1; no columns for a network without classes.
-        failed: images that could not be looked at, whose rows are zeros, and why.
+        failed: error message of each image that could not be read, by its row; the row contains zeros.
     """
 
     features: npt.NDArray[np.float32]
@@ -69,11 +69,11 @@ class Embeddings:
     failed: dict[int, str]
 
 
-def network_of(run: Path | None) -> Network:
-    """The network of a run, or, without one, EfficientNet-Lite0 as ImageNet taught it.
+def load_network(run: Path | None) -> Network:
+    """Load the network of a run or, without a run, EfficientNet-Lite0 pretrained on ImageNet.
 
     Raises:
-        DataError: not a usable run.
+        DataError: the run is not usable.
         MissingExtraError: Keras is not installed.
     """
     keras = start_keras()
@@ -84,9 +84,9 @@ def network_of(run: Path | None) -> Network:
         model = keras.Model(base.input, [base.output, none])
         return Network((), spec, model, _key(b"imagenet", spec))
     if not (run / "model.keras").is_file():
-        raise DataError(f"{run}: holds no model.keras; name a directory that `edgeloop train` made")
+        raise DataError(f"{run}: no model.keras in it; name a run directory made by `edgeloop train`")
     found = run_predictor(run)
-    assert found.network is not None  # noqa: S101  a run has one
+    assert found.network is not None  # noqa: S101  a run always has one
     last = found.network.layers[-1]
     model = keras.Model(found.network.input, [last.input, found.network.output])
     return Network(found.labels, found.spec, model, _key((run / "model.keras").read_bytes(), found.spec))
@@ -96,21 +96,21 @@ def embed(
     network: Network,
     images: Sequence[tuple[str, Path]],
     *,
-    what: str,
+    description: str,
     console: Console,
     cache: Path | None = None,
 ) -> Embeddings:
-    """Features and scores of images.
+    """Compute the features and scores of images, or read them from the cache.
 
     Args:
-        network: what looks.
-        images: hash and path of each; a file whose content has another hash counts as failed.
-        what: for the progress bar.
-        console: where it goes.
-        cache: folder in which what was seen is kept; `default_cache()` when None.
+        network: the network to use.
+        images: SHA-256 and path of each image; a file whose content has another hash counts as failed.
+        description: text of the progress bar.
+        console: console for the progress bar.
+        cache: folder of the cache; `default_cache()` if None.
 
     Raises:
-        DataError: the folder cannot be used, or is full.
+        DataError: the cache cannot be used, or the disk is full.
     """
     folder = (cache or default_cache()) / "sight"
     width, classes = (shape[-1] for shape in network.model.output_shape)
@@ -118,21 +118,20 @@ def embed(
     scores = np.zeros((len(images), classes), np.float32)
     failed: dict[int, str] = {}
     try:
-        with _kept(folder / f"{network.key[:32]}.rows", width, classes) as kept:
+        with _open_rows(folder / f"{network.key[:32]}.rows", width, classes) as rows:
             todo = []
-            for place, (sha256, _) in enumerate(images):
-                row = kept.find(sha256)
+            for index, (sha256, _) in enumerate(images):
+                row = rows.find(sha256)
                 if row is None:
-                    todo.append(place)
+                    todo.append(index)
                 else:
-                    features[place], scores[place] = row["features"], row["scores"]
-            for places, pixels in batches(network, images, todo, failed, what, console):
-                seen, said = ask(network, pixels)
-                rows = kept.add([images[place][0] for place in places], seen, said)
-                features[places], scores[places] = rows["features"], rows["scores"]
+                    features[index], scores[index] = row["features"], row["scores"]
+            for indices, pixels in batches(network, images, todo, failed, description, console):
+                added = rows.add([images[index][0] for index in indices], *predict(network, pixels))
+                features[indices], scores[indices] = added["features"], added["scores"]
     except OSError as error:
         raise DataError(
-            f"{folder}: what the network saw cannot be kept: {error.strerror}; make room, or move it with --cache"
+            f"{folder}: the embeddings cannot be cached: {error.strerror}; make room, or name another --cache"
         ) from error
     return Embeddings(features, scores, failed)
 
@@ -142,40 +141,40 @@ def batches(
     images: Sequence[tuple[str, Path]],
     todo: Sequence[int],
     failed: dict[int, str],
-    what: str,
+    description: str,
     console: Console,
 ) -> Iterator[tuple[list[int], list[Pixels]]]:
-    """Places and pixels of those images of ``todo`` that can be read; the others are noted in ``failed``."""
+    """Yield the indices and pixels of the images in ``todo`` in batches; add unreadable images to ``failed``."""
 
-    def read(place: int) -> Pixels | ImageError:
-        sha256, path = images[place]
+    def read(index: int) -> Pixels | ImageError:
+        sha256, path = images[index]
         try:
             data = read_bytes(path)
             if hashlib.sha256(data).hexdigest() != sha256:
-                return ImageError(f"{path}: another image than the one that was captured; pull it again")
+                return ImageError(f"{path}: not the image that was captured (its SHA-256 differs); pull it again")
             return preprocess(decode_image(data, path), network.spec)
         except ImageError as error:
             return error
 
-    places: list[int] = []
+    indices: list[int] = []
     batch: list[Pixels] = []
     with closing(in_order(read, todo, ahead=2 * BATCH)) as reading:
-        for place, pixels in track(reading, what, total=len(todo), console=console, disable=not todo):
+        for index, pixels in track(reading, description, total=len(todo), console=console):
             if isinstance(pixels, ImageError):
-                failed[place] = str(pixels)
+                failed[index] = str(pixels)
                 continue
-            places.append(place)
+            indices.append(index)
             batch.append(pixels)
             if len(batch) == BATCH:
-                yield places, batch
-                places, batch = [], []
+                yield indices, batch
+                indices, batch = [], []
     if batch:
-        yield places, batch
+        yield indices, batch
 
 
-def ask(network: Network, pixels: Sequence[Pixels]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Features and scores of at most BATCH images."""
-    # Always a whole batch: another shape would compile the network again.
+def predict(network: Network, pixels: Sequence[Pixels]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the features and scores of at most BATCH images."""
+    # The batch is always full, because another shape would compile the network again.
     batch = np.zeros((BATCH, *network.spec.shape), np.float32)
     batch[: len(pixels)] = pixels
     with native_noise_hidden():
@@ -184,7 +183,7 @@ def ask(network: Network, pixels: Sequence[Pixels]) -> tuple[npt.NDArray[np.floa
 
 
 def rounded(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """Features as they are kept."""
+    """Return features in the precision in which they are stored, clipped to its range."""
     limit = np.finfo(np.float16).max
     return np.clip(features, -limit, limit).astype(np.float16)
 
@@ -194,7 +193,7 @@ def _key(model: bytes, spec: PreprocessSpec) -> str:
 
 
 class _Rows:
-    """Records in a file, each with its checksum: what a crash left half-written is not believed."""
+    """Records in a file, each with a checksum, so that records damaged by a crash are ignored."""
 
     def __init__(self, handle: int, width: int, classes: int) -> None:
         self._handle = handle
@@ -208,15 +207,15 @@ class _Rows:
             self._rows = np.frombuffer(file.read(), self._dtype)
         body = self._dtype.itemsize - 4
         raw = self._rows.view(np.uint8).reshape(len(self._rows), self._dtype.itemsize)
-        self._places = {
-            bytes(record[:32]): place
-            for place, record in enumerate(raw)
-            if zlib.crc32(record[:body].tobytes()) == int(self._rows["crc"][place])
+        self._indices = {
+            bytes(record[:32]): index
+            for index, record in enumerate(raw)
+            if zlib.crc32(record[:body].tobytes()) == int(self._rows["crc"][index])
         }
 
     def find(self, sha256: str) -> Any:
-        place = self._places.get(bytes.fromhex(sha256))
-        return None if place is None else self._rows[place]
+        index = self._indices.get(bytes.fromhex(sha256))
+        return None if index is None else self._rows[index]
 
     def add(self, hashes: Sequence[str], features: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> Any:
         rows = np.zeros(len(hashes), self._dtype)
@@ -238,8 +237,8 @@ class _Rows:
 
 
 @contextmanager
-def _kept(path: Path, width: int, classes: int) -> Iterator[_Rows]:
-    """A network's file of rows, for this process alone."""
+def _open_rows(path: Path, width: int, classes: int) -> Iterator[_Rows]:
+    """Open a network's file of rows and lock it for this process."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -1,7 +1,8 @@
-"""Frames and training images as points that are near each other where they look alike.
+"""Frames and training images as points in a space in which similar images are close to each other.
 
-A point is an image's features, standardised, in their first principal components. What they are found on is drawn by
-a seed from how many there are alone, so that images that lie on many machines give the same space.
+A point consists of the first principal components of an image's standardised features. The sample on which the
+components are fitted depends only on a seed and the number of images, so that the space is the same no matter how
+many machines the images are processed on.
 """
 
 from __future__ import annotations
@@ -13,33 +14,39 @@ import numpy.typing as npt
 
 COMPONENTS = 128
 MOST_KNOWN = 5000
-"""Training images distances are measured to and heads learn from: a random sample of more."""
+"""Maximum number of training images used for distances and heads; a random sample if there are more."""
 MOST_FITTED = 8000
-"""Rows the components are found on."""
-MOST_ASKED = 1000
-"""Frames whose neighbours tell which distance is near."""
+"""Maximum number of rows on which the components are fitted."""
+MOST_SAMPLED = 1000
+"""Maximum number of frames whose neighbours determine `Space.similar_distance`."""
 NEIGHBOUR = 3
-"""Frames nearer to each other than the median frame is to its third nearest are alike: of 2,000 frames in bursts of 5
-to 24 of 30 objects, 99 in 100 such pairs showed the same class (three other draws: 98 to 100)."""
+"""Frames are similar if they are closer to each other than the median frame is to its third nearest neighbour. Of 2,000
+frames of 30 objects in bursts of 5 to 24, 99 in 100 such pairs showed the same class (three other draws: 98 to 100)."""
 _ROUNDING = 1e-5
-"""Squared distances of equal points come out as up to this part of their squared length: float32 has 7 digits, and a
-camera that stands still gives equal points."""
+"""Rounding error of the squared distance of equal points, as a fraction of their squared length: float32 has 7 digits,
+and a camera in front of an unchanging scene gives equal points."""
 
 Floats = npt.NDArray[np.float32]
-Places = npt.NDArray[np.intp]
+Indices = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Features to points. ``mean``, ``scale``: (f,); ``components``: (f, d); ``centre``: (d,), all float32."""
+    """Projection of features to points.
+
+    Attributes:
+        mean, scale: (f,) float32, mean and standard deviation of the features.
+        components: (f, d) float32, principal components.
+        centre: (d,) float32, offset subtracted from the points.
+    """
 
     mean: Floats
     scale: Floats
     components: Floats
     centre: Floats
 
-    def place(self, features: Floats) -> Floats:
-        """(k, f) features to (k, d) points."""
+    def project(self, features: Floats) -> Floats:
+        """Return the (k, d) points of (k, f) features."""
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):
@@ -51,39 +58,49 @@ class Space:
     """Points of frames and of training images.
 
     Attributes:
-        frames: (n, d) float32; d is COMPONENTS, or less where there are fewer images or features.
-        known: (m, d) of the training images.
-        alike: squared distance under which two frames are alike.
-        projection: from features.
+        frames: (n, d) float32, points of the frames; d is COMPONENTS, or less with fewer images or features.
+        known: (m, d) float32, points of the training images.
+        similar_distance: squared distance up to which two frames are similar.
+        projection: projection from features to points.
     """
 
     frames: Floats
     known: Floats
-    alike: float
+    similar_distance: float
     projection: Projection
 
 
-def space_of(features: Floats, known: Floats, *, seed: int = 0) -> Space:
-    """The space of (n, f) features of frames and (m, f) of training images; m may be 0."""
-    fitted, asked = drawn(len(features), len(known), seed=seed)
-    projection = projection_of(np.concatenate([features, known])[fitted], seed=seed)
-    frames = projection.place(features)
-    alike = alike_of(frames[asked], nearest_distances(frames[asked], frames))
-    return Space(frames, projection.place(known), alike, projection)
+def build_space(features: Floats, known: Floats, *, seed: int = 0) -> Space:
+    """Return the space of (n, f) features of frames and (m, f) features of training images; m may be 0."""
+    fit_sample, frame_sample = draw_samples(len(features), len(known), seed=seed)
+    projection = fit_projection(np.concatenate([features, known])[fit_sample], seed=seed)
+    frames = projection.project(features)
+    sample = frames[frame_sample]
+    similar_distance = find_similar_distance(sample, neighbour_distances(sample, frames))
+    return Space(frames, projection.project(known), similar_distance, projection)
 
 
-def drawn(frames: int, known: int, *, seed: int = 0) -> tuple[Places, Places]:
-    """Places, among frames and then training images, of what the components are found on; and of frames to ask."""
+def draw_samples(frames: int, known: int, *, seed: int = 0) -> tuple[Indices, Indices]:
+    """Draw the sample for `fit_projection` and the sample for `find_similar_distance`.
+
+    Args:
+        frames: number of frames.
+        known: number of training images.
+        seed: seed of the draw.
+
+    Returns:
+        Indices into the frames followed by the training images, and indices into the frames.
+    """
     random = np.random.default_rng(seed)
 
-    def some(count: int, most: int) -> Places:
+    def draw(count: int, most: int) -> Indices:
         return np.arange(count) if count <= most else random.choice(count, most, replace=False)
 
-    return some(frames + known, MOST_FITTED), some(frames, MOST_ASKED)
+    return draw(frames + known, MOST_FITTED), draw(frames, MOST_SAMPLED)
 
 
-def projection_of(sample: Floats, *, seed: int = 0) -> Projection:
-    """The projection found on (k, f) features."""
+def fit_projection(sample: Floats, *, seed: int = 0) -> Projection:
+    """Fit a projection to (k, f) features."""
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
 
@@ -96,33 +113,47 @@ def projection_of(sample: Floats, *, seed: int = 0) -> Projection:
 
 
 def squared_distances(some: Floats, others: Floats) -> Floats:
-    """(k, m) float32 between (k, d) and (m, d)."""
+    """Return the (k, m) squared distances between (k, d) and (m, d) points."""
     found: Floats = (some**2).sum(1)[:, None] + (others**2).sum(1) - 2 * some @ others.T
     return np.maximum(found, 0)
 
 
-def nearest_distances(asked: Floats, frames: Floats) -> Floats:
-    """(k, NEIGHBOUR + 1) squared distances of (k, d) points to the nearest of (n, d), unsorted; all where n is less."""
-    return smallest(squared_distances(asked, frames))
+def neighbour_distances(points: Floats, frames: Floats) -> Floats:
+    """Return the squared distances of (k, d) points to their nearest of (n, d) frames.
+
+    Returns:
+        (k, NEIGHBOUR + 1), or (k, n) if n is smaller; unsorted. Points that are frames are their own nearest.
+    """
+    return smallest(squared_distances(points, frames))
 
 
 def smallest(distances: Floats) -> Floats:
-    """(k, NEIGHBOUR + 1) smallest of each row, unsorted; all where there are no more."""
+    """Return the NEIGHBOUR + 1 smallest values of each row, unsorted, or all if there are fewer."""
     if distances.shape[1] <= NEIGHBOUR + 1:
         return distances
     return np.partition(distances, NEIGHBOUR, axis=1)[:, : NEIGHBOUR + 1]
 
 
-def alike_of(asked: Floats, nearest: Floats) -> float:
-    """`Space.alike` by (k, d) points of frames and their `nearest_distances`, in which they count themselves."""
-    rounding = _ROUNDING * float(np.median((asked**2).sum(axis=1)))
+def find_similar_distance(sample: Floats, nearest: Floats) -> float:
+    """Return `Space.similar_distance`.
+
+    Args:
+        sample: (k, d) points of some frames.
+        nearest: their `neighbour_distances` to all frames, including the distance 0 to themselves.
+    """
+    rounding = _ROUNDING * float(np.median((sample**2).sum(axis=1)))
     return max(float(np.median(nearest.max(axis=1))), rounding)
 
 
-def nearest_known(frames: Floats, known: Floats) -> Floats:
-    """(n,) squared distance of each of (n, d) frames to the nearest of (m, d) training images.
+def distances_to_known(frames: Floats, known: Floats) -> Floats:
+    """Return the squared distance of each frame to the nearest training image.
 
-    To the middle of the space where there are none.
+    Args:
+        frames: (n, d) points.
+        known: (m, d) points. If m is 0, the distance to the centre of the space is returned.
+
+    Returns:
+        (n,) float32.
     """
     if not len(known):
         known = np.zeros((1, frames.shape[1]), np.float32)

@@ -1,4 +1,7 @@
-"""Have I labelled enough? How often a head that learned the labelled frames is right about frames it did not see."""
+"""Label forecast: what the labels so far have improved, and what twice as many labels would improve.
+
+Accuracies are measured by cross-validation: heads learn some of the labelled frames and are tested on the others.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,28 @@ import numpy as np
 import numpy.typing as npt
 
 from ..report.learning_curve import Forecast, forecasts
-from .feature_space import Floats, Places
+from .feature_space import Floats, Indices
 from .ranking import Head, fit_head
 
 FEWEST = 40
-"""Labelled frames, below which nothing is said."""
+"""Minimum number of labelled frames for a forecast."""
 FOLDS = 4
 SHARES = (0.3, 0.55, 1.0)
 MOST = 3000
-"""Labelled frames looked at: the newest."""
+"""Maximum number of labelled frames used; the newest ones."""
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What labelling brought, and what more of it would.
+class LabelForecast:
+    """Effect of the labels so far, and forecast for twice as many.
 
-    The labelled frames are those that were hardest, so on all frames both accuracies are higher.
+    The labelled frames are the most difficult ones, so on all frames both accuracies are higher.
 
     Attributes:
-        labelled: frames it is about.
-        before: share of them the model as it is gets right, 0 to 1; None without a model.
-        now: share that heads get right which learned from the others, 0 to 1.
-        twice: what twice as many labels would do to the mistakes that are left; None where the curve cannot tell.
+        labelled: number of labelled frames used.
+        before: accuracy of the current model on these frames, 0 to 1; None without a model.
+        now: accuracy of heads that learned the other labelled frames, 0 to 1.
+        twice: forecast for twice as many labels; None if the learning curve allows none.
     """
 
     labelled: int
@@ -38,21 +41,27 @@ class Outlook:
     twice: Forecast | None
 
 
-def outlook_on(
-    rows: Floats, truth: Places, guessed: Places | None, groups: Places, known: tuple[Floats, Places], *, seed: int = 0
-) -> Outlook | None:
-    """Learn from shares of the labelled frames and look at the others.
+def forecast_labels(
+    rows: Floats,
+    truth: Indices,
+    predicted: Indices | None,
+    groups: Indices,
+    known: tuple[Floats, Indices],
+    *,
+    seed: int = 0,
+) -> LabelForecast | None:
+    """Compute the label forecast by training heads on shares of the labelled frames.
 
     Args:
-        rows: (n, d) of the labelled frames in their space.
-        truth: (n,) int, their classes.
-        guessed: (n,) int, what the model as it is says of them; None without one.
-        groups: (n,) int, the same number for frames that were labelled together: they are on one side.
-        known: rows and classes of training images, which every head learns, too.
-        seed: of folds and shares.
+        rows: (n, d) points of the labelled frames.
+        truth: (n,) int, class indices of the labels.
+        predicted: (n,) int, class indices predicted by the current model; None without a model.
+        groups: (n,) int, the same number for frames that were labelled together; these stay in one fold.
+        known: points and class indices of the training images, which every head also learns.
+        seed: seed of folds and shares.
 
     Returns:
-        None while too little is labelled.
+        The forecast, or None while there are too few labels.
     """
     rows, truth, groups = rows[-MOST:], truth[-MOST:], groups[-MOST:]
     names, group = np.unique(groups, return_inverse=True)
@@ -64,19 +73,19 @@ def outlook_on(
     wrong = np.ones((len(SHARES), len(rows)), np.bool_)
     sizes = np.zeros(len(SHARES))
     for number, share in enumerate(SHARES):
-        for one in range(FOLDS):
-            unseen, learned = fold == one, (fold != one) & (rank < share)
+        for held_out in range(FOLDS):
+            unseen, learned = fold == held_out, (fold != held_out) & (rank < share)
             head = fit_head(np.concatenate([known[0], rows[learned]]), np.concatenate([known[1], truth[learned]]))
-            wrong[number, unseen] = _answers(head, rows[unseen]) != truth[unseen]
+            wrong[number, unseen] = _predictions(head, rows[unseen]) != truth[unseen]
             sizes[number] += learned.sum() / FOLDS
     now = float(1 - wrong[-1].mean())
-    before = None if guessed is None else float((guessed[-MOST:] == truth).mean())
+    before = None if predicted is None else float((predicted[-MOST:] == truth).mean())
     found = forecasts(sizes.astype(np.intp), wrong[:, None], len(rows), random) if sizes[0] >= 5 else ()
-    return Outlook(len(rows), before, now, found[0] if found else None)
+    return LabelForecast(len(rows), before, now, found[0] if found else None)
 
 
-def _answers(head: Head | None, rows: Floats) -> npt.NDArray[np.intp]:
+def _predictions(head: Head | None, rows: Floats) -> npt.NDArray[np.intp]:
     if head is None:
         return np.full(len(rows), -1, np.intp)
-    answers: npt.NDArray[np.intp] = head.classes[(rows @ head.kernel + head.bias).argmax(axis=1)]
-    return answers
+    predictions: npt.NDArray[np.intp] = head.classes[(rows @ head.kernel + head.bias).argmax(axis=1)]
+    return predictions

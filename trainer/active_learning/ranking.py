@@ -1,9 +1,9 @@
-"""Which frames to label next: those the model doubts, unlike anything labelled; and beside each what is alike.
+"""Which frames to label next: frames with uncertain scores that differ from everything labelled so far.
 
-A frame's value is how far it lies from everything labelled already (the training images included), times how close
-the two likeliest classes are: the first alone would pick the oddest frames, the second the same doubtful scene again
-and again. Frames are picked greedily, each pick lowering the value of what is like it; the head that says how sure it
-is learns the labels between rounds. benchmarks/label_budget.py compares this with labelling at random.
+A frame's value is its distance to everything labelled already (including the training images), times the uncertainty
+of its scores. Distance alone would pick outliers, and uncertainty alone would pick the same difficult scene again and
+again. Frames are picked greedily: each pick lowers the value of similar frames. A head that learns the labels between
+rounds provides the scores. benchmarks/label_budget.py compares this order with labelling at random.
 """
 
 from __future__ import annotations
@@ -14,50 +14,73 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .feature_space import Floats, Places, Space, squared_distances
+from .feature_space import Floats, Indices, Space, squared_distances
 
 GROUP = 24
-"""Frames shown together at most; what is more than a screen is not looked at."""
+"""Maximum number of similar frames shown together; people do not check more than one screen."""
 FLOOR = 0.1
-"""Added to the uncertainty: a model that is wrong for sure must be found out, too."""
+"""Added to the uncertainty, so that confident mistakes of the model are also found."""
 REGULARISATION = 0.01
-"""As in `trainer.data.label_errors`, on the same kind of rows."""
+"""Regularisation of the head, as in `trainer.data.label_errors` for the same kind of rows."""
 
 
 def uncertainty(scores: Floats) -> Floats:
-    """(n,) 0 to 1: one less the margin between the two highest of (n, classes) scores; 1 without two classes."""
+    """Return 1 minus the margin between the two highest scores of each row; 1 with fewer than two classes.
+
+    Args:
+        scores: (n, classes) softmax scores, 0 to 1.
+
+    Returns:
+        (n,) float32, 0 to 1.
+    """
     if scores.shape[1] < 2:
         return np.ones(len(scores), np.float32)
     top = np.partition(scores, -2, axis=1)
     return np.asarray(1 - (top[:, -1] - top[:, -2]), np.float32)
 
 
-def value(nearest: Floats, doubt: Floats) -> Floats:
-    """(n,) what labelling a frame is worth, from (n,) squared distance to what is known and (n,) `uncertainty`."""
-    return np.asarray(np.sqrt(nearest) * (doubt + FLOOR), np.float32)
+def value(nearest: Floats, uncertainties: Floats) -> Floats:
+    """Return the value of labelling each frame.
+
+    Args:
+        nearest: (n,) squared distance to the nearest training image or labelled frame.
+        uncertainties: (n,) `uncertainty` of each frame.
+
+    Returns:
+        (n,) float32, 0 or more.
+    """
+    return np.asarray(np.sqrt(nearest) * (uncertainties + FLOOR), np.float32)
 
 
 def propose(
-    space: Space, doubt: Floats, nearest: Floats, open_frames: npt.NDArray[np.bool_], count: int, *, most: int = GROUP
-) -> list[Places]:
-    """Groups of frames, the most valuable first: a frame, and the open ones that are alike, nearest first.
+    space: Space,
+    uncertainties: Floats,
+    nearest: Floats,
+    open_frames: npt.NDArray[np.bool_],
+    count: int,
+    *,
+    most: int = GROUP,
+) -> list[Indices]:
+    """Propose groups of frames to label, the most valuable first.
+
+    Each group is a frame followed by the open frames similar to it, nearest first.
 
     Args:
-        space: of all frames.
-        doubt: (n,) `uncertainty` of each.
-        nearest: (n,) squared distance to the nearest training image or frame that is settled.
-        open_frames: (n,) which may be proposed.
-        count: groups at most.
-        most: frames in a group at most.
+        space: points of all frames.
+        uncertainties: (n,) `uncertainty` of each frame.
+        nearest: (n,) squared distance to the nearest training image or annotated frame.
+        open_frames: (n,) True for frames that may be proposed.
+        count: maximum number of groups.
+        most: maximum number of frames in a group.
     """
     nearest, left = nearest.copy(), open_frames.copy()
-    groups: list[Places] = []
+    groups: list[Indices] = []
     while left.any() and len(groups) < count:
-        first = int(np.where(left, value(nearest, doubt), -1).argmax())
+        first = int(np.where(left, value(nearest, uncertainties), -1).argmax())
         distances = squared_distances(space.frames[first : first + 1], space.frames)[0]
-        alike = np.flatnonzero(left & (distances <= space.alike))
-        alike = alike[np.argsort(distances[alike], kind="stable")]
-        group = np.concatenate([[first], alike[alike != first]])[:most]
+        similar = np.flatnonzero(left & (distances <= space.similar_distance))
+        similar = similar[np.argsort(distances[similar], kind="stable")]
+        group = np.concatenate([[first], similar[similar != first]])[:most]
         groups.append(group)
         left[group] = False
         np.minimum(nearest, distances, out=nearest)
@@ -66,14 +89,20 @@ def propose(
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A head for the frames' space. ``classes``: (c,) int, the class indices it has learned, in its scores' order."""
+    """A linear classification head on the points of the space.
 
-    classes: Places
+    Attributes:
+        classes: (c,) int, learned class indices, in the order of the columns of ``kernel``.
+        kernel: (d, c) float32.
+        bias: (c,) float32.
+    """
+
+    classes: Indices
     kernel: Floats
     bias: Floats
 
     def scores(self, rows: Floats, count: int) -> Floats:
-        """(n, count) softmax over all ``count`` classes, 0 for those it never saw."""
+        """Return (n, count) softmax scores of (n, d) rows, with 0 for classes that were not learned."""
         logits = rows @ self.kernel + self.bias
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         found = np.zeros((len(rows), count), np.float32)
@@ -81,8 +110,8 @@ class Head:
         return found
 
 
-def fit_head(rows: Floats, truth: Places) -> Head | None:
-    """A logistic regression in which each class weighs the same; None while there is only one class."""
+def fit_head(rows: Floats, truth: Indices) -> Head | None:
+    """Fit a logistic regression with equal weight per class; return None if there is only one class."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
@@ -93,6 +122,6 @@ def fit_head(rows: Floats, truth: Places) -> Head | None:
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = LogisticRegression(C=REGULARISATION, class_weight="balanced", max_iter=200).fit(rows, truth)
     kernel, bias = found.coef_.T, found.intercept_
-    if kernel.shape[1] == 1:  # of two classes it keeps the second alone
+    if kernel.shape[1] == 1:  # with two classes scikit-learn stores only the second
         kernel, bias = np.hstack([0 * kernel, kernel]), np.concatenate([[0], bias])
     return Head(np.asarray(found.classes_, np.intp), kernel.astype(np.float32), bias.astype(np.float32))

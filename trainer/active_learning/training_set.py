@@ -1,4 +1,4 @@
-"""What a run learned from: features and classes of its training images."""
+"""Features and classes of the training images of a run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from edge_agent.errors import DataError
 
 from ..run_writer import read_photos
 from .embeddings import Network, embed
-from .feature_space import MOST_KNOWN, Floats, Places
+from .feature_space import MOST_KNOWN, Floats, Indices
 
 
-def training_images(network: Network, run: Path | None, console: Console, cache: Path | None) -> tuple[Floats, Places]:
-    """Features and classes of what the run learned from, where the images are still there."""
+def training_images(network: Network, run: Path | None, console: Console, cache: Path | None) -> tuple[Floats, Indices]:
+    """Return features and class indices of those training images of the run whose files still exist.
+
+    Args:
+        network: network that computes the features.
+        run: the run; None returns empty arrays.
+        console: console for progress and warnings.
+        cache: folder of the embeddings cache; the default one if None.
+
+    Returns:
+        (m, f) float32 features and (m,) int class indices; m is at most MOST_KNOWN.
+    """
     width = network.model.output_shape[0][-1]
     none = np.zeros((0, width), np.float32), np.zeros(0, np.intp)
     if run is None:
@@ -24,24 +34,24 @@ def training_images(network: Network, run: Path | None, console: Console, cache:
         root, photos = read_photos(run)
     except DataError as error:
         console.print(
-            f"{error}; frames are not compared with what it learned from", markup=False, highlight=False, soft_wrap=True
+            f"{error}; frames are not compared with the training images", markup=False, highlight=False, soft_wrap=True
         )
         return none
     learned = [photo for photo in photos if photo.split == "train" and photo.label in network.labels]
-    there = [photo for photo in learned if (root / photo.path).is_file()]
-    if len(there) > MOST_KNOWN:
-        chosen = np.random.default_rng(0).choice(len(there), MOST_KNOWN, replace=False)
-        there = [there[place] for place in np.sort(chosen).tolist()]
-    if not there:
-        console.print(f"{root}: the training images are gone; frames are not compared with them", markup=False)
+    existing = [photo for photo in learned if (root / photo.path).is_file()]
+    if len(existing) > MOST_KNOWN:
+        chosen = np.random.default_rng(0).choice(len(existing), MOST_KNOWN, replace=False)
+        existing = [existing[index] for index in np.sort(chosen).tolist()]
+    if not existing:
+        console.print(f"{root}: the training images no longer exist; frames are not compared with them", markup=False)
         return none
-    seen = embed(
+    embeddings = embed(
         network,
-        [(photo.sha256, root / photo.path) for photo in there],
-        what="Looking at the training images",
+        [(photo.sha256, root / photo.path) for photo in existing],
+        description="Computing embeddings of the training images",
         console=console,
         cache=cache,
     )
-    good = np.array([place not in seen.failed for place in range(len(there))], np.bool_)
-    truth = np.array([network.labels.index(photo.label) for photo in there], np.intp)
-    return seen.features[good], truth[good]
+    good = np.array([index not in embeddings.failed for index in range(len(existing))], np.bool_)
+    truth = np.array([network.labels.index(photo.label) for photo in existing], np.intp)
+    return embeddings.features[good], truth[good]

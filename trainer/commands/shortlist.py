@@ -1,4 +1,4 @@
-"""`edgeloop shortlist`: the most worthwhile of very many captures, to be labelled."""
+"""`edgeloop shortlist`: select the frames most worth labelling from a large set of captures."""
 
 from __future__ import annotations
 
@@ -15,15 +15,27 @@ PROBLEMS_SHOWN = 5
 
 @click.command("shortlist", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("captures", type=click.Path(path_type=Path))
-@click.option("--run", type=click.Path(path_type=Path), help="The run whose model is to get better.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to review, made or added to.")
-@click.option("--count", default=1000, show_default=True, type=click.IntRange(1), help="Frames to put on the list.")
+@click.option("--run", type=click.Path(path_type=Path), help="Run whose model chooses the frames.")
 @click.option(
-    "--alike", default=0, show_default=True, type=click.IntRange(0), help="Frames like each to put beside it, at most."
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder for `edgeloop review`; created or added to."
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes, on Ray; without it, and --cluster, this one.")
-@click.option("--cluster", metavar="ADDRESS", help="Work on the machines of a Ray cluster.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Where what the network saw in training is kept.")
+@click.option("--count", default=1000, show_default=True, type=click.IntRange(1), help="Number of frames to select.")
+@click.option(
+    "--alike",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Maximum number of similar frames to add for each selected frame.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Number of Ray processes; without this and --cluster, everything runs in one process.",
+)
+@click.option("--cluster", metavar="ADDRESS", help="Address of a Ray cluster to run on.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Folder in which embeddings of the training images are kept."
+)
 def shortlist_command(
     captures: Path,
     run: Path | None,
@@ -34,32 +46,37 @@ def shortlist_command(
     cluster: str | None,
     cache: Path | None,
 ) -> None:
-    """Choose, from very many CAPTURES, the frames most worth labelling, and put them into a folder for
+    """Select the frames most worth labelling from a large number of CAPTURES, and copy them to a folder for
     `edgeloop review`.
 
-    Every frame is looked at once; interrupted, the same command goes on. Frames alike count as one. The list is the
-    same on one process, on many, and on a cluster whose machines find CAPTURES, --run and --out at the same paths.
+    Every frame is processed once; after an interruption the same command continues. Similar frames count as one. The
+    selection is the same with one process, several, and a cluster, whose machines must have CAPTURES, --run and --out
+    at the same paths.
     """
-    from ..shortlist.executor import here, on_ray
+    from ..shortlist.executor import local_executor, ray_executor
     from ..shortlist.pipeline import LIST, make_shortlist
 
     console = Console()
     if cluster is not None and not cluster.strip():
-        raise ConfigError("--cluster: no address; give the one that `ray start --head` printed, or `auto`")
+        raise ConfigError("--cluster: empty address; give the one that `ray start --head` printed, or `auto`")
     alone = workers is None and cluster is None
-    with nullcontext(here(console)) if alone else on_ray(console, workers=workers, cluster=cluster) as spread:
+    with (
+        nullcontext(local_executor(console))
+        if alone
+        else ray_executor(console, workers=workers, cluster=cluster) as executor
+    ):
         made = make_shortlist(
-            captures, out, run=run, count=count, likes=alike, spread=spread, console=console, cache=cache
+            captures, out, run=run, count=count, similar=alike, executor=executor, console=console, cache=cache
         )
     for problem in made.problems[:PROBLEMS_SHOWN]:
         console.print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if len(made.problems) > PROBLEMS_SHOWN:
         console.print(f"and {len(made.problems) - PROBLEMS_SHOWN} more", style="yellow")
     left = ((made.copies, "copies"), (made.failed, "unusable"), (made.labelled, "labelled"))
-    told = ", ".join(f"{number:,} {what}" for number, what in left if number)
+    left_out = ", ".join(f"{number:,} {what}" for number, what in left if number)
     for line in (
-        f"{made.images:,} images" + (f", of which {told}" if told else ""),
-        f"{made.picks:,} on the list, {made.stand_for:,} more are like one of them: {out / LIST}",
-        f"label them: edgeloop review {out}" + (f" --run {run}" if run else ""),
+        f"{made.images:,} images" + (f", left out: {left_out}" if left_out else ""),
+        f"{made.picks:,} selected, {made.represented:,} more are similar to one of them: {out / LIST}",
+        f"next: edgeloop review {out}" + (f" --run {run}" if run else ""),
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

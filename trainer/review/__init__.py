@@ -1,1 +1,1 @@
-"""Captured frames to labels: what lies in the folder, what is worth labelling first, a page to do it on."""
+"""`edgeloop review`: a web page to label captured frames, the most valuable first."""

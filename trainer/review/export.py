@@ -1,4 +1,4 @@
-"""Labels as `edgeloop train` reads them: a CSV file of ``path,label``."""
+"""Export of labels as a CSV file with the columns ``path,label``, as `edgeloop train` reads it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def as_csv(labels: Iterable[tuple[str, str]]) -> str:
-    """Rows of a path, relative to the file's own folder, and a class name."""
+    """Return CSV text for pairs of a path, relative to the folder of the CSV file, and a class name."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "label"))

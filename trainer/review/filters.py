@@ -1,4 +1,4 @@
-"""Which frames a person wants to see."""
+"""Filter of the frames to show."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ Mask = npt.NDArray[np.bool_]
 
 
 class FrameFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which frames a person wants to see; the defaults are all that is open.
+    """Criteria for the frames to show; by default all open frames.
 
     Attributes:
-        status: frames without a decision, with one, with one ``label``, or with several people's different ones.
-        label: the class, for the status ``label``.
-        camera: ``device/camera``.
-        guess: what the model takes them for.
-        since, until: days, ``2026-11-28``, both included.
-        least, most: score of the guess, 0 to 1.
+        status: `open`: frames without annotation; `decided`: annotated frames; `label`, `none`, `skip`: frames with
+            this verdict; `disputed`: frames that people annotated differently.
+        label: class name, for the status `label`.
+        camera: ``device/camera``; empty for all.
+        guess: class predicted by the model; empty for all.
+        since, until: first and last day, such as ``2026-11-28``; empty for no limit.
+        least, most: range of the score of the predicted class, 0 to 1.
     """
 
     status: Literal["open", "decided", "label", "none", "skip", "disputed"] = "open"
@@ -37,42 +38,47 @@ class FrameFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     most: float = 1.0
 
 
-def mask_of(frames: Sequence[CapturedFrame], wanted: FrameFilter, *, settled: Mask, decisions: Annotations) -> Mask:
-    """(n,) whether a frame is wanted by its decision, camera and day; what the model thinks of it is not asked here.
+def mask_of(
+    frames: Sequence[CapturedFrame], criteria: FrameFilter, *, annotated: Mask, annotations: Annotations
+) -> Mask:
+    """Select frames by annotation, camera and day; the criteria on the model's prediction are ignored here.
 
     Args:
-        frames: all of them.
-        wanted: which.
-        settled: (n,) whether there is a decision that is not open.
-        decisions: of all frames.
+        frames: all frames.
+        criteria: the filter.
+        annotated: (n,) True for frames with an annotation other than `open`.
+        annotations: annotations of the frames.
+
+    Returns:
+        (n,) True for the selected frames.
     """
-    latest = decisions.latest
-    if wanted.status == "open":
-        mask = ~settled
-    elif wanted.status == "decided":
-        mask = settled.copy()
-    elif wanted.status == "disputed":
-        disputed = decisions.disputed
+    latest = annotations.latest
+    if criteria.status == "open":
+        mask = ~annotated
+    elif criteria.status == "decided":
+        mask = annotated.copy()
+    elif criteria.status == "disputed":
+        disputed = annotations.disputed
         mask = _each(frame.sha256 in disputed for frame in frames)
     else:
-        mask = _each(_is(latest.get(frame.sha256), wanted) for frame in frames)
-    if wanted.camera:
-        mask &= _each(camera_of(frame) == wanted.camera for frame in frames)
-    if wanted.since or wanted.until:
-        until = wanted.until or "9999"
-        mask &= _each(wanted.since <= frame.captured_at[:10] <= until for frame in frames)
+        mask = _each(_matches(latest.get(frame.sha256), criteria) for frame in frames)
+    if criteria.camera:
+        mask &= _each(camera_of(frame) == criteria.camera for frame in frames)
+    if criteria.since or criteria.until:
+        until = criteria.until or "9999"
+        mask &= _each(criteria.since <= frame.captured_at[:10] <= until for frame in frames)
     return mask
 
 
 def camera_of(frame: CapturedFrame) -> str:
-    """Device and camera; empty where nobody knows."""
+    """Return ``device/camera`` of a frame, or an empty string if unknown."""
     return f"{frame.device}/{frame.camera}" if frame.device or frame.camera else ""
 
 
-def _is(decision: Annotation | None, wanted: FrameFilter) -> bool:
-    if decision is None or decision.verdict != wanted.status:
+def _matches(annotation: Annotation | None, criteria: FrameFilter) -> bool:
+    if annotation is None or annotation.verdict != criteria.status:
         return False
-    return wanted.status != "label" or decision.label == wanted.label
+    return criteria.status != "label" or annotation.label == criteria.label
 
 
 def _each(values: Any) -> Mask:

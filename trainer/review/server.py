@@ -1,4 +1,4 @@
-"""The review page's HTTP: groups to decide on, decisions, and the frames' images."""
+"""HTTP API of the review page: groups of frames, annotations and images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 STATIC = {"/": "index.html", "/review.css": "review.css", "/review.js": "review.js"}
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 SIDES = (256, 1024, 4096)
-"""Longest side an image can be asked for in, pixels."""
+"""Sizes in which an image can be requested: length of the longer side in pixels."""
 MOST_BODY_BYTES = 2**20
 _KEPT_BYTES = 96 * 2**20
 Result = TypeVar("Result")
@@ -39,8 +39,8 @@ _Name = Annotated[str, msgspec.Meta(max_length=100)]
 _Hashes = Annotated[tuple[_Name, ...], msgspec.Meta(max_length=2000)]
 
 
-class AskNext(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of a request for groups."""
+class GroupsRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a request for the next groups."""
 
     client: _Name
     holding: _Hashes = ()
@@ -48,8 +48,8 @@ class AskNext(msgspec.Struct, forbid_unknown_fields=True):
     wanted: FrameFilter = FrameFilter()
 
 
-class AskDecide(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of a decision."""
+class AnnotationRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a request to annotate frames."""
 
     frames: _Hashes
     verdict: _Name
@@ -58,7 +58,7 @@ class AskDecide(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Images:
-    """Frames' images as JPEG files of some sizes, the last ones asked for kept in memory. For several threads."""
+    """Images of frames as JPEG files in several sizes, with a memory cache of the latest ones. Thread-safe."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -67,10 +67,10 @@ class Images:
         self._lock = Lock()
 
     def jpeg(self, sha256: str, side: int) -> bytes:
-        """A frame's image, made no larger.
+        """Return a frame's image, scaled down to ``side`` pixels but never up.
 
         Raises:
-            ImageError: it is not there any more, or not an image.
+            ImageError: the frame is unknown, or its file no longer exists or is not an image.
         """
         key = sha256, side
         with self._lock:
@@ -84,7 +84,7 @@ class Images:
         scale = side / max(image.shape[:2])
         if scale < 1:
             width, height = (max(1, round(scale * length)) for length in (image.shape[1], image.shape[0]))
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]  # uint8 stays so
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]  # resize keeps uint8
         data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
         with self._lock:
             if key not in self._kept:
@@ -96,7 +96,7 @@ class Images:
 
 
 class Handlers:
-    """What each address does."""
+    """Request handlers of the page."""
 
     def __init__(self, session: Session, *, you: str) -> None:
         self._session, self._you = session, you
@@ -106,7 +106,7 @@ class Handlers:
         self._static["/theme.css"] = theme()
 
     def routes(self) -> list[Route]:
-        """All addresses."""
+        """Return all routes."""
         from starlette.routing import Route
 
         return [
@@ -120,70 +120,73 @@ class Handlers:
         ]
 
     async def file(self, request: Request) -> Response:
-        """A part of the page."""
+        """Send a static file of the page."""
         path = request.url.path
         suffix = STATIC.get(path, path).rsplit(".", 1)[1]
         return _answer(self._static[path], media_type=_TYPES[suffix])
 
     async def state(self, _request: Request) -> Response:
-        """Progress, classes, filters."""
+        """Send progress, classes and filter values."""
         found = await in_thread(self._session.state)
         return _json({**found, "you": self._you})
 
     async def next_groups(self, request: Request) -> Response:
-        """Groups to decide on."""
-        asked = await _body(request, AskNext)
-        if isinstance(asked, str):
-            return _json({"error": asked}, 400)
-        ask = partial(self._session.groups, asked.client, holding=asked.holding, count=asked.count, wanted=asked.wanted)
-        return _json(await in_thread(ask))
+        """Send the next groups of frames."""
+        body = await _body(request, GroupsRequest)
+        if isinstance(body, str):
+            return _json({"error": body}, 400)
+        groups = partial(
+            self._session.groups, body.client, holding=body.holding, count=body.count, criteria=body.wanted
+        )
+        return _json(await in_thread(groups))
 
     async def decide(self, request: Request) -> Response:
-        """A decision; answered once it is on the disk."""
-        asked = await _body(request, AskDecide)
-        if isinstance(asked, str):
-            return _json({"error": asked}, 400)
+        """Save an annotation, and answer when it is on the disk."""
+        body = await _body(request, AnnotationRequest)
+        if isinstance(body, str):
+            return _json({"error": body}, 400)
         try:
-            made = await in_thread(partial(self._session.decide, asked.frames, asked.verdict, asked.label, asked.by))
+            annotate = partial(self._session.annotate, body.frames, body.verdict, body.label, body.by)
+            result = await in_thread(annotate)
         except DataError as error:
             return _json({"error": one_line(error)}, 400)
         except OSError as error:
-            remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to that"
-            said = f"cannot write to {self._session.folder}: {error.strerror}; {remedy}, nothing is lost meanwhile"
-            return _json({"error": said}, 507)
-        return _json(made)
+            remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "fix the cause"
+            message = f"cannot write to {self._session.folder}: {error.strerror}; {remedy}, nothing is lost until then"
+            return _json({"error": message}, 507)
+        return _json(result)
 
     async def image(self, request: Request) -> Response:
-        """A frame, as large as is asked for."""
+        """Send a frame's image in the requested size."""
         side = request.query_params.get("side", str(SIDES[0]))
-        if side not in {str(one) for one in SIDES}:
-            return _answer(f"side is one of {SIDES}\n".encode(), 400)
+        if side not in {str(allowed) for allowed in SIDES}:
+            return _answer(f"side must be one of {SIDES}\n".encode(), 400)
         try:
             data = await in_thread(partial(self._images.jpeg, request.path_params["sha256"], int(side)))
         except ImageError as error:
             return _answer(f"{one_line(error)}\n".encode(), 404)
-        # Named by its content, it never changes.
+        # The URL contains the hash of the image, so the answer never changes.
         return _answer(data, media_type="image/jpeg", cache="private, max-age=86400, immutable")
 
     async def labels(self, _request: Request) -> Response:
-        """What is labelled, as a CSV file."""
+        """Send all labels as a CSV file."""
         labelled = await in_thread(self._session.labelled)
-        text = as_csv((frame.path, one.label) for frame, one in labelled if one.verdict == "label")
+        text = as_csv((frame.path, annotation.label) for frame, annotation in labelled if annotation.verdict == "label")
         return _answer(text.encode(), media_type="text/csv; charset=utf-8")
 
     async def nothing(self, _request: Request) -> Response:
-        """What browsers ask for and nobody has."""
+        """Answer the browser's request for an icon; there is none."""
         return _answer(b"", 204)
 
 
 def make_app(session: Session, *, loopback: bool, token: str | None, you: str = "") -> ASGIApp:
-    """The web application of one session.
+    """Return the web application of one session.
 
     Args:
         session: the folder under review.
-        loopback: refuse hosts that are not this machine; see `Guard`.
-        token: what everybody has to know; see `Guard`.
-        you: name of whoever opens it, until they give another.
+        loopback: reject requests whose Host header is not this machine; see `Guard`.
+        token: token that every client needs; None for none; see `Guard`.
+        you: initial name of the annotator; can be changed on the page.
     """
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
@@ -195,7 +198,7 @@ def make_app(session: Session, *, loopback: bool, token: str | None, you: str = 
 
 
 async def in_thread(work: Callable[[], Result]) -> Result:
-    """Work that waits for a disk or a lock, out of the way of other requests."""
+    """Run blocking work in a thread, so that other requests are not delayed."""
     from starlette.concurrency import run_in_threadpool
 
     return await run_in_threadpool(work)
@@ -212,7 +215,7 @@ def _json(value: object, status: int = 200) -> Response:
 
 
 async def _body(request: Request, kind: Any) -> Any:
-    """The request's body, or why it is none."""
+    """Return the decoded body of a request, or an error message."""
     data = await read_body(request, MOST_BODY_BYTES)
     try:
         return msgspec.json.decode(data, type=kind)

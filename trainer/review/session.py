@@ -1,4 +1,4 @@
-"""One folder under review: its frames, what is decided of them, what the network thinks, and what to ask next."""
+"""One folder under review: its frames, their annotations, the model's predictions, and the order of labelling."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from edge_agent.errors import DataError
 
 from ..active_learning.annotations import Annotation, Annotations, now
 from ..active_learning.captured_frames import CapturedFrame, find_frames
-from ..active_learning.embeddings import embed, network_of
-from ..active_learning.feature_space import Floats, Places, nearest_known, space_of, squared_distances
-from ..active_learning.label_forecast import Outlook, outlook_on
+from ..active_learning.embeddings import embed, load_network
+from ..active_learning.feature_space import Floats, Indices, build_space, distances_to_known, squared_distances
+from ..active_learning.label_forecast import LabelForecast, forecast_labels
 from ..active_learning.ranking import GROUP, fit_head, propose, uncertainty
 from ..active_learning.training_set import training_images
 from .filters import FrameFilter, camera_of, mask_of
@@ -29,103 +29,119 @@ from .filters import FrameFilter, camera_of, mask_of
 log = logging.getLogger(__name__)
 
 ROUND = 10
-"""Decisions after which the head learns what was decided: seldom enough not to keep a core busy."""
-OUTLOOK_GROWTH = 1.15
-"""What is said of labelling more is worked out again when this many times as much is labelled: it takes seconds."""
+"""Number of new annotations after which the head is trained again; fewer would keep a core busy."""
+FORECAST_GROWTH = 1.15
+"""Factor by which the number of labels must grow before the label forecast, which takes seconds, is computed again."""
 LEASE_S = 600.0
-"""How long a group that one person was given is not given to another."""
+"""Time during which the frames sent to one client are not sent to another, in seconds."""
 MOST_GROUPS = 50
 NONE = "none of these"
-"""What a head calls frames that show none of the classes."""
-_NO_GUESS, _NO_CLASS, _NOBODYS = -1, -2, -3
-"""In place of a class's index: nothing is guessed, none of the classes is, and what nothing is guessed to be."""
+"""Name of the prediction for frames that show none of the classes."""
+_NO_GUESS, _NO_CLASS, _UNKNOWN_CLASS = -1, -2, -3
+"""Used instead of a class index: no prediction, the prediction NONE, and a name that is not a class."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Opinion:
-    """What is thought of the frames at one moment: (n,) index of a class or what is in its place, its score, doubt."""
+class _Predictions:
+    """Current predictions for all frames.
 
-    guess: Places
+    Attributes:
+        guess: (n,) int, index of the predicted class, or _NO_GUESS or _NO_CLASS.
+        score: (n,) float32, score of that class.
+        uncertainties: (n,) float32, see `uncertainty`.
+    """
+
+    guess: Indices
     score: Floats
-    doubt: Floats
+    uncertainties: Floats
 
 
 class Session:
-    """A folder under review, for several threads. A context manager: a thread of it learns what was decided.
+    """A folder under review. Thread-safe.
+
+    A context manager: inside it a background thread trains a head on new annotations.
 
     Attributes:
         folder: the folder.
-        frames: those that can be shown, by time.
-        problems: what was wrong with the rest of the folder.
+        frames: frames that can be shown, sorted by time.
+        problems: one message for each file that cannot be used.
     """
 
     def __init__(self, folder: Path, *, run: Path | None, console: Console, cache: Path | None = None) -> None:
-        """Look at the folder and at every image in it; what was looked at before is remembered.
+        """Find the frames of a folder and compute their embeddings, or read them from the cache.
+
+        Args:
+            folder: folder of captured frames or any images.
+            run: run whose model predicts the classes; None for no model.
+            console: console for the progress.
+            cache: folder of the embeddings cache; the default one if None.
 
         Raises:
-            DataError: no usable folder, run or log.
+            DataError: the folder, the run or the annotation log is not usable.
             MissingExtraError: Keras is not installed.
         """
         self.folder = folder
         with console.status("Looking through the folder"):
             found = find_frames(folder)
-            self._decisions = Annotations(folder)
+            self._annotations = Annotations(folder)
         with console.status("Loading the model"):
-            network = network_of(run)
+            network = load_network(run)
         images = [(frame.sha256, folder / frame.path) for frame in found.frames]
-        seen = embed(network, images, what="Looking at the frames", console=console, cache=cache)
-        usable = np.array([place not in seen.failed for place in range(len(images))], np.bool_)
+        embeddings = embed(
+            network, images, description="Computing embeddings of the frames", console=console, cache=cache
+        )
+        usable = np.array([index not in embeddings.failed for index in range(len(images))], np.bool_)
         if not usable.any():
-            raise DataError(f"{folder}: none of the {len(images)} images can be read, first: {seen.failed[0]}")
-        self.problems = (*found.problems, *seen.failed.values())
+            raise DataError(f"{folder}: none of the {len(images)} images can be read, first: {embeddings.failed[0]}")
+        self.problems = (*found.problems, *embeddings.failed.values())
         self.frames = tuple(frame for frame, good in zip(found.frames, usable, strict=True) if good)
-        self._place = {frame.sha256: place for place, frame in enumerate(self.frames)}
+        self._index = {frame.sha256: index for index, frame in enumerate(self.frames)}
         known, self._known_truth = training_images(network, run, console, cache)
         with console.status("Comparing the frames"):
-            self._space = space_of(seen.features[usable], known)
-            self._far = nearest_known(self._space.frames, self._space.known)
+            self._space = build_space(embeddings.features[usable], known)
+            self._known_distances = distances_to_known(self._space.frames, self._space.known)
         self._trained = network.labels
         self._classes = list(network.labels or sorted({label for frame in self.frames for label, _ in frame.scores}))
-        self._model_scores = seen.scores[usable] if network.labels else None
-        self._guess_as_it_is = None if self._model_scores is None else self._model_scores.argmax(axis=1)
+        self._model_scores = embeddings.scores[usable] if network.labels else None
+        self._model_predictions = None if self._model_scores is None else self._model_scores.argmax(axis=1)
         self._lock = threading.RLock()
         self._leases: dict[int, tuple[str, float]] = {}
-        self._outlook: Outlook | None = None
-        self._opinion = self._first_opinion()
-        self._nearest = self._far.copy()
-        self._settled = np.zeros(len(self.frames), np.bool_)
+        self._forecast: LabelForecast | None = None
+        self._predictions = self._initial_predictions()
+        self._nearest = self._known_distances.copy()
+        self._annotated = np.zeros(len(self.frames), np.bool_)
         self._batch = np.full(len(self.frames), -1, np.intp)
         self._batches = 0
-        self._news = threading.Event()
+        self._wake = threading.Event()
         self._closing = False
-        self._learned = self._decisions.count
-        self._take_in(list(self._decisions.latest.values()))
-        self._thread = threading.Thread(target=self._learn_on, name="review", daemon=True)
+        self._learned = self._annotations.count
+        self._apply(list(self._annotations.latest.values()))
+        self._thread = threading.Thread(target=self._learn_in_background, name="review", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin to learn."""
-        if self._decisions.count:
-            self._news.set()
+        """Start the background thread."""
+        if self._annotations.count:
+            self._wake.set()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End; nothing is waiting to be saved."""
+        """Stop the background thread; all annotations are saved already."""
         self._closing = True
-        self._news.set()
+        self._wake.set()
         self._thread.join(1)
 
-    # --- what the page asks ---
+    # --- requests of the page ---
 
     def state(self) -> dict[str, Any]:
-        """Everything but the frames: classes, filters, progress, what speaks against the labels."""
+        """Return everything but the frames: classes, filter values, progress, forecast and problems."""
         with self._lock:
             self._refresh()
-            latest = {sha256: one for sha256, one in self._decisions.latest.items() if sha256 in self._place}
-            verdicts = Counter(decision.verdict for decision in latest.values())
-            labels = Counter(decision.label for decision in latest.values() if decision.verdict == "label")
-            settled = sum(count for verdict, count in verdicts.items() if verdict != "open")
-            outlook = self._outlook
+            latest = {sha256: last for sha256, last in self._annotations.latest.items() if sha256 in self._index}
+            verdicts = Counter(annotation.verdict for annotation in latest.values())
+            labels = Counter(annotation.label for annotation in latest.values() if annotation.verdict == "label")
+            annotated = sum(count for verdict, count in verdicts.items() if verdict != "open")
+            forecast = self._forecast
             return {
                 "folder": str(self.folder.resolve()),
                 "trained": bool(self._trained),
@@ -136,63 +152,72 @@ class Session:
                 "days": _days(self.frames),
                 "counts": {
                     "frames": len(self.frames),
-                    "open": len(self.frames) - settled,
+                    "open": len(self.frames) - annotated,
                     **{name: verdicts[name] for name in ("label", "none", "skip")},
                 },
-                "disputed": sum(sha256 in self._place for sha256 in self._decisions.disputed),
-                "problems": [*self._decisions.problems, *self.problems][:100],
-                "outlook": None if outlook is None else asdict(outlook),
+                "disputed": sum(sha256 in self._index for sha256 in self._annotations.disputed),
+                "problems": [*self._annotations.problems, *self.problems][:100],
+                "outlook": None if forecast is None else asdict(forecast),
             }
 
-    def groups(self, client: str, *, holding: Sequence[str], count: int, wanted: FrameFilter) -> dict[str, Any]:
-        """The next groups for a person, the most valuable first, and how many frames are wanted in all.
+    def groups(self, client: str, *, holding: Sequence[str], count: int, criteria: FrameFilter) -> dict[str, Any]:
+        """Return the next groups of frames for a client, the most valuable first.
 
         Args:
-            client: who asks: a page, open once.
-            holding: hashes of frames that it has and whose decisions have not arrived here.
-            count: groups at most.
-            wanted: which frames.
+            client: identifier of one open page.
+            holding: hashes of frames that the page shows, queues or has annotated without confirmation yet.
+            count: maximum number of groups.
+            criteria: which frames to return.
+
+        Returns:
+            ``groups``: lists of frames; ``wanted``: number of all frames that match the criteria.
         """
         with self._lock:
             self._refresh()
-            mask = self._mask(wanted)
-            # They are still open here, and may not be given to it again.
-            held = {self._place[sha256] for sha256 in holding if sha256 in self._place}
-            moment = time.monotonic()
+            mask = self._mask(criteria)
+            # These frames are still open here, but must not be sent again.
+            held = {self._index[sha256] for sha256 in holding if sha256 in self._index}
+            time_now = time.monotonic()
             self._leases = {
-                place: (who, until)
-                for place, (who, until) in self._leases.items()
-                if until > moment and (who != client or place in held)
+                index: (who, until)
+                for index, (who, until) in self._leases.items()
+                if until > time_now and (who != client or index in held)
             }
             free = mask.copy()
             free[list(self._leases)] = False
             free[list(held)] = False
             count = min(count, MOST_GROUPS)
-            if wanted.status == "open":
-                groups = propose(self._space, self._opinion.doubt, self._nearest, free, count)
+            if criteria.status == "open":
+                groups = propose(self._space, self._predictions.uncertainties, self._nearest, free, count)
             else:
                 groups = self._by_label(free, count)
             for group in groups:
-                for place in group.tolist():
-                    self._leases[place] = (client, moment + LEASE_S)
+                for index in group.tolist():
+                    self._leases[index] = (client, time_now + LEASE_S)
             return {
-                "groups": [[self._shown(place) for place in group.tolist()] for group in groups],
+                "groups": [[self._shown(index) for index in group.tolist()] for group in groups],
                 "wanted": int(mask.sum()),
             }
 
-    def decide(self, hashes: Sequence[str], verdict: str, label: str, by: str) -> dict[str, Any]:
-        """Settle frames; on the disk when this returns.
+    def annotate(self, hashes: Sequence[str], verdict: str, label: str, by: str) -> dict[str, Any]:
+        """Annotate frames; the annotations are on the disk when this returns.
+
+        Args:
+            hashes: hashes of the frames.
+            verdict: see `Annotation`.
+            label: class name, for the verdict `label`.
+            by: name of the annotator.
 
         Returns:
-            ``overridden``: frames that somebody else had decided otherwise.
+            ``saved``: number of annotations; ``overridden``: frames that another person had annotated differently.
 
         Raises:
-            DataError: such a decision cannot be made.
-            OSError: the disk does not take it; nothing is decided.
+            DataError: the annotation is not valid, or a frame is unknown.
+            OSError: the disk is full or read-only; nothing is annotated.
         """
         at = now()
         try:
-            made = [
+            added = [
                 msgspec.convert(
                     {"sha256": sha256, "verdict": verdict, "label": label, "by": by, "at": at}, Annotation, strict=True
                 )
@@ -200,100 +225,102 @@ class Session:
             ]
         except msgspec.ValidationError as error:
             raise DataError(str(error)) from error
-        if not made or any(decision.sha256 not in self._place for decision in made):
+        if not added or any(annotation.sha256 not in self._index for annotation in added):
             raise DataError("no such frame; load the page again")
         with self._lock:
             self._refresh()
-            before = dict(self._decisions.latest)
-            self._take_in(self._decisions.add(made))
+            before = dict(self._annotations.latest)
+            self._apply(self._annotations.add(added))
             overridden = [
                 {"id": one.sha256, "by": last.by, "verdict": last.verdict, "label": last.label}
-                for one in made
+                for one in added
                 if (last := before.get(one.sha256)) is not None
                 and last.by != by
                 and last.verdict != "open"
                 and verdict != "open"
                 and (last.verdict, last.label) != (one.verdict, one.label)
             ]
-        return {"saved": len(made), "overridden": overridden}
+        return {"saved": len(added), "overridden": overridden}
 
     def frame(self, sha256: str) -> CapturedFrame | None:
-        """A frame of this folder."""
-        place = self._place.get(sha256)
-        return None if place is None else self.frames[place]
+        """Return the frame with this hash, or None."""
+        index = self._index.get(sha256)
+        return None if index is None else self.frames[index]
 
     def labelled(self) -> list[tuple[CapturedFrame, Annotation]]:
-        """Frames with a decision that is not open, by time."""
+        """Return the frames with an annotation other than `open`, sorted by time."""
         with self._lock:
             self._refresh()
-            latest = self._decisions.latest
+            latest = self._annotations.latest
             return [
-                (frame, decision)
+                (frame, annotation)
                 for frame in self.frames
-                if (decision := latest.get(frame.sha256)) is not None and decision.verdict != "open"
+                if (annotation := latest.get(frame.sha256)) is not None and annotation.verdict != "open"
             ]
 
-    # --- what is known ---
+    # --- annotations ---
 
     def _refresh(self) -> None:
-        before = self._decisions.generation
-        taken = self._decisions.refresh()
-        if self._decisions.generation != before:  # replaced: all of it is new
-            self._nearest = self._far.copy()
-            self._settled[:] = False
-        self._take_in(taken)
+        before = self._annotations.generation
+        added = self._annotations.refresh()
+        if self._annotations.generation != before:  # the log was replaced, so all annotations are new
+            self._nearest = self._known_distances.copy()
+            self._annotated[:] = False
+        self._apply(added)
 
-    def _take_in(self, decisions: Sequence[Annotation]) -> None:
-        """Distances and classes that follow from decisions; the head learns them in its own time."""
-        places = [self._place[one.sha256] for one in decisions if one.sha256 in self._place]
-        for decision in decisions:
-            if decision.verdict == "label" and decision.label not in self._classes:
-                self._classes.append(decision.label)
-        if not places:
+    def _apply(self, annotations: Sequence[Annotation]) -> None:
+        """Update classes and distances after annotations; the head learns them later, in the background."""
+        indices = [self._index[one.sha256] for one in annotations if one.sha256 in self._index]
+        for annotation in annotations:
+            if annotation.verdict == "label" and annotation.label not in self._classes:
+                self._classes.append(annotation.label)
+        if not indices:
             return
-        self._settled[places] = [one.verdict != "open" for one in decisions if one.sha256 in self._place]
-        self._batch[places] = self._batches
+        self._annotated[indices] = [one.verdict != "open" for one in annotations if one.sha256 in self._index]
+        self._batch[indices] = self._batches
         self._batches += 1
-        if any(decision.verdict == "open" for decision in decisions):
-            self._nearest = self._far.copy()
-            places = np.flatnonzero(self._settled).tolist()
-        for start in range(0, len(places), 256):
-            some = self._space.frames[places[start : start + 256]]
+        if any(annotation.verdict == "open" for annotation in annotations):
+            self._nearest = self._known_distances.copy()
+            indices = np.flatnonzero(self._annotated).tolist()
+        for start in range(0, len(indices), 256):
+            some = self._space.frames[indices[start : start + 256]]
             np.minimum(self._nearest, squared_distances(some, self._space.frames).min(axis=0), out=self._nearest)
-        if self._decisions.count - self._learned >= ROUND:
-            self._learned = self._decisions.count
-            self._news.set()
+        if self._annotations.count - self._learned >= ROUND:
+            self._learned = self._annotations.count
+            self._wake.set()
 
-    def _mask(self, wanted: FrameFilter) -> Any:
-        mask = mask_of(self.frames, wanted, settled=self._settled, decisions=self._decisions)
-        if wanted.guess:
-            mask &= self._opinion.guess == self._index(wanted.guess)
-        return mask & (self._opinion.score >= wanted.least) & (self._opinion.score <= wanted.most)
+    def _mask(self, criteria: FrameFilter) -> Any:
+        mask = mask_of(self.frames, criteria, annotated=self._annotated, annotations=self._annotations)
+        if criteria.guess:
+            mask &= self._predictions.guess == self._class_index(criteria.guess)
+        score = self._predictions.score
+        return mask & (score >= criteria.least) & (score <= criteria.most)
 
-    def _index(self, name: str) -> int:
+    def _class_index(self, name: str) -> int:
         if name == NONE:
             return _NO_CLASS
-        return self._classes.index(name) if name in self._classes else _NOBODYS
+        return self._classes.index(name) if name in self._classes else _UNKNOWN_CLASS
 
-    def _by_label(self, free: Any, count: int) -> list[Places]:
-        """Decided frames, those of one label together, the least believable first."""
-        latest = self._decisions.latest
+    def _by_label(self, free: Any, count: int) -> list[Indices]:
+        """Return annotated frames grouped by label; those that the model contradicts most come first."""
+        latest = self._annotations.latest
         kinds: dict[tuple[str, str], list[int]] = {}
-        for place in np.flatnonzero(free).tolist():
-            decision = latest[self.frames[place].sha256]
-            kinds.setdefault((decision.verdict, decision.label), []).append(place)
+        for index in np.flatnonzero(free).tolist():
+            annotation = latest[self.frames[index].sha256]
+            kinds.setdefault((annotation.verdict, annotation.label), []).append(index)
         groups = []
-        for (_, label), places in sorted(kinds.items()):
-            index, opinion = self._index(label or NONE), self._opinion
-            belief = np.where(opinion.guess[places] == index, opinion.score[places], -opinion.score[places])
-            order = np.array(places)[np.argsort(belief, kind="stable")]
+        for (_, label), indices in sorted(kinds.items()):
+            class_index, predictions = self._class_index(label or NONE), self._predictions
+            agrees = predictions.guess[indices] == class_index
+            agreement = np.where(agrees, predictions.score[indices], -predictions.score[indices])
+            order = np.array(indices)[np.argsort(agreement, kind="stable")]
             groups += [order[start : start + GROUP] for start in range(0, len(order), GROUP)]
         return groups[:count]
 
-    def _shown(self, place: int) -> dict[str, Any]:
-        frame, opinion = self.frames[place], self._opinion
-        decision = self._decisions.latest.get(frame.sha256)
-        guess = int(opinion.guess[place])
+    def _shown(self, index: int) -> dict[str, Any]:
+        frame, predictions = self.frames[index], self._predictions
+        annotation = self._annotations.latest.get(frame.sha256)
+        guess = int(predictions.guess[index])
         return {
             "id": frame.sha256,
             "camera": camera_of(frame),
@@ -301,69 +328,72 @@ class Session:
             "reason": frame.reason,
             "device_guess": frame.guess,
             "guess": self._classes[guess] if guess >= 0 else NONE if guess == _NO_CLASS else "",
-            "score": round(float(opinion.score[place]), 3),
-            "verdict": decision.verdict if decision else "open",
-            "label": decision.label if decision else "",
-            "by": decision.by if decision else "",
+            "score": round(float(predictions.score[index]), 3),
+            "verdict": annotation.verdict if annotation else "open",
+            "label": annotation.label if annotation else "",
+            "by": annotation.by if annotation else "",
         }
 
-    # --- what the network thinks ---
+    # --- predictions ---
 
-    def _first_opinion(self) -> _Opinion:
-        """Before anything is decided: the run's, else the device's."""
+    def _initial_predictions(self) -> _Predictions:
+        """Return the predictions of the run or, without a run, of the devices."""
         if self._model_scores is not None:
             scores = self._model_scores
         else:
             scores = np.zeros((len(self.frames), max(1, len(self._classes))), np.float32)
-            index = {name: place for place, name in enumerate(self._classes)}
-            for place, frame in enumerate(self.frames):
+            columns = {name: column for column, name in enumerate(self._classes)}
+            for index, frame in enumerate(self.frames):
                 for label, score in frame.scores:
-                    scores[place, index[label]] = score
-        return _opinion(scores, scores.shape[1])
+                    scores[index, columns[label]] = score
+        return _predict(scores, scores.shape[1])
 
-    def _learn_on(self) -> None:
-        """Learn what was decided, whenever enough was."""
+    def _learn_in_background(self) -> None:
+        """Train the head whenever there are enough new annotations."""
         while True:
-            self._news.wait()
-            self._news.clear()
+            self._wake.wait()
+            self._wake.clear()
             if self._closing:
                 return
             try:
                 self._learn()
             except Exception:
-                log.exception("the order of the frames is not brought up to date")
+                log.exception("training the head failed; the order of the frames is not updated")
 
     def _learn(self) -> None:
         with self._lock:
             classes = list(self._classes)
-            index = {name: place for place, name in enumerate(classes)}
-            latest, places, truth = self._decisions.latest, [], []
-            for sha256, decision in latest.items():
-                if sha256 in self._place and decision.verdict in ("label", "none"):
-                    places.append(self._place[sha256])
-                    truth.append(index[decision.label] if decision.verdict == "label" else len(classes))
+            class_index = {name: index for index, name in enumerate(classes)}
+            latest, indices, truth = self._annotations.latest, [], []
+            for sha256, annotation in latest.items():
+                if sha256 in self._index and annotation.verdict in ("label", "none"):
+                    indices.append(self._index[sha256])
+                    truth.append(class_index[annotation.label] if annotation.verdict == "label" else len(classes))
             batch = self._batch.copy()
-        chosen, given = np.array(places, np.intp), np.array(truth, np.intp)
+        labelled, labels = np.array(indices, np.intp), np.array(truth, np.intp)
         known = self._space.known, self._known_truth
-        head = fit_head(np.concatenate([known[0], self._space.frames[chosen]]), np.concatenate([known[1], given]))
+        head = fit_head(np.concatenate([known[0], self._space.frames[labelled]]), np.concatenate([known[1], labels]))
         if head is not None:
             scores = head.scores(self._space.frames, len(classes) + 1)
             with self._lock:
-                self._opinion = _opinion(scores, len(classes))
-        if self._outlook is not None and len(chosen) < OUTLOOK_GROWTH * self._outlook.labelled:
+                self._predictions = _predict(scores, len(classes))
+        if self._forecast is not None and len(labelled) < FORECAST_GROWTH * self._forecast.labelled:
             return
-        guessed = None if self._guess_as_it_is is None else self._guess_as_it_is[chosen]
-        outlook = outlook_on(self._space.frames[chosen], given, guessed, batch[chosen], known)
+        predicted = None if self._model_predictions is None else self._model_predictions[labelled]
+        forecast = forecast_labels(self._space.frames[labelled], labels, predicted, batch[labelled], known)
         with self._lock:
-            self._outlook = outlook
+            self._forecast = forecast
 
 
-def _opinion(scores: Floats, classes: int) -> _Opinion:
-    """Of (n, classes) scores, or one column more for none of them. Classes that come later change no index."""
+def _predict(scores: Floats, classes: int) -> _Predictions:
+    """Return the predictions for (n, classes) scores, or for one more column, the score of NONE.
+
+    _NO_CLASS stands for NONE, because the index of that column changes when classes are added.
+    """
     best = scores.argmax(axis=1)
     score = scores[np.arange(len(scores)), best]
     guess = np.where(best == classes, _NO_CLASS, best)
-    return _Opinion(np.where(score > 0, guess, _NO_GUESS).astype(np.intp), score, uncertainty(scores))
+    return _Predictions(np.where(score > 0, guess, _NO_GUESS).astype(np.intp), score, uncertainty(scores))
 
 
 def _days(frames: Sequence[CapturedFrame]) -> list[str]:

@@ -1,1 +1,1 @@
-"""The most worthwhile of very many captures, on one machine or on many: `edgeloop shortlist`."""
+"""`edgeloop shortlist`: choose the most valuable of a very large number of captures, on one or many machines."""

@@ -1,7 +1,7 @@
-"""What workers do with a chunk: look at its images, place them in the space, tell what labelling them is worth.
+"""Tasks of the workers: compute the embeddings of a chunk, project them, and compare them with other points.
 
-A chunk's result depends on no other chunk, so it does not matter who computes it, or in what order. The work folder
-comes first, then what is the same for all chunks, and the chunk last.
+The result for a chunk does not depend on other chunks, so any worker can compute it, in any order. Each function takes
+the work folder first, then the arguments that are the same for all chunks, and the chunk last.
 """
 
 from __future__ import annotations
@@ -19,29 +19,37 @@ from rich.console import Console
 from edge_agent.errors import DataError, ImageError
 
 from ..active_learning.captured_frames import CapturedFrame, frame_at
-from ..active_learning.embeddings import Network, ask, batches, network_of, rounded
+from ..active_learning.embeddings import Network, batches, load_network, predict, rounded
 from ..active_learning.feature_space import (
     Floats,
-    Places,
+    Indices,
     Projection,
-    nearest_distances,
-    nearest_known,
+    distances_to_known,
+    neighbour_distances,
     squared_distances,
 )
 from ..active_learning.ranking import uncertainty
-from .chunks import Chunk, Looked, read_looked, read_points, write_looked, write_points
+from .chunks import Chunk, ChunkEmbeddings, read_embeddings, read_points, write_embeddings, write_points
 
 Mask = npt.NDArray[np.bool_]
 _BLOCK = 256
-"""Picks compared with a chunk at a time, so that their distances stay in the processor's cache."""
+"""Number of picks compared with a chunk at a time, so that the distances fit into the CPU cache."""
 
 
 @dataclass(frozen=True, eq=False)
-class ChunkEmbeddings:
-    """Of a chunk's images: (n, 32) uint8 hashes, likeliest classes, their scores, which failed, what was wrong."""
+class ChunkSummary:
+    """What the main process needs to know about a chunk of n images.
+
+    Attributes:
+        hashes: (n, 32) uint8, SHA-256 of the images.
+        guess: (n,) int, predicted class.
+        score: (n,) float32, score of that class.
+        failed: (n,) True for images that could not be read.
+        problems: see `ChunkEmbeddings`.
+    """
 
     hashes: npt.NDArray[np.uint8]
-    guess: Places
+    guess: Indices
     score: Floats
     failed: Mask
     problems: tuple[str, ...]
@@ -49,44 +57,50 @@ class ChunkEmbeddings:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A chunk by its name, and its frames: (n,) which are usable, and which of these may be asked."""
+    """Masks of the frames of a chunk.
+
+    Attributes:
+        name: name of the chunk.
+        usable: (n,) True for readable frames, each content only once.
+        free: (n,) True for usable frames without annotation, which may be picked.
+    """
 
     name: str
     usable: Mask
     free: Mask
 
 
-def looking(work: Path, store: Path, run: Path | None) -> Callable[[Chunk], ChunkEmbeddings]:
-    """The pass that looks at a chunk's images and keeps what it saw; what is there already is not looked at.
+def chunk_embedder(work: Path, store: Path, run: Path | None) -> Callable[[Chunk], ChunkSummary]:
+    """Return a function that computes and stores the embeddings of a chunk, unless they are stored already.
 
-    The network is loaded once, with the first chunk that needs it.
+    The network is loaded with the first chunk that needs it, and only once.
     """
-    network = cache(partial(network_of, run))
+    network = cache(partial(load_network, run))
 
-    def look(chunk: Chunk) -> ChunkEmbeddings:
-        looked = read_looked(work, chunk.name)
-        if looked is None:
-            looked = _look(network(), store, chunk)
+    def embed_chunk(chunk: Chunk) -> ChunkSummary:
+        embeddings = read_embeddings(work, chunk.name)
+        if embeddings is None:
+            embeddings = _embed(network(), store, chunk)
             try:
-                write_looked(work, chunk.name, looked)
+                write_embeddings(work, chunk.name, embeddings)
             except OSError as error:
                 raise _no_room(work, error) from error
-        hashes = b"".join(bytes.fromhex(frame.sha256) for frame in looked.frames)
-        return ChunkEmbeddings(
+        hashes = b"".join(bytes.fromhex(frame.sha256) for frame in embeddings.frames)
+        return ChunkSummary(
             np.frombuffer(hashes, np.uint8).reshape(-1, 32),
-            # A network without classes has no columns here.
-            looked.scores.argmax(axis=1) if looked.scores.size else np.zeros(len(looked.frames), np.intp),
-            looked.scores.max(axis=1, initial=0),
-            looked.failed,
-            looked.problems,
+            # Without classes the scores have no columns.
+            embeddings.scores.argmax(axis=1) if embeddings.scores.size else np.zeros(len(embeddings.frames), np.intp),
+            embeddings.scores.max(axis=1, initial=0),
+            embeddings.failed,
+            embeddings.problems,
         )
 
-    return look
+    return embed_chunk
 
 
-def _look(network: Network, store: Path, chunk: Chunk) -> Looked:
+def _embed(network: Network, store: Path, chunk: Chunk) -> ChunkEmbeddings:
     if not store.is_dir():
-        raise DataError(f"{store}: not on this machine; every worker has to find the captures at this path")
+        raise DataError(f"{store}: does not exist on this machine; every worker needs the captures at this path")
     problems: list[str] = []
     frames: list[CapturedFrame] = []
     for name in chunk.paths:
@@ -101,99 +115,105 @@ def _look(network: Network, store: Path, chunk: Chunk) -> Looked:
     scores = np.zeros((len(frames), classes), np.float32)
     images = [(frame.sha256, store / frame.path) for frame in frames]
     failed: dict[int, str] = {}
-    for places, pixels in batches(network, images, range(len(frames)), failed, "", Console(quiet=True)):
-        seen, said = ask(network, pixels)
-        features[places], scores[places] = rounded(seen), said
+    for indices, pixels in batches(network, images, range(len(frames)), failed, "", Console(quiet=True)):
+        batch_features, scores[indices] = predict(network, pixels)
+        features[indices] = rounded(batch_features)
     bad = np.zeros(len(frames), np.bool_)
     bad[list(failed)] = True
-    told = [message for message in failed.values() if message not in problems]
-    return Looked(tuple(frames), features, scores, bad, (*problems, *told))
+    unreadable = [message for message in failed.values() if message not in problems]
+    return ChunkEmbeddings(tuple(frames), features, scores, bad, (*problems, *unreadable))
 
 
-def features_of(work: Path, item: tuple[str, Places]) -> Floats:
-    """(k, f) float32 features of some frames of a chunk, by its name and their places in it."""
-    name, places = item
-    return _looked(work, name).features[places].astype(np.float32)
+def select_features(work: Path, item: tuple[str, Indices]) -> Floats:
+    """Return the (k, f) float32 features of some frames, given the name of the chunk and k indices in it."""
+    name, indices = item
+    return _stored_embeddings(work, name).features[indices].astype(np.float32)
 
 
-def points_of(work: Path, item: tuple[str, Places]) -> Floats:
-    """(k, d) points of some frames of a chunk, by its name and their places in it."""
-    name, places = item
-    found: Floats = read_points(work, name)["points"][places]
-    return found
+def select_points(work: Path, item: tuple[str, Indices]) -> Floats:
+    """Return the (k, d) points of some frames, given the name of the chunk and k indices in it."""
+    name, indices = item
+    points: Floats = read_points(work, name)["points"][indices]
+    return points
 
 
-def place(work: Path, projection: Projection, known: Floats, part: Part) -> Floats:
-    """Keep where the frames of a chunk lie and how far from what is known.
+def project_chunk(work: Path, projection: Projection, known: Floats, part: Part) -> Floats:
+    """Compute and store the points of a chunk's frames and their distances to known points.
 
     Args:
         work: the work folder.
-        projection: features to points.
-        known: (m, d) points of the training images and of frames that are labelled.
-        part: the chunk.
+        projection: projection from features to points.
+        known: (m, d) points of the training images and of annotated frames.
+        part: masks of the chunk.
 
     Returns:
-        (n,) `uncertainty` of its frames.
+        (n,) `uncertainty` of the frames.
     """
-    looked = _looked(work, part.name)
-    points = projection.place(looked.features.astype(np.float32))
-    nearest = nearest_known(points, known)
+    embeddings = _stored_embeddings(work, part.name)
+    points = projection.project(embeddings.features.astype(np.float32))
+    nearest = distances_to_known(points, known)
     try:
         write_points(work, part.name, {"points": points, "nearest": nearest, "usable": part.usable, "free": part.free})
     except OSError as error:
         raise _no_room(work, error) from error
-    return uncertainty(looked.scores)
+    return uncertainty(embeddings.scores)
 
 
-def neighbours(work: Path, asked: Floats, name: str) -> Floats:
-    """`nearest_distances` of (k, d) points among the usable frames of a chunk."""
-    found = read_points(work, name)
-    return nearest_distances(asked, found["points"][found["usable"]])
+def chunk_neighbour_distances(work: Path, points: Floats, name: str) -> Floats:
+    """Return the `neighbour_distances` of (k, d) points to the usable frames of a chunk."""
+    chunk = read_points(work, name)
+    return neighbour_distances(points, chunk["points"][chunk["usable"]])
 
 
-def apart(work: Path, picks: Floats, alike: float, name: str) -> Floats:
-    """(n,) squared distance of a chunk's frames to the nearest that is known or picked; -1 for what is not to be asked.
+def distances_to_picks(work: Path, picks: Floats, similar_distance: float, name: str) -> Floats:
+    """Return the squared distance of a chunk's frames to the nearest known point or pick.
 
     Args:
         work: the work folder.
         picks: (p, d) points of the picks.
-        alike: squared distance under which a frame is like a pick, and not asked any more.
-        name: of the chunk.
+        similar_distance: squared distance up to which a frame is similar to a pick, and cannot be picked any more.
+        name: name of the chunk.
+
+    Returns:
+        (n,) float32; -1 for frames that cannot be picked.
     """
-    found = read_points(work, name)
-    nearest, free = found["nearest"], found["free"]
+    chunk = read_points(work, name)
+    nearest, free = chunk["nearest"], chunk["free"]
     for start in range(0, len(picks), _BLOCK):
-        closest = squared_distances(found["points"], picks[start : start + _BLOCK]).min(axis=1)
-        free &= closest > alike
+        closest = squared_distances(chunk["points"], picks[start : start + _BLOCK]).min(axis=1)
+        free &= closest > similar_distance
         np.minimum(nearest, closest, out=nearest)
     return np.where(free, nearest, np.float32(-1))
 
 
-def likes(work: Path, picks: Floats, alike: float, name: str) -> tuple[Places, Places, Floats]:
-    """Free frames of a chunk that are like a pick: their places, the first pick each is like, squared distance to it.
+def similar_frames(work: Path, picks: Floats, similar_distance: float, name: str) -> tuple[Indices, Indices, Floats]:
+    """Find the free frames of a chunk that are similar to a pick.
 
-    Arguments as for `apart`; there is at least one pick.
+    The arguments are those of `distances_to_picks`, with at least one pick.
+
+    Returns:
+        (k,) indices of the frames, (k,) index of the first pick each is similar to, and (k,) squared distance to it.
     """
-    found = read_points(work, name)
-    left = found["free"]
-    places, firsts, distances = [], [], []
+    chunk = read_points(work, name)
+    left = chunk["free"]
+    indices, firsts, distances = [], [], []
     for start in range(0, len(picks), _BLOCK):
-        block = squared_distances(found["points"], picks[start : start + _BLOCK])
-        new = np.flatnonzero(left & (block.min(axis=1) <= alike))
-        first = (block[new] <= alike).argmax(axis=1)
+        block = squared_distances(chunk["points"], picks[start : start + _BLOCK])
+        new = np.flatnonzero(left & (block.min(axis=1) <= similar_distance))
+        first = (block[new] <= similar_distance).argmax(axis=1)
         left[new] = False
-        places.append(new)
+        indices.append(new)
         firsts.append(start + first)
         distances.append(block[new, first])
-    return np.concatenate(places), np.concatenate(firsts), np.concatenate(distances)
+    return np.concatenate(indices), np.concatenate(firsts), np.concatenate(distances)
 
 
-def _looked(work: Path, name: str) -> Looked:
-    found = read_looked(work, name)
-    if found is None:
-        raise DataError(f"{work}: what was seen of {name} is damaged; run the same command again")
-    return found
+def _stored_embeddings(work: Path, name: str) -> ChunkEmbeddings:
+    embeddings = read_embeddings(work, name)
+    if embeddings is None:
+        raise DataError(f"{work}: the embeddings of chunk {name} are missing or damaged; run the same command again")
+    return embeddings
 
 
 def _no_room(work: Path, error: OSError) -> DataError:
-    return DataError(f"{work}: what was found out cannot be kept: {error.strerror}; make room, or name another --out")
+    return DataError(f"{work}: results cannot be stored: {error.strerror}; make room, or name another --out")

@@ -1,7 +1,7 @@
-"""A folder of very many captures in chunks, and what is known of each chunk so far.
+"""Chunks of a large folder of captures, and the files with the results of each chunk.
 
-A chunk is what a worker takes at a time. What it finds out lies in files of the work folder, which every worker can
-reach, so that little travels between them, and a run that was interrupted goes on where it was.
+A worker processes one chunk at a time. Results are files in the work folder, which all workers can access. So little
+data is sent between processes, and an interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..active_learning.captured_frames import CapturedFrame
 from ..active_learning.feature_space import Floats
 
 CHUNK = 256
-"""Images in a chunk on average: seconds of work for a network, and not too many files for a million images."""
+"""Average number of images in a chunk: seconds of work for a network, and not too many files for a million images."""
 MOST = 4 * CHUNK
 
 _frames = msgspec.json.Decoder(tuple[CapturedFrame, ...])
@@ -35,11 +35,11 @@ _DAMAGED = (OSError, ValueError, KeyError, EOFError, BadZipFile, msgspec.Msgspec
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Images of the store.
+    """Some images of the store.
 
     Attributes:
-        name: of its files in the work folder; another where an image, the network or its order is another.
-        paths: relative to the store, with forward slashes, in order.
+        name: base name of the chunk's files; a hash of the network and of the images' paths, sizes and times.
+        paths: sorted paths of the images, relative to the store, with forward slashes.
     """
 
     name: str
@@ -47,11 +47,15 @@ class Chunk:
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
-    """What a network saw in a chunk: (n,) frames, (n, f) float16 features, (n, classes) float32 scores.
+class ChunkEmbeddings:
+    """Embeddings and scores of a chunk.
 
-    ``failed``: (n,) which images could not be looked at; their rows are zeros. ``problems``: why, and what else was
-    wrong with the chunk.
+    Attributes:
+        frames: the n frames.
+        features: (n, f) float16.
+        scores: (n, classes) float32, softmax.
+        failed: (n,) True for images that could not be read; their rows are zeros.
+        problems: error messages of these images, and other problems of the chunk.
     """
 
     frames: tuple[CapturedFrame, ...]
@@ -62,15 +66,15 @@ class Looked:
 
 
 def chunks_of(store: Path, names: Sequence[str], key: str) -> list[Chunk]:
-    """Images in chunks, in order.
+    """Divide images into chunks, in order.
 
-    Chunks end at images that their names' checksums choose, so that new images change the chunks they fall into
-    and no others.
+    The checksums of the image names determine where chunks end, so that new images change only the chunks they belong
+    to.
 
     Args:
         store: the folder.
-        names: its images, by `review.frames.images_of`.
-        key: of the network that is to look at them.
+        names: its images, as returned by `images_of`.
+        key: key of the network, see `Network`.
     """
     return [_chunk(store, key, some) for some in _cut(names)]
 
@@ -96,42 +100,42 @@ def _chunk(store: Path, key: str, names: Sequence[str]) -> Chunk:
     return Chunk(digest.hexdigest()[:32], tuple(names))
 
 
-def write_looked(work: Path, name: str, looked: Looked) -> None:
-    """Keep what was seen. Raises OSError."""
+def write_embeddings(work: Path, name: str, embeddings: ChunkEmbeddings) -> None:
+    """Write the embeddings of a chunk. Raises OSError."""
     with replacing(work / f"{name}.looked.npz") as file:
         arrays: dict[str, npt.NDArray[Any]] = {
-            "features": looked.features,
-            "scores": looked.scores,
-            "failed": looked.failed,
+            "features": embeddings.features,
+            "scores": embeddings.scores,
+            "failed": embeddings.failed,
         }
-        text = {"frames": msgspec.json.encode(looked.frames), "problems": msgspec.json.encode(looked.problems)}
+        text = {"frames": msgspec.json.encode(embeddings.frames), "problems": msgspec.json.encode(embeddings.problems)}
         _save(file, arrays | {key: np.frombuffer(value, np.uint8) for key, value in text.items()})
 
 
-def read_looked(work: Path, name: str) -> Looked | None:
-    """What was seen; None where nothing whole is there."""
+def read_embeddings(work: Path, name: str) -> ChunkEmbeddings | None:
+    """Read the embeddings of a chunk; return None if the file is missing or damaged."""
     try:
-        # Opened here: numpy leaves a file open that turns out to be none of its own.
+        # Opened here, because numpy does not close files that are not in its format.
         with open(work / f"{name}.looked.npz", "rb") as bare, np.load(bare, allow_pickle=False) as file:
             frames = _frames.decode(file["frames"].tobytes())
             problems = msgspec.json.decode(file["problems"].tobytes(), type=tuple[str, ...])
-            found = Looked(frames, file["features"], file["scores"], file["failed"], problems)
+            found = ChunkEmbeddings(frames, file["features"], file["scores"], file["failed"], problems)
     except _DAMAGED:
         return None
     return found if len(frames) == len(found.features) == len(found.scores) == len(found.failed) else None
 
 
 def write_points(work: Path, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Keep where a chunk's frames lie. Raises OSError."""
+    """Write the points of a chunk's frames and their masks. Raises OSError."""
     with replacing(work / f"{name}.points.npz") as file:
         _save(file, arrays)
 
 
 def read_points(work: Path, name: str) -> dict[str, npt.NDArray[Any]]:
-    """What `write_points` kept in this run.
+    """Read what `write_points` has written in this run.
 
     Raises:
-        DataError: somebody took it away.
+        DataError: the file is missing or damaged.
     """
     try:
         with open(work / f"{name}.points.npz", "rb") as bare, np.load(bare, allow_pickle=False) as file:
@@ -145,7 +149,7 @@ def _save(file: BinaryIO, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 def tidy(work: Path, chunks: Sequence[Chunk]) -> None:
-    """Remove what is known of chunks that are no more."""
+    """Remove the files of chunks that no longer exist."""
     names = {chunk.name for chunk in chunks}
     for file in work.iterdir():
         if file.name.partition(".")[0] not in names:

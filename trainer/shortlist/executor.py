@@ -1,4 +1,4 @@
-"""A pass over many items: one after the other in this process, or on Ray's workers, here or on a cluster."""
+"""Executors: apply a function to many items, in this process or on Ray workers, on one machine or a cluster."""
 
 from __future__ import annotations
 
@@ -13,166 +13,178 @@ from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import track as rich_track
 
 from edge_agent.errors import EdgeloopError, MissingExtraError, ResourceError
 from edge_agent.native_stderr import native_noise_hidden
 
+from ..progress import track
+
 _TASKS = 32
-"""Portions of a pass for each worker: enough that all end together, few enough that handing out costs nothing."""
+"""Number of tasks per worker: enough that all workers end at the same time, few enough for negligible overhead."""
 _ANSWER_S = 10.0
 _STORE_BYTES = 512 * 2**20
-"""Of shared memory for Ray on one machine; what is passed around is a hundredth of it."""
+"""Size of Ray's shared memory on one machine, about a hundred times the data that is passed between processes."""
 
 
-class Spread(Protocol):
-    """Does a pass over items."""
+class Executor(Protocol):
+    """Applies a function to items."""
 
-    def __call__(self, work: Callable[..., Any], items: Sequence[Any], what: str, *, loads: bool = False) -> list[Any]:
-        """What ``work`` gives for each item, in the items' order.
+    def __call__(
+        self, function: Callable[..., Any], items: Sequence[Any], description: str, *, factory: bool = False
+    ) -> list[Any]:
+        """Apply a function to each item, and return the results in the order of the items.
 
-        Sums of products are computed in one thread, so that they are the same to the bit wherever it is done.
+        BLAS runs in one thread, so that the results are identical to the bit with every executor.
 
         Args:
-            work: called with an item.
-            items: what there is to do.
-            what: for the progress bar.
-            loads: ``work`` is called without anything, once in each worker, and gives what is called with the items;
-                the worker has a GPU where there are any.
+            function: called with each item.
+            items: the items.
+            description: text of the progress bar.
+            factory: call ``function`` once in each worker, without arguments, and apply the function it returns;
+                the workers use GPUs if there are any.
 
         Raises:
-            EdgeloopError: what ``work`` raised; in another process a `ResourceError` that says the same.
-            ResourceError: a process ended again and again.
+            EdgeloopError: raised by ``function``; from another process it is a `ResourceError` with the same message.
+            ResourceError: a worker process died repeatedly.
         """
         ...
 
 
-def here(console: Console) -> Spread:
-    """All of it in this process."""
+def local_executor(console: Console) -> Executor:
+    """Return an executor that runs everything in this process."""
 
-    def spread(work: Callable[..., Any], items: Sequence[Any], what: str, *, loads: bool = False) -> list[Any]:
-        if loads:
-            work = work()
+    def execute(
+        function: Callable[..., Any], items: Sequence[Any], description: str, *, factory: bool = False
+    ) -> list[Any]:
+        if factory:
+            function = function()
         with _one_thread():
-            return [work(item) for item in _shown(items, what, len(items), console, loads=loads)]
+            return [function(item) for item in _with_progress(items, description, len(items), console, factory=factory)]
 
-    return spread
+    return execute
 
 
 @contextmanager
-def on_ray(console: Console, *, workers: int | None, cluster: str | None = None) -> Iterator[Spread]:
-    """On Ray Data.
+def ray_executor(console: Console, *, workers: int | None, cluster: str | None = None) -> Iterator[Executor]:
+    """Yield an executor that uses Ray Data.
 
     Args:
-        console: for the progress.
-        workers: processes; None for as many as there are cores.
-        cluster: address of a cluster that runs; None for workers on this machine, which other machines cannot reach.
+        console: console for the progress.
+        workers: number of processes; None for one per core.
+        cluster: address of a running cluster; None for workers on this machine, which other machines cannot reach.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        ResourceError: the cluster cannot be reached, or Ray does not start here.
+        ResourceError: the cluster cannot be reached, or Ray does not start on this machine.
     """
     with ExitStack() as stack:
         ray = _start(stack, workers, cluster)
         found = ray.cluster_resources()
         cores, gpus = max(1, int(found.get("CPU", 1))), int(found.get("GPU", 0))
-        # More workers than cores would wait for cores for ever.
+        # More workers than cores would wait forever.
         count = min(workers or cores, cores)
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
-        def spread(work: Callable[..., Any], items: Sequence[Any], what: str, *, loads: bool = False) -> list[Any]:
-            size = min(gpus if loads and gpus else count, len(items))
-            # What loads takes long with each item, and its bar is to move; else handing out each would take longest.
-            portion = 1 if loads else -(-len(items) // (_TASKS * size))
+        def execute(
+            function: Callable[..., Any], items: Sequence[Any], description: str, *, factory: bool = False
+        ) -> list[Any]:
+            size = min(gpus if factory and gpus else count, len(items))
+            # Functions from a factory are slow, so one item per task keeps the progress bar moving. For fast ones the
+            # overhead per task would dominate.
+            portion = 1 if factory else -(-len(items) // (_TASKS * size))
             starts = range(0, len(items), portion)
             rows = ray.data.from_items(
                 [{"start": start, "items": _Box(items[start : start + portion])} for start in starts],
                 override_num_blocks=min(len(starts), _TASKS * size),
             )
-            if loads:
+            if factory:
                 done = rows.map_batches(
-                    _Loaded,
-                    fn_constructor_args=(work,),
+                    _Worker,
+                    fn_constructor_args=(function,),
                     batch_size=1,
                     compute=ray.data.ActorPoolStrategy(size=size),
                     num_gpus=1 if gpus else 0,
                 )
             else:
                 done = rows.map_batches(
-                    _batch, fn_args=(work,), batch_size=1, compute=ray.data.TaskPoolStrategy(size=size)
+                    _process_batch, fn_args=(function,), batch_size=1, compute=ray.data.TaskPoolStrategy(size=size)
                 )
             results: dict[int, list[Any]] = {}
             failure: _Failure | None = None
             try:
-                # Closed here and now, so that no worker goes on when one has failed.
+                # Closed at once, so that all workers stop when one has failed.
                 with closing(iter(done.iter_rows())) as arriving:
-                    for row in _shown(arriving, what, len(starts), console, loads=loads):
+                    for row in _with_progress(arriving, description, len(starts), console, factory=factory):
                         found = row["results"].content
                         if isinstance(found, _Failure):
                             failure = found
                             break
                         results[row["start"]] = found
             except Exception as error:
-                raise ResourceError(f"Ray gave up: {_last_line(error)}; run the same command again") from error
+                raise ResourceError(f"Ray failed: {_last_line(error)}; run the same command again") from error
             if failure is not None:
-                raise ResourceError(failure.told)
+                raise ResourceError(failure.message)
             return [result for start in starts for result in results[start]]
 
-        yield spread
+        yield execute
 
 
-def _shown(items: Iterable[Any], what: str, total: int, console: Console, *, loads: bool) -> Iterable[Any]:
-    """With a bar, which stays only where it was about the long part."""
-    hidden = not loads and not console.is_terminal
-    return track(items, what, total=total, console=console, transient=not loads, disable=hidden)
+def _with_progress(
+    items: Iterable[Any], description: str, total: int, console: Console, *, factory: bool
+) -> Iterable[Any]:
+    """Iterate with a progress bar; only the bar of a long pass, with a factory, stays on the screen."""
+    if factory or not console.is_interactive:
+        return track(items, description, total=total, console=console)
+    return rich_track(items, description, total=total, console=console, transient=True)
 
 
 @dataclass(frozen=True)
 class _Box:
-    """What Ray is to hand over as it is, and not as a column's number, text or list."""
+    """Wrapper for data that Ray must not convert to the numbers, strings or lists of a column."""
 
     content: Any
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error in words: not every exception comes out of a pickle as it went in."""
+    """Message of an error; not every exception survives pickling."""
 
-    told: str
+    message: str
 
 
-def _batch(batch: dict[str, Any], work: Callable[[Any], Any]) -> dict[str, Any]:
-    """A batch of one portion of items, as Ray hands it to workers."""
+def _process_batch(batch: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
+    """Process a batch that consists of one portion of items."""
     found: list[Any] | _Failure
     try:
         with _one_thread():
-            found = [work(item) for item in batch["items"][0].content]
+            found = [function(item) for item in batch["items"][0].content]
     except EdgeloopError as error:
         found = _Failure(str(error))
-    except Exception as error:  # noqa: BLE001  whatever it is, it is told where somebody reads it
-        found = _Failure(f"a worker failed: {error!r}; what was done is kept, run the same command again")
+    except Exception as error:  # noqa: BLE001  any error is reported in the main process
+        found = _Failure(f"a worker failed: {error!r}; finished work is kept, run the same command again")
     column = np.empty(1, object)
     column[0] = _Box(found)
     return {"start": batch["start"], "results": column}
 
 
-class _Loaded:
-    """What Ray makes once a worker; what takes long is loaded with the first batch, where an error can be told."""
+class _Worker:
+    """Worker state, created once per worker; the factory is called with the first batch, where errors are reported."""
 
-    def __init__(self, work: Callable[[], Callable[[Any], Any]]) -> None:
-        # A worker has a core, and TensorFlow would begin a thread for each that the machine has.
+    def __init__(self, factory: Callable[[], Callable[[Any], Any]]) -> None:
+        # A worker has one core, but TensorFlow would start a thread for every core of the machine.
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-        self._load = work
-        self._work: Callable[[Any], Any] | None = None
+        self._factory = factory
+        self._function: Callable[[Any], Any] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return _batch(batch, self._item)
+        return _process_batch(batch, self._process_item)
 
-    def _item(self, item: Any) -> Any:
-        if self._work is None:
-            self._work = self._load()
-        return self._work(item)
+    def _process_item(self, item: Any) -> Any:
+        if self._function is None:
+            self._function = self._factory()
+        return self._function(item)
 
 
 def _one_thread() -> Any:
@@ -182,15 +194,15 @@ def _one_thread() -> Any:
 
 
 def _start(stack: ExitStack, workers: int | None, cluster: str | None) -> Any:
-    # Ray sends its makers what it is used for unless told not to.
+    # Ray sends usage statistics to its developers unless this is disabled.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Its C++ parts write warnings past Python, and what they report is printed here, whatever is said of logs below.
+    # Ray's C++ parts print warnings regardless of the logging level below.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     if cluster is None:
-        # Without it Ray listens on all addresses of the machine, not on loopback alone; the name is older than the use.
+        # Without this Ray listens on all addresses of the machine, not only on loopback; the name is historical.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        # Other users of this machine are not let in, either.
+        # Reject connections of other users of this machine.
         os.environ["RAY_AUTH_MODE"] = "token"
     try:
         import ray
@@ -198,7 +210,7 @@ def _start(stack: ExitStack, workers: int | None, cluster: str | None) -> Any:
     except ImportError as error:
         raise MissingExtraError("working on several processes", "scale", error.name) from error
     if cluster is not None:
-        _check(cluster)
+        _check_address(cluster)
     local = {}
     if cluster is None:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
@@ -224,11 +236,11 @@ def _start(stack: ExitStack, workers: int | None, cluster: str | None) -> Any:
     return ray
 
 
-def _check(cluster: str) -> None:
-    """Whether anything listens there: Ray itself tries for minutes."""
+def _check_address(cluster: str) -> None:
+    """Check that something listens at the address; Ray itself would try for minutes."""
     host, _, port = cluster.rpartition("/")[2].rpartition(":")
     if not port.isdecimal():
-        return  # Ray knows better: `auto`, or no address at all
+        return  # left to Ray: `auto`, or not an address
     try:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
     except (OSError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""A folder to review, made of the most worthwhile frames of a store of very many."""
+"""Build a folder to review from the most valuable frames of a large store of captures."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from edge_agent.errors import DataError
 
 from ..active_learning.annotations import Annotations
 from ..active_learning.captured_frames import images_of
-from ..active_learning.embeddings import network_of
+from ..active_learning.embeddings import load_network
 from ..active_learning.training_set import training_images
-from .chunk_tasks import ChunkEmbeddings, Part, looking
+from .chunk_tasks import ChunkSummary, Part, chunk_embedder
 from .chunks import Chunk, chunks_of, tidy
-from .executor import Spread
+from .executor import Executor
 from .ranking import Ranking, rank
 
 LIST = "shortlist.csv"
 WORK = ".seen"
-"""In the folder that is made; folders whose names begin with a dot are not looked into for images."""
+"""Work folder inside the output folder; folders whose names begin with a dot are not searched for images."""
 
 
 @dataclass(frozen=True)
 class Shortlist:
-    """What came of it.
+    """Summary of a shortlist; all attributes but ``problems`` are numbers of images.
 
     Attributes:
-        images: in the store.
-        copies: of these, with the content of another.
-        failed: of these, that could not be looked at.
-        labelled: of these, with a decision already.
-        picks: put on the list.
-        likes: put beside them.
-        stand_for: frames that are like a pick.
-        problems: what was wrong with images and their lines, and with the logs of decisions.
+        images: images in the store.
+        copies: copies of other images.
+        failed: images that could not be read.
+        labelled: images that were annotated before.
+        picks: images on the list.
+        similar: similar frames added to the folder.
+        represented: all frames that are similar to a pick.
+        problems: messages about images, their metadata and the annotation logs.
     """
 
     images: int
@@ -50,8 +50,8 @@ class Shortlist:
     failed: int
     labelled: int
     picks: int
-    likes: int
-    stand_for: int
+    similar: int
+    represented: int
     problems: tuple[str, ...]
 
 
@@ -61,55 +61,59 @@ def make_shortlist(
     *,
     run: Path | None,
     count: int,
-    likes: int,
-    spread: Spread,
+    similar: int,
+    executor: Executor,
     console: Console,
     cache: Path | None = None,
 ) -> Shortlist:
-    """Put the most worthwhile frames of a store into a folder, beside what is there.
+    """Link or copy the most valuable frames of a store into a folder.
 
-    Frames with a decision in the store's log or in the folder's are not put there again, and what is like them is
-    worth little.
+    Existing files in the folder are kept. Frames that are annotated in the log of the store or of the folder are not
+    picked, and frames similar to them have a low value.
 
     Args:
-        store: folder of captures; every worker has to find it at this path, and ``out``, too.
-        out: folder that is made or added to.
-        run: whose model is to get better; None for EfficientNet-Lite0 as ImageNet taught it.
-        count: most picks.
-        likes: most frames put beside each pick that are like it.
-        spread: does the passes.
-        console: for the progress.
-        cache: where what the network sees in training images is kept.
+        store: folder of captures; every worker needs it, ``out`` and ``run`` at the same path.
+        out: output folder; created if it does not exist.
+        run: run whose model should be improved; None for EfficientNet-Lite0 pretrained on ImageNet.
+        count: maximum number of picks.
+        similar: maximum number of similar frames to add for each pick.
+        executor: executor of the passes over the chunks.
+        console: console for the progress.
+        cache: folder of the embeddings cache for the training images; the default one if None.
 
     Raises:
-        DataError: no usable store, run, log or folder.
+        DataError: the store, run, annotation log or folder is not usable.
     """
     store, out = store.resolve(), out.resolve()
     run = None if run is None else run.resolve()
     if out == store or out.is_relative_to(store) or store.is_relative_to(out):
-        raise DataError(f"{out}: in the store, or around it; name a folder beside it")
+        raise DataError(f"{out}: is inside the store or contains it; name a folder next to it")
     with console.status("Looking through the folder"):
         names = images_of(store)
         work = out / WORK
         try:
             work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{out}: cannot be made: {error.strerror}; name another --out") from error
+            raise DataError(f"{out}: cannot be created: {error.strerror}; name another --out") from error
         logs = [Annotations(store), Annotations(out)]
     with console.status("Loading the model"):
-        network = network_of(run)
+        network = load_network(run)
     known, _ = training_images(network, run, console, cache)
     chunks = chunks_of(store, names, network.key)
-    seen = spread(partial(looking, work, store, run), chunks, "Looking at the frames", loads=True)
-    problems = tuple(chain.from_iterable((*(log.problems for log in logs), *(one.problems for one in seen))))
-    failed = sum(int(one.failed.sum()) for one in seen)
+    summaries = executor(
+        partial(chunk_embedder, work, store, run), chunks, "Computing embeddings of the frames", factory=True
+    )
+    problems = tuple(
+        chain.from_iterable((*(log.problems for log in logs), *(summary.problems for summary in summaries)))
+    )
+    failed = sum(int(summary.failed.sum()) for summary in summaries)
     if failed == len(names):
         raise DataError(f"{store}: none of the {failed} images can be read, first: {problems[0]}")
-    parts, labelled = _parts(chunks, seen, logs)
-    ranking = rank(work, parts, known, count, spread)
+    parts, labelled = _parts(chunks, summaries, logs)
+    ranking = rank(work, parts, known, count, executor)
     try:
-        put = _put(store, out, names, ranking, likes)
-        _write_list(out, names, seen, ranking, network.labels)
+        added = _add_images(store, out, names, ranking, similar)
+        _write_list(out, names, summaries, ranking, network.labels)
     except OSError as error:
         raise DataError(f"{out}: {error.strerror}; make room, or name another --out") from error
     tidy(work, chunks)
@@ -119,56 +123,60 @@ def make_shortlist(
         failed=failed,
         labelled=labelled,
         picks=len(ranking.numbers),
-        likes=put - len(ranking.numbers),
-        stand_for=sum(len(some) for some in ranking.likes),
+        similar=added - len(ranking.numbers),
+        represented=sum(len(frames) for frames in ranking.similar),
         problems=problems,
     )
 
 
 def _parts(
-    chunks: Sequence[Chunk], seen: Sequence[ChunkEmbeddings], logs: Sequence[Annotations]
+    chunks: Sequence[Chunk], summaries: Sequence[ChunkSummary], logs: Sequence[Annotations]
 ) -> tuple[list[Part], int]:
-    """Which frames are usable, each content once, and may be asked; and how many of them have a decision."""
-    hashes = np.ascontiguousarray(np.concatenate([one.hashes for one in seen])).view("V32")[:, 0]
-    good = np.flatnonzero(~np.concatenate([one.failed for one in seen]))
+    """Return the masks of the chunks, and the number of usable frames that are annotated."""
+    hashes = np.ascontiguousarray(np.concatenate([summary.hashes for summary in summaries])).view("V32")[:, 0]
+    good = np.flatnonzero(~np.concatenate([summary.failed for summary in summaries]))
     usable = np.zeros(len(hashes), np.bool_)
     usable[good[np.unique(hashes[good], return_index=True)[1]]] = True
-    settled = [bytes.fromhex(sha256) for log in logs for sha256, one in log.latest.items() if one.verdict != "open"]
-    decided = np.isin(hashes, np.frombuffer(b"".join(settled), "V32"))
+    known = [bytes.fromhex(sha256) for log in logs for sha256, last in log.latest.items() if last.verdict != "open"]
+    annotated = np.isin(hashes, np.frombuffer(b"".join(known), "V32"))
     ends = np.cumsum([len(chunk.paths) for chunk in chunks])[:-1]
     parts = [
-        Part(chunk.name, some, some & ~of_these)
-        for chunk, some, of_these in zip(chunks, np.split(usable, ends), np.split(decided, ends), strict=True)
+        Part(chunk.name, in_chunk, in_chunk & ~excluded)
+        for chunk, in_chunk, excluded in zip(chunks, np.split(usable, ends), np.split(annotated, ends), strict=True)
     ]
-    return parts, int((usable & decided).sum())
+    return parts, int((usable & annotated).sum())
 
 
-def _put(store: Path, out: Path, names: Sequence[str], ranking: Ranking, likes: int) -> int:
-    """Images, and the lines beside them, to the folder; how many images."""
-    wanted = [
+def _add_images(store: Path, out: Path, names: Sequence[str], ranking: Ranking, similar: int) -> int:
+    """Link or copy images and their metadata into the folder, and return the number of images."""
+    chosen = [
         int(number)
-        for pick, some in zip(ranking.numbers, ranking.likes, strict=True)
-        for number in (pick, *some[:likes])
+        for pick, frames in zip(ranking.numbers, ranking.similar, strict=True)
+        for number in (pick, *frames[:similar])
     ]
-    for number in wanted:
+    for number in chosen:
         source, target = store / names[number], out / names[number]
         target.parent.mkdir(parents=True, exist_ok=True)
-        line = source.with_suffix(".json")
-        if line.exists():
-            link_or_copy(line, target.with_suffix(".json"))
+        metadata = source.with_suffix(".json")
+        if metadata.exists():
+            link_or_copy(metadata, target.with_suffix(".json"))
         link_or_copy(source, target)
-    return len(wanted)
+    return len(chosen)
 
 
 def _write_list(
-    out: Path, names: Sequence[str], seen: Sequence[ChunkEmbeddings], ranking: Ranking, labels: Sequence[str]
+    out: Path, names: Sequence[str], summaries: Sequence[ChunkSummary], ranking: Ranking, labels: Sequence[str]
 ) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("rank", "path", "sha256", "guess", "score", "worth", "alike"))
-    hashes, guess, score = (np.concatenate([getattr(one, of) for one in seen]) for of in ("hashes", "guess", "score"))
-    for place, (number, worth, some) in enumerate(zip(ranking.numbers, ranking.worth, ranking.likes, strict=True), 1):
-        guessed = (labels[guess[number]], f"{score[number]:.3f}") if labels else ("", "")
-        writer.writerow((place, names[number], hashes[number].tobytes().hex(), *guessed, f"{worth:.4g}", len(some)))
+    hashes, guess, score = (
+        np.concatenate([getattr(summary, name) for summary in summaries]) for name in ("hashes", "guess", "score")
+    )
+    ranked = zip(ranking.numbers, ranking.worth, ranking.similar, strict=True)
+    for position, (number, worth, similar) in enumerate(ranked, 1):
+        prediction = (labels[guess[number]], f"{score[number]:.3f}") if labels else ("", "")
+        row = (position, names[number], hashes[number].tobytes().hex(), *prediction, f"{worth:.4g}", len(similar))
+        writer.writerow(row)
     with replacing(out / LIST) as file:
         file.write(text.getvalue().encode())

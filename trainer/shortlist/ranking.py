@@ -1,10 +1,10 @@
-"""The order in which frames of very many are worth labelling: that of `propose`, in few passes.
+"""Ranking of very many frames by the value of labelling them: the same order as `propose`, in few passes.
 
-`trainer.active_learning.ranking.propose` looks at every frame again after each pick. Here a pass over all chunks tells
-what every frame is worth, and picks are then made among the most valuable alone, as long as the best of them is worth
-more than any frame outside was: a pick never makes another frame more valuable, so none of those can be the best. Then
-comes the next pass. This is the lazy evaluation of Minoux, "Accelerated greedy algorithms for maximizing submodular set
-functions" (1978).
+`trainer.active_learning.ranking.propose` compares every frame again after each pick. Here one pass over all chunks
+computes the value of every frame. Then picks are made only among the most valuable frames, as long as the best of them
+is worth more than any other frame was in the pass: as a pick never makes another frame more valuable, none of the
+others can be the best. Then the next pass follows. This is the lazy evaluation of Minoux, "Accelerated greedy
+algorithms for maximizing submodular set functions" (1978).
 """
 
 from __future__ import annotations
@@ -18,44 +18,61 @@ from typing import Any
 
 import numpy as np
 
-from ..active_learning.feature_space import Floats, Places, alike_of, drawn, projection_of, smallest, squared_distances
+from ..active_learning.feature_space import (
+    Floats,
+    Indices,
+    draw_samples,
+    find_similar_distance,
+    fit_projection,
+    smallest,
+    squared_distances,
+)
 from ..active_learning.ranking import value
-from .chunk_tasks import Part, apart, features_of, likes, neighbours, place, points_of
-from .executor import Spread
+from .chunk_tasks import (
+    Part,
+    chunk_neighbour_distances,
+    distances_to_picks,
+    project_chunk,
+    select_features,
+    select_points,
+    similar_frames,
+)
+from .executor import Executor
 
 CONSIDERED = 20_000
-"""Frames that picks are made among between two passes: 10 MB of points."""
+"""Number of the most valuable frames considered between two passes; their points take 10 MB."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Picks, the best first, by their numbers: frames are counted through all parts, in order.
+    """Picks, the most valuable first. Frames are numbered across all chunks, in order.
 
     Attributes:
-        numbers: (p,) of the picks.
-        worth: (p,) what labelling each was worth when it was picked.
-        likes: of each pick, the numbers of free frames that are alike and not like an earlier pick, nearest first.
+        numbers: (p,) int, numbers of the picks.
+        worth: (p,) float32, `value` of each pick when it was picked.
+        similar: for each pick the numbers of similar free frames, nearest first; frames similar to an earlier pick
+            are not included.
     """
 
-    numbers: Places
+    numbers: Indices
     worth: Floats
-    likes: tuple[Places, ...]
+    similar: tuple[Indices, ...]
 
 
 class _Frames:
-    """Frames of all parts by their numbers, and passes over them."""
+    """Access to the frames of all chunks by their numbers."""
 
-    def __init__(self, work: Path, parts: Sequence[Part], spread: Spread) -> None:
+    def __init__(self, work: Path, parts: Sequence[Part], executor: Executor) -> None:
         self.names = [part.name for part in parts]
         self.starts = np.cumsum([0, *(len(part.usable) for part in parts)])
-        self._work, self._spread = work, spread
+        self._work, self._executor = work, executor
 
-    def each(self, work: Callable[..., Any], *given: Any, what: str) -> list[Any]:
-        """A pass's result for each part."""
-        return self._spread(partial(work, self._work, *given), self.names, what)
+    def each(self, function: Callable[..., Any], *arguments: Any, description: str) -> list[Any]:
+        """Call a function of `chunk_tasks` for every chunk, and return the results."""
+        return self._executor(partial(function, self._work, *arguments), self.names, description)
 
-    def rows(self, work: Callable[..., Floats], numbers: Places, what: str) -> Floats:
-        """(k, width) what a pass gives for k frames, in their order: `features_of` or `points_of`."""
+    def rows(self, function: Callable[..., Floats], numbers: Indices, description: str) -> Floats:
+        """Return (k, width) features or points of k frames, by `select_features` or `select_points`."""
         order = np.argsort(numbers, kind="stable")
         ends = np.searchsorted(numbers[order], self.starts)
         portions = [order[start:end] for start, end in pairwise(ends)]
@@ -64,77 +81,82 @@ class _Frames:
             for name, start, portion in zip(self.names, self.starts, portions, strict=False)
             if len(portion)
         ]
-        found = np.concatenate(self._spread(partial(work, self._work), items, what))
+        found = np.concatenate(self._executor(partial(function, self._work), items, description))
         rows = np.empty_like(found)
         rows[order] = found
         return rows
 
 
 def rank(
-    work: Path, parts: Sequence[Part], known: Floats, count: int, spread: Spread, *, considered: int = CONSIDERED
+    work: Path, parts: Sequence[Part], known: Floats, count: int, executor: Executor, *, considered: int = CONSIDERED
 ) -> Ranking:
-    """The ``count`` frames most worth labelling; fewer where all others are like one of them.
+    """Rank the frames most worth labelling.
 
     Args:
-        work: folder of what was seen of each part.
-        parts: the chunks, in order.
+        work: work folder with the embeddings of each chunk.
+        parts: masks of the chunks, in order.
         known: (m, f) features of the training images.
-        count: most picks.
-        spread: does the passes.
-        considered: most frames that picks are made among between two passes; the ranking is the same whatever it is.
+        count: maximum number of picks; there are fewer if all other frames are similar to one of them.
+        executor: executor of the passes over the chunks.
+        considered: number of frames considered between two passes; it does not change the ranking.
     """
-    frames = _Frames(work, parts, spread)
+    frames = _Frames(work, parts, executor)
     usable = np.flatnonzero(np.concatenate([part.usable for part in parts]))
     free = np.concatenate([part.free for part in parts])
-    settled = usable[~free[usable]]
-    fitted, asked = drawn(len(usable), len(known))
-    of_frames = fitted < len(usable)
-    wanted = [usable[fitted[of_frames]], settled, usable[asked]]
-    rows = frames.rows(features_of, np.concatenate(wanted), "Drawing a sample")
-    sample, of_settled, of_asked = np.split(rows, np.cumsum([len(numbers) for numbers in wanted])[:-1])
-    fitting = np.empty((len(fitted), known.shape[1]), np.float32)
-    fitting[of_frames], fitting[~of_frames] = sample, known[fitted[~of_frames] - len(usable)]
-    projection = projection_of(fitting)
-    points = projection.place(np.concatenate([known, of_settled]))
-    doubts = spread(partial(place, work, projection, points), parts, "Comparing with what is known")
-    nearest = np.full((len(asked), 0), np.inf, np.float32)
-    asked_points = projection.place(of_asked)
-    for some in frames.each(neighbours, asked_points, what="Finding neighbours"):
+    annotated = usable[~free[usable]]
+    fit_sample, frame_sample = draw_samples(len(usable), len(known))
+    of_frames = fit_sample < len(usable)
+    needed = [usable[fit_sample[of_frames]], annotated, usable[frame_sample]]
+    rows = frames.rows(select_features, np.concatenate(needed), "Reading a sample")
+    fit_rows, annotated_rows, sample_rows = np.split(rows, np.cumsum([len(numbers) for numbers in needed])[:-1])
+    features = np.empty((len(fit_sample), known.shape[1]), np.float32)
+    features[of_frames], features[~of_frames] = fit_rows, known[fit_sample[~of_frames] - len(usable)]
+    projection = fit_projection(features)
+    known_points = projection.project(np.concatenate([known, annotated_rows]))
+    compare = partial(project_chunk, work, projection, known_points)
+    uncertainties = np.concatenate(executor(compare, parts, "Comparing with labelled images"))
+    sample = projection.project(sample_rows)
+    nearest = np.full((len(sample), 0), np.inf, np.float32)
+    for some in frames.each(chunk_neighbour_distances, sample, description="Finding neighbours"):
         nearest = smallest(np.concatenate([nearest, some], axis=1))
-    alike = alike_of(asked_points, nearest)
-    numbers, worth, picks = _picks(frames, np.concatenate(doubts), alike, count, considered)
-    return Ranking(numbers, worth, _likes(frames, numbers, picks, alike))
+    similar_distance = find_similar_distance(sample, nearest)
+    numbers, worth, picks = _pick(frames, uncertainties, similar_distance, count, considered)
+    return Ranking(numbers, worth, _similar(frames, numbers, picks, similar_distance))
 
 
-def _picks(frames: _Frames, doubt: Floats, alike: float, count: int, considered: int) -> tuple[Places, Floats, Floats]:
-    """Numbers, worth and points of the picks."""
+def _pick(
+    frames: _Frames, uncertainties: Floats, similar_distance: float, count: int, considered: int
+) -> tuple[Indices, Floats, Floats]:
+    """Return the numbers, values and points of the picks."""
     numbers: list[int] = []
     worth: list[float] = []
     points: list[Floats] = []
     picked = np.zeros((0, 0), np.float32)
     while len(numbers) < count:
         nearest = np.concatenate(
-            frames.each(apart, picked, alike, what=f"Ranking, {len(numbers)} of {count} are found")
+            frames.each(
+                distances_to_picks, picked, similar_distance, description=f"Ranking, {len(numbers)} of {count} found"
+            )
         )
         nearest[numbers] = -1
-        worths = np.where(nearest >= 0, value(np.maximum(nearest, 0), doubt), -1)
-        # Of equals the first counts, as in `propose`; a stable sort leaves it in front.
+        worths = np.where(nearest >= 0, value(np.maximum(nearest, 0), uncertainties), -1)
+        # Of equally valuable frames the first is picked, as in `propose`, so the sort must be stable.
         order = np.argsort(-worths, kind="stable")
         pool = np.sort(order[:considered])
         pool = pool[worths[pool] >= 0]
         if not len(pool):
             break
         bound = float(worths[order[considered]]) if considered < len(order) else -1.0
-        rows = frames.rows(points_of, pool, "Reading the most valuable")
+        rows = frames.rows(select_points, pool, "Reading the most valuable frames")
         left, near = np.ones(len(pool), np.bool_), nearest[pool]
-        begun = len(numbers)
+        already = len(numbers)
         while left.any() and len(numbers) < count:
-            best_of = np.where(left, value(near, doubt[pool]), -1)
+            best_of = np.where(left, value(near, uncertainties[pool]), -1)
             best = int(best_of.argmax())
-            if len(numbers) > begun and best_of[best] <= bound:
+            if len(numbers) > already and best_of[best] <= bound:
                 break
             distances = squared_distances(rows[best : best + 1], rows)[0]
-            left &= distances > alike
+            left &= distances > similar_distance
             left[best] = False
             np.minimum(near, distances, out=near)
             numbers.append(int(pool[best]))
@@ -144,14 +166,14 @@ def _picks(frames: _Frames, doubt: Floats, alike: float, count: int, considered:
     return np.array(numbers, np.intp), np.array(worth, np.float32), picked
 
 
-def _likes(frames: _Frames, numbers: Places, picks: Floats, alike: float) -> tuple[Places, ...]:
+def _similar(frames: _Frames, numbers: Indices, picks: Floats, similar_distance: float) -> tuple[Indices, ...]:
     if not len(numbers):
         return ()
-    found = frames.each(likes, picks, alike, what="Finding what is alike")
-    like = np.concatenate([start + places for start, (places, _, _) in zip(frames.starts, found, strict=False)])
+    found = frames.each(similar_frames, picks, similar_distance, description="Finding similar frames")
+    similar = np.concatenate([start + indices for start, (indices, _, _) in zip(frames.starts, found, strict=False)])
     pick = np.concatenate([firsts for _, firsts, _ in found])
     distance = np.concatenate([distances for _, _, distances in found])
     order = np.lexsort((distance, pick))
-    order = order[~np.isin(like[order], numbers)]
+    order = order[~np.isin(similar[order], numbers)]
     ends = np.searchsorted(pick[order], np.arange(len(numbers) + 1))
-    return tuple(like[order[start:end]] for start, end in pairwise(ends))
+    return tuple(similar[order[start:end]] for start, end in pairwise(ends))

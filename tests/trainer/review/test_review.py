@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 
 from edge_agent.errors import DataError
 from edge_agent.images import decode_image
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 from trainer.active_learning.annotations import LOG, Annotation, Annotations
 from trainer.active_learning.captured_frames import find_frames
-from trainer.active_learning.feature_space import nearest_known, space_of
-from trainer.active_learning.label_forecast import outlook_on
+from trainer.active_learning.feature_space import build_space, distances_to_known
+from trainer.active_learning.label_forecast import forecast_labels
 from trainer.active_learning.ranking import fit_head, propose, uncertainty
 from trainer.data import find_photos
 from trainer.review.filters import FrameFilter
@@ -37,6 +37,7 @@ from trainer.review.session import Session
 
 from ...conftest import CLASSES, QUIET, Run, find_free_port, wait_until
 from ...support.captured import hash_of, keep
+from ...support.processes import interruptible
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 
@@ -89,7 +90,7 @@ def test_a_line_that_was_not_finished_costs_nothing_but_itself(tmp_path: Path) -
         (f'{{"v":1,"sha256":"{B}","verdict":"lable","label":"robin"}}', "verdict"),
         (f'{{"v":1,"sha256":"{B}","verdict":"label"}}', "label"),
         (f'{{"v":1,"sha256":"{B}","verdict":"label","label":"a\\u0007b"}}', "label"),
-        (f'{{"v":1,"sha256":"{B}","verdict":"none","label":"robin"}}', "beside the verdict"),
+        (f'{{"v":1,"sha256":"{B}","verdict":"none","label":"robin"}}', "only valid with the verdict"),
         (f'{{"v":9,"sha256":"{B}","verdict":"none"}}', "v"),
         ("\xff\xfe", "UTF|utf|malformed"),
     ],
@@ -108,7 +109,7 @@ def test_a_line_edited_wrongly_is_named_and_stays_and_the_others_count(tmp_path:
     assert (tmp_path / LOG).read_bytes().startswith(text)
 
 
-def test_a_log_that_somebody_replaced_is_read_anew(tmp_path: Path) -> None:
+def test_a_log_that_somebody_replaced_is_read_again(tmp_path: Path) -> None:
     log = Annotations(tmp_path)
     log.add([label(A, "robin"), label(B, "wren")])
     lines = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
@@ -220,17 +221,18 @@ def blobs(sizes: list[int], seed: int = 0, spread: float = 0.05) -> tuple[np.nda
 
 def test_frames_that_are_alike_come_together_and_each_heap_once() -> None:
     features, heap = blobs([10] * 8)
-    space = space_of(features, np.zeros((0, 40), np.float32))
-    groups = propose(space, np.ones(80, np.float32), nearest_known(space.frames, space.known), np.ones(80, np.bool_), 8)
+    space = build_space(features, np.zeros((0, 40), np.float32))
+    nearest = distances_to_known(space.frames, space.known)
+    groups = propose(space, np.ones(80, np.float32), nearest, np.ones(80, np.bool_), 8)
     assert all(len(set(heap[group])) == 1 for group in groups)
     assert len({heap[group[0]] for group in groups}) == 8
 
 
 def test_only_open_frames_are_proposed_each_in_one_group() -> None:
     features, _ = blobs([12, 30, 9])
-    space = space_of(features, features[:5])
+    space = build_space(features, features[:5])
     is_open = np.random.default_rng(1).random(51) < 0.6
-    groups = propose(space, np.ones(51, np.float32), nearest_known(space.frames, space.known), is_open, 1000)
+    groups = propose(space, np.ones(51, np.float32), distances_to_known(space.frames, space.known), is_open, 1000)
     proposed = np.concatenate(groups)
     assert sorted(proposed.tolist()) == np.flatnonzero(is_open).tolist()
     assert max(map(len, groups)) <= 24
@@ -238,13 +240,13 @@ def test_only_open_frames_are_proposed_each_in_one_group() -> None:
 
 def test_what_the_model_doubts_and_has_never_seen_comes_first() -> None:
     features, heap = blobs([20, 20, 20])
-    space = space_of(features, features[heap == 0])  # the first heap is what it learned from
+    space = build_space(features, features[heap == 0])  # the first heap is what it learned from
     for doubtful in (1, 2):
         doubt = np.where(heap == doubtful, 1.0, 0.05).astype(np.float32)
-        first, *_ = propose(space, doubt, nearest_known(space.frames, space.known), np.ones(60, np.bool_), 1)
+        first, *_ = propose(space, doubt, distances_to_known(space.frames, space.known), np.ones(60, np.bool_), 1)
         assert heap[first[0]] == doubtful
     # As doubtful everywhere, what it never learned from comes before what it did.
-    first, *_ = propose(space, np.ones(60, np.float32), nearest_known(space.frames, space.known), heap != 1, 1)
+    first, *_ = propose(space, np.ones(60, np.float32), distances_to_known(space.frames, space.known), heap != 1, 1)
     assert heap[first[0]] == 2
 
 
@@ -257,10 +259,10 @@ def test_doubt_is_one_without_two_classes_and_falls_with_the_margin() -> None:
 def test_asking_in_this_order_finds_every_kind_sooner_than_at_random() -> None:
     sizes = [200, 100, 60, 30, 20, 12, 8, 6, 5, 4]
     features, heap = blobs(sizes, spread=0.6)
-    space = space_of(features, np.zeros((0, 40), np.float32))
+    space = build_space(features, np.zeros((0, 40), np.float32))
     everything = np.ones(len(heap), np.bool_)
     groups = propose(
-        space, np.ones(len(heap), np.float32), nearest_known(space.frames, space.known), everything, 15, most=1
+        space, np.ones(len(heap), np.float32), distances_to_known(space.frames, space.known), everything, 15, most=1
     )
     ours = len({heap[group[0]] for group in groups})
     draws = [len(set(heap[np.random.default_rng(seed).choice(len(heap), 15, replace=False)])) for seed in range(50)]
@@ -281,21 +283,21 @@ def test_a_head_knows_the_classes_it_saw_and_gives_the_others_nothing() -> None:
     assert (two.scores(features[heap < 2], 2).argmax(axis=1) == heap[heap < 2]).all()
 
 
-def test_the_outlook_sees_that_labels_helped_and_that_more_would() -> None:
+def test_the_label_forecast_sees_that_labels_helped_and_that_more_would() -> None:
     random = np.random.default_rng(3)
     features, heap = blobs([60] * 6, spread=1.6)
     order = random.permutation(len(heap))
     features, heap = features[order], heap[order]
     guessed = np.where(random.random(len(heap)) < 0.4, heap, 0)
     none = np.zeros((0, 40), np.float32), np.zeros(0, np.intp)
-    few = outlook_on(features[:60], heap[:60], guessed[:60], np.arange(60), none)
-    many = outlook_on(features, heap, guessed, np.arange(len(heap)), none)
+    few = forecast_labels(features[:60], heap[:60], guessed[:60], np.arange(60), none)
+    many = forecast_labels(features, heap, guessed, np.arange(len(heap)), none)
     assert few is not None
     assert many is not None
     assert many.now > few.now > (few.before or 0)
     assert few.twice is not None
     assert few.twice.avoided > 0.1
-    assert outlook_on(features[:30], heap[:30], None, np.arange(30), none) is None
+    assert forecast_labels(features[:30], heap[:30], None, np.arange(30), none) is None
 
 
 # --- a folder under review ---
@@ -324,7 +326,7 @@ def folder(scene: tuple[list[Pixels], list[str]], tmp_path: Path) -> Path:
 
 
 def everything(session: Session, client: str = "me", **wanted: Any) -> list[list[dict[str, Any]]]:
-    return list(session.groups(client, holding=(), count=50, wanted=FrameFilter(**wanted))["groups"])
+    return list(session.groups(client, holding=(), count=50, criteria=FrameFilter(**wanted))["groups"])
 
 
 def test_a_session_asks_about_every_open_frame_once(folder: Path, run_folder: Path) -> None:
@@ -342,7 +344,7 @@ def test_a_session_asks_about_every_open_frame_once(folder: Path, run_folder: Pa
 def test_decisions_survive_and_change_what_is_asked_and_guessed(folder: Path, run_folder: Path) -> None:
     with Session(folder, run=run_folder, console=QUIET) as session:
         first = everything(session)[0]
-        session.decide([frame["id"] for frame in first], "label", "moss", "anna")
+        session.annotate([frame["id"] for frame in first], "label", "moss", "anna")
         assert "moss" in [one["name"] for one in session.state()["classes"]]
     with Session(folder, run=run_folder, console=QUIET) as session:
         state = session.state()
@@ -354,7 +356,7 @@ def test_decisions_survive_and_change_what_is_asked_and_guessed(folder: Path, ru
         (shown,) = everything(session, status="label", label="moss")
         assert {frame["by"] for frame in shown} == {"anna"}
         # Undone, they are asked about again.
-        session.decide([frame["id"] for frame in first], "open", "", "anna")
+        session.annotate([frame["id"] for frame in first], "open", "", "anna")
         assert len({frame["id"] for group in everything(session) for frame in group}) == 60
 
 
@@ -362,9 +364,9 @@ def test_what_was_labelled_is_guessed_of_its_likes(folder: Path, run_folder: Pat
     with Session(folder, run=run_folder, console=QUIET) as session:
         groups = everything(session)
         for number in range(8):
-            session.decide([groups[number][0]["id"]], "label", "moss", "")
+            session.annotate([groups[number][0]["id"]], "label", "moss", "")
         for number in range(8, 12):
-            session.decide([groups[number][0]["id"]], "none", "", "")
+            session.annotate([groups[number][0]["id"]], "none", "", "")
         wait_until(
             lambda: {"moss", "none of these"} & {f["guess"] for g in everything(session) for f in g} != set(),
             60,
@@ -376,7 +378,7 @@ def test_frames_guessed_to_be_none_of_the_classes_stay_so_when_a_class_is_added(
     with Session(folder, run=run_folder, console=QUIET) as session:
         groups = everything(session)
         for number, group in enumerate(groups[:10]):
-            session.decide(
+            session.annotate(
                 [frame["id"] for frame in group], "none" if number % 2 else "label", "" if number % 2 else "brick", ""
             )
 
@@ -384,17 +386,17 @@ def test_frames_guessed_to_be_none_of_the_classes_stay_so_when_a_class_is_added(
             return {frame["guess"] for group in everything(session) for frame in group}
 
         wait_until(lambda: "none of these" in guesses(), 60, "a guess that it is none of them")
-        before = session.groups("me", holding=(), count=1, wanted=FrameFilter(guess="none of these"))["wanted"]
-        session.decide([everything(session)[0][0]["id"]], "label", "moss", "")
+        before = session.groups("me", holding=(), count=1, criteria=FrameFilter(guess="none of these"))["wanted"]
+        session.annotate([everything(session)[0][0]["id"]], "label", "moss", "")
         assert "moss" not in guesses()
-        after = session.groups("me", holding=(), count=1, wanted=FrameFilter(guess="none of these"))["wanted"]
+        after = session.groups("me", holding=(), count=1, criteria=FrameFilter(guess="none of these"))["wanted"]
         assert before - after in (0, 1)
 
 
 def test_a_log_replaced_under_the_page_is_what_counts(folder: Path, run_folder: Path) -> None:
     with Session(folder, run=run_folder, console=QUIET) as session:
         ids = [frame["id"] for group in everything(session) for frame in group]
-        session.decide(ids[:3], "label", "brick", "")
+        session.annotate(ids[:3], "label", "brick", "")
         lines = (folder / LOG).read_text().splitlines(keepends=True)
         (folder / "edited").write_text(lines[2] + "".join(line.replace(ids[0], ids[9]) for line in lines[:1]) * 3)
         (folder / "edited").rename(folder / LOG)
@@ -416,7 +418,7 @@ def test_frames_are_found_by_camera_day_guess_and_score(folder: Path, run_folder
     with Session(folder, run=run_folder, console=QUIET) as session:
 
         def count(**wanted: Any) -> int:
-            return int(session.groups("me", holding=(), count=1, wanted=FrameFilter(**wanted))["wanted"])
+            return int(session.groups("me", holding=(), count=1, criteria=FrameFilter(**wanted))["wanted"])
 
         assert session.state()["cameras"] == ["gate-pi/gate", "porch-pi/door"]
         assert (count(), count(camera="gate-pi/gate")) == (64, 4)
@@ -429,8 +431,8 @@ def test_frames_are_found_by_camera_day_guess_and_score(folder: Path, run_folder
 def test_two_people_lose_nothing_and_are_told_of_each_other(folder: Path, run_folder: Path) -> None:
     with Session(folder, run=run_folder, console=QUIET) as session, Session(folder, run=None, console=QUIET) as other:
         one = everything(session)[0][0]["id"]
-        session.decide([one], "label", "brick", "anna")
-        said = other.decide([one], "label", "grass", "ben")
+        session.annotate([one], "label", "brick", "anna")
+        said = other.annotate([one], "label", "grass", "ben")
         assert said["overridden"] == [{"id": one, "by": "anna", "verdict": "label", "label": "brick"}]
         assert session.state()["disputed"] == 1
         ((shown,),) = everything(session, status="disputed")
@@ -450,7 +452,7 @@ def test_captures_of_another_model_and_images_without_a_line_are_reviewed_all_th
         assert len(session.frames) == 62
         assert {frame["guess"] for group in everything(session) for frame in group} <= set(CLASSES)
         assert any("broken.jpg" in problem for problem in session.problems)
-        assert any("another image than the one that was captured" in problem for problem in session.problems)
+        assert any("not the image that was captured" in problem for problem in session.problems)
     with Session(folder, run=None, console=QUIET) as session:  # without a run: what the devices said
         assert {one["name"] for one in session.state()["classes"]} == {*CLASSES, "zebra", "okapi"}
 
@@ -473,7 +475,10 @@ class Server:
         command = [sys.executable, "-m", "edge_agent.cli", "review", str(self.folder), "--port", str(self.port)]
         with self.printed.open("a") as file:
             self.process = subprocess.Popen(
-                [*command, "--no-open", *self.arguments], stdout=file, stderr=subprocess.STDOUT, text=True
+                interruptible([*command, "--no-open", *self.arguments]),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
         wait_until(self.answers, 90, "the page answers")
 
@@ -510,7 +515,10 @@ def serving(folder: Path, *arguments: str) -> Iterator[Server]:
     finally:
         assert server.process is not None
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(20) == 0
+        try:
+            assert server.process.wait(60) == 0
+        finally:
+            server.process.kill()
 
 
 def test_the_page_gives_groups_takes_decisions_and_shows_images(folder: Path, run_folder: Path, edgeloop: Run) -> None:
@@ -531,7 +539,7 @@ def test_the_page_gives_groups_takes_decisions_and_shows_images(folder: Path, ru
         status, text = server.ask("GET", "/labels.csv")
         assert (status, len(text.splitlines())) == (200, len(ids) + 1)
     done = edgeloop("review", folder, "--export", folder.parent / "labels.csv")
-    assert (done.code, done.out) == (0, f"{len(ids)} labels of 60 frames in {folder.parent / 'labels.csv'}\n")
+    assert (done.code, done.out) == (0, f"wrote {len(ids)} labels for 60 frames to {folder.parent / 'labels.csv'}\n")
     photos = find_photos(folder.parent / "labels.csv")
     assert {photo.label for photo in photos} == {"a,b"}
     assert all((folder.parent / photo.path).is_file() for photo in photos)
@@ -595,7 +603,7 @@ def test_a_full_disk_is_said_and_the_decision_can_be_made_once_there_is_room(fol
         subprocess.run([*limit, f"--fsize={size + 10}:unlimited"], check=True)
         status, answer = server.ask("POST", "/api/decide", {"frames": ids[1:], "verdict": "none"})
         assert status == 507
-        assert "nothing is lost meanwhile" in answer["error"]
+        assert "nothing is lost until then" in answer["error"]
         assert (folder / LOG).stat().st_size == size
         subprocess.run([*limit, "--fsize=unlimited"], check=True)
         assert server.ask("POST", "/api/decide", {"frames": ids[1:], "verdict": "none"})[0] == 200
@@ -606,7 +614,7 @@ def test_a_full_disk_is_said_and_the_decision_can_be_made_once_there_is_room(fol
     ("arguments", "said"),
     [
         (["none"], "no such folder"),
-        (["{folder}", "--run", "none"], "holds no model.keras"),
+        (["{folder}", "--run", "none"], "no model.keras in it"),
         (["{folder}", "--port", "{taken}"], "Address already in use; name another --port"),
         (["{folder}", "--export", "{folder}/porch-pi/x.csv"], "name a file in or above"),
     ],
@@ -628,25 +636,25 @@ def test_what_the_network_saw_is_remembered_and_damage_to_that_is_noticed(
     from trainer.active_learning import embeddings
 
     asked: list[int] = []
-    ask = embeddings.ask
+    predict = embeddings.predict
 
     def counted(network: Any, pixels: Any) -> Any:
         asked.append(len(pixels))
-        return ask(network, pixels)
+        return predict(network, pixels)
 
-    monkeypatch.setattr(embeddings, "ask", counted)
-    network = embeddings.network_of(run_folder)
+    monkeypatch.setattr(embeddings, "predict", counted)
+    network = embeddings.load_network(run_folder)
     images = [(hash_of(path), path) for path in sorted(folder.rglob("*.jpg"))]
-    first = embeddings.embed(network, images, what="", console=QUIET, cache=tmp_path)
+    first = embeddings.embed(network, images, description="", console=QUIET, cache=tmp_path)
     assert sum(asked) == 60
-    again = embeddings.embed(network, images, what="", console=QUIET, cache=tmp_path)
+    again = embeddings.embed(network, images, description="", console=QUIET, cache=tmp_path)
     assert sum(asked) == 60
     assert (again.features == first.features).all()
     (kept,) = (tmp_path / "sight").iterdir()
     data = bytearray(kept.read_bytes())
     data[100] ^= 1
     kept.write_bytes(bytes(data) + b"half a rec")
-    mended = embeddings.embed(network, images, what="", console=QUIET, cache=tmp_path)
+    mended = embeddings.embed(network, images, description="", console=QUIET, cache=tmp_path)
     assert sum(asked) == 61
     assert (mended.features == first.features).all()
     assert os.stat(kept).st_mode & 0o077 == 0

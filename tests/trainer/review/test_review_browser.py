@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 from trainer.active_learning.annotations import Annotations
 
 from ...conftest import CLASSES, wait_until
@@ -68,7 +68,7 @@ def saved(folder: Path, expected: dict[str, tuple[str, str]]) -> None:
 def test_frames_are_labelled_by_keys_alone(browser: Browser, folder: Path, run_folder: Path) -> None:
     with serving(folder, "--run", str(run_folder)) as server:
         opened(browser, server)
-        shows(browser, "#count", "0 of 90 frames decided")
+        shows(browser, "#count", "0 of 90 frames reviewed")
         guess = browser.text("#accept").split("\n")[0].strip().removesuffix("Enter").strip()
         assert guess in CLASSES
         first = group(browser)
@@ -149,7 +149,7 @@ def test_decisions_made_while_the_server_is_gone_are_saved_when_it_is_back(
         server.kill()
         second = group(browser)
         browser.press("2")
-        shows(browser, "#unsaved", "decisions are not saved yet")
+        shows(browser, "#unsaved", "labels are not saved yet")
         third = group(browser)
         browser.press("3")
         assert set(second).isdisjoint(latest(folder))
@@ -179,7 +179,7 @@ def test_a_thousand_frames_are_reviewed_and_none_is_lost_when_the_server_is_kill
         assert measured["decided"] == len(frames) > 0.95 * MANY
         assert set(found) == frames
         assert {verdict for verdict, _ in found.values()} == {"label"}
-        shows(browser, "#empty", "Everything is decided")
+        shows(browser, "#empty", "All frames are reviewed")
         server.start()
 
 

@@ -23,22 +23,22 @@ import numpy as np
 import pytest
 
 from edge_agent.errors import DataError, EdgeloopError, MissingExtraError, ResourceError
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 from trainer.active_learning.annotations import Annotation, Annotations
 from trainer.active_learning.captured_frames import CapturedFrame, find_frames, images_of
-from trainer.active_learning.feature_space import nearest_known, space_of, squared_distances
+from trainer.active_learning.feature_space import build_space, distances_to_known, squared_distances
 from trainer.active_learning.ranking import propose, uncertainty
 from trainer.shortlist import chunk_tasks
 from trainer.shortlist.chunk_tasks import Part
-from trainer.shortlist.chunks import CHUNK, Chunk, Looked, chunks_of, read_looked, write_looked
-from trainer.shortlist.executor import Spread, here, on_ray
+from trainer.shortlist.chunks import CHUNK, Chunk, ChunkEmbeddings, chunks_of, read_embeddings, write_embeddings
+from trainer.shortlist.executor import Executor, local_executor, ray_executor
 from trainer.shortlist.pipeline import LIST, WORK, Shortlist, make_shortlist
 from trainer.shortlist.ranking import Ranking, rank
 
 from ...conftest import CLASSES, QUIET, Run, wait_until
 from ...support.captured import keep
 
-HERE = here(QUIET)
+HERE = local_executor(QUIET)
 
 
 # --- the ranking ---
@@ -60,7 +60,7 @@ def made_up(
         frames = tuple(
             CapturedFrame(f"{number}/{i}", hashlib.sha256(f"{number} {i}".encode()).hexdigest()) for i in range(count)
         )
-        write_looked(work, str(number), Looked(frames, seen, scores, np.zeros(count, np.bool_), ()))
+        write_embeddings(work, str(number), ChunkEmbeddings(frames, seen, scores, np.zeros(count, np.bool_), ()))
         usable = random.random(count) < 0.9
         parts.append(Part(str(number), usable, usable & (random.random(count) < 0.95)))
         features.append(seen.astype(np.float32))
@@ -75,15 +75,15 @@ def by_frame(
     """What the page would propose, all in memory: numbers of each pick and of what is like it."""
     usable = np.flatnonzero(np.concatenate([part.usable for part in parts]))
     free = np.concatenate([part.free for part in parts])[usable]
-    space = space_of(features[usable], known)
-    nearest = nearest_known(space.frames, space.known)
+    space = build_space(features[usable], known)
+    nearest = distances_to_known(space.frames, space.known)
     settled = squared_distances(space.frames[~free], space.frames).min(axis=0)
     groups = propose(space, doubt[usable], np.minimum(nearest, settled), free, count, most=len(usable))
     return [usable[group].tolist() for group in groups]
 
 
 def told(found: Ranking) -> list[list[int]]:
-    return [[int(number), *likes.tolist()] for number, likes in zip(found.numbers, found.likes, strict=True)]
+    return [[int(number), *likes.tolist()] for number, likes in zip(found.numbers, found.similar, strict=True)]
 
 
 @pytest.mark.parametrize("considered", [3, 40, 20_000])
@@ -128,13 +128,13 @@ def test_nothing_is_picked_where_nothing_may_be_asked(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def three_workers() -> Iterator[Spread]:
-    with on_ray(QUIET, workers=3) as spread:
+def three_workers() -> Iterator[Executor]:
+    with ray_executor(QUIET, workers=3) as spread:
         yield spread
 
 
 @pytest.mark.needs("ray")
-def test_three_workers_rank_as_one_process_does_to_the_bit(tmp_path: Path, three_workers: Spread) -> None:
+def test_three_workers_rank_as_one_process_does_to_the_bit(tmp_path: Path, three_workers: Executor) -> None:
     parts, *_, known = made_up(tmp_path, chunks=30, learned=3000)
     alone = rank(tmp_path, parts, known, 40, HERE, considered=250)
     together = rank(tmp_path, parts, known, 40, three_workers, considered=250)
@@ -170,14 +170,14 @@ def _loads(folder: Path) -> Callable[[int], int]:
 
 
 @pytest.mark.needs("ray")
-def test_the_work_is_done_by_several_processes_each_of_which_loads_once(tmp_path: Path, three_workers: Spread) -> None:
+def test_the_work_is_done_by_several_processes_that_load_once_each(tmp_path: Path, three_workers: Executor) -> None:
     assert len(set(three_workers(_who, list(range(30)), "")) - {os.getpid()}) > 1
-    assert three_workers(partial(_loads, tmp_path), list(range(50)), "", loads=True) == list(range(1, 51))
+    assert three_workers(partial(_loads, tmp_path), list(range(50)), "", factory=True) == list(range(1, 51))
     assert 1 <= len(list(tmp_path.iterdir())) <= 3
 
 
 @pytest.mark.needs("ray")
-def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path, three_workers: Spread) -> None:
+def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path, three_workers: Executor) -> None:
     assert three_workers(partial(_dies_once, tmp_path), list(range(20)), "") == [item * item for item in range(20)]
     assert (tmp_path / "died").exists()
 
@@ -187,22 +187,22 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path: Path, three_wo
     ("work", "words"),
     [
         (_lacks_keras, "^looking needs the package keras; install it with: .*$"),
-        (_divides, "^a worker failed: ZeroDivisionError.*by zero.*; what was done is kept"),
+        (_divides, "^a worker failed: ZeroDivisionError.*by zero.*; finished work is kept"),
     ],
 )
 def test_what_goes_wrong_in_a_worker_is_said_in_one_line(
-    three_workers: Spread, work: Callable[[int], float], words: str, capfd: pytest.CaptureFixture[str]
+    three_workers: Executor, work: Callable[[int], float], words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for done, loads in ((work, False), (partial(work, 7), True)):
+    for done, factory in ((work, False), (partial(work, 7), True)):
         with pytest.raises(EdgeloopError, match=words) as caught:
-            three_workers(done, list(range(20)), "", loads=loads)
+            three_workers(done, list(range(20)), "", factory=factory)
         assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
     assert three_workers(abs, [-1], "") == [1]
 
 
 @pytest.mark.needs("ray")
-def test_nobody_else_can_reach_the_workers(three_workers: Spread) -> None:
+def test_nobody_else_can_reach_the_workers(three_workers: Executor) -> None:
     """Sockets that Ray listens on are loopback's, and what it says there needs a token."""
     assert three_workers(abs, [-1], "") == [1]
     ours = _family(os.getpid())
@@ -255,7 +255,7 @@ def _listening() -> Iterator[tuple[int, str]]:
     ],
 )
 def test_a_cluster_that_is_not_there_is_said_at_once(address: str, words: str) -> None:
-    with pytest.raises(ResourceError, match=words), on_ray(QUIET, workers=None, cluster=address):
+    with pytest.raises(ResourceError, match=words), ray_executor(QUIET, workers=None, cluster=address):
         pass
 
 
@@ -288,7 +288,7 @@ def store(tmp_path: Path, images: dict[str, list[Pixels]]) -> Path:
 
 
 def shortlist(store: Path, out: Path, run: Path | None, **given: Any) -> Shortlist:
-    chosen = {"count": 5, "likes": 0, "spread": HERE, "console": QUIET, **given}
+    chosen = {"count": 5, "similar": 0, "executor": HERE, "console": QUIET, **given}
     return make_shortlist(store, out, run=run, **chosen)
 
 
@@ -301,13 +301,13 @@ def test_the_list_is_a_folder_to_review_with_what_the_devices_knew(
     store: Path, run_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    made = shortlist(store, out, run_folder, likes=2)
+    made = shortlist(store, out, run_folder, similar=2)
     assert (made.images, made.copies, made.failed, made.labelled, made.picks) == (42, 0, 0, 0, 5)
-    assert made.stand_for >= made.likes > 0
+    assert made.represented >= made.similar > 0
     listed = rows(out)
     assert [row["rank"] for row in listed] == ["1", "2", "3", "4", "5"]
     found = find_frames(out)
-    assert len(found.frames) == 5 + made.likes
+    assert len(found.frames) == 5 + made.similar
     assert not found.problems
     by_hash = {frame.sha256: frame for frame in found.frames}
     for row in listed:
@@ -316,7 +316,7 @@ def test_the_list_is_a_folder_to_review_with_what_the_devices_knew(
         assert frame.device in ("porch", "gate")
         assert row["guess"] in CLASSES
         assert 1 / 3 <= float(row["score"]) <= 1
-    assert sum(int(row["alike"]) for row in listed) == made.stand_for
+    assert sum(int(row["alike"]) for row in listed) == made.represented
     assert sorted(path.name for path in out.iterdir()) == sorted(
         {".seen", LIST, *(row["path"].split("/")[0] for row in listed)}
         | {frame.path.split("/")[0] for frame in found.frames}
@@ -395,12 +395,12 @@ def test_without_a_run_the_frames_are_still_told_apart(store: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("folder", "out", "words"),
     [
-        ("store", "store/list", "in the store, or around it"),
-        ("store", ".", "in the store, or around it"),
+        ("store", "store/list", "is inside the store or contains it"),
+        ("store", ".", "is inside the store or contains it"),
         ("none", "out", "no such folder"),
         ("empty", "out", "no images"),
         ("broken", "out", "none of the 2 images can be read, first: "),
-        ("store", "file/out", "cannot be made: Not a directory"),
+        ("store", "file/out", "cannot be created: Not a directory"),
     ],
 )
 def test_what_cannot_be_a_store_or_a_list_is_refused(
@@ -466,7 +466,7 @@ def test_chunks_that_are_no_more_are_forgotten(store: Path, run_folder: Path, tm
 
 def test_damaged_files_of_what_was_seen_are_not_believed(tmp_path: Path) -> None:
     made_up(tmp_path, chunks=1)
-    whole, looked = (tmp_path / "0.looked.npz").read_bytes(), read_looked(tmp_path, "0")
+    whole, looked = (tmp_path / "0.looked.npz").read_bytes(), read_embeddings(tmp_path, "0")
     assert looked is not None
     random = np.random.default_rng(0)
     for damaged in (
@@ -478,14 +478,14 @@ def test_damaged_files_of_what_was_seen_are_not_believed(tmp_path: Path) -> None
         b"\0" * 99,
     ):
         (tmp_path / "0.looked.npz").write_bytes(damaged)
-        assert read_looked(tmp_path, "0") is None
-    write_looked(tmp_path, "0", replace(looked, frames=looked.frames[1:]))
-    assert read_looked(tmp_path, "0") is None
+        assert read_embeddings(tmp_path, "0") is None
+    write_embeddings(tmp_path, "0", replace(looked, frames=looked.frames[1:]))
+    assert read_embeddings(tmp_path, "0") is None
     for _ in range(200):
         mutated = bytearray(whole)
         mutated[int(random.integers(len(whole)))] ^= int(random.integers(1, 256))
         (tmp_path / "0.looked.npz").write_bytes(mutated)
-        found = read_looked(tmp_path, "0")  # whatever it is, nothing is raised
+        found = read_embeddings(tmp_path, "0")  # whatever it is, nothing is raised
         assert found is None or len(found.frames) == len(found.features)
 
 
@@ -503,7 +503,7 @@ def test_two_workers_killed_half_way_end_with_the_list_of_one_process(
         cv2.imwrite(str(store / "many" / f"{number}.png"), np.clip(image, 0, 255).astype(np.uint8))
     alone, together = tmp_path / "alone", tmp_path / "together"
     given = ["--run", run_folder, "--count", 12, "--alike", 1]
-    made = shortlist(store, alone, run_folder, count=12, likes=1)
+    made = shortlist(store, alone, run_folder, count=12, similar=1)
     command = [sys.executable, "-m", "edge_agent.cli", "shortlist", store, *given, "--out", together, "--workers", 2]
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         wait_until(lambda: any((together / WORK).glob("*.looked.npz")), 60, "the first chunk")
@@ -518,6 +518,6 @@ def test_two_workers_killed_half_way_end_with_the_list_of_one_process(
     assert "raylet" not in two.out
     assert two.out.splitlines()[-3:] == [
         f"{made.images} images",
-        f"12 on the list, {made.stand_for} more are like one of them: {together / LIST}",
-        f"label them: edgeloop review {together} --run {run_folder}",
+        f"12 selected, {made.represented} more are similar to one of them: {together / LIST}",
+        f"next: edgeloop review {together} --run {run_folder}",
     ]

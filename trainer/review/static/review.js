@@ -1,20 +1,20 @@
-// Groups of frames come ahead of time, decisions go out behind the person's back: no key waits for the network.
+// Groups are fetched in advance and annotations are sent in the background, so that no key press waits for the network.
 
-const AHEAD = 8;              // groups asked for before they are needed
-const PRELOADED = 3;          // of them, those whose images are fetched, too
+const AHEAD = 8;              // groups fetched in advance
+const PRELOADED = 3;          // groups whose images are fetched in advance
 const SMALL = 256, LARGE = 1024;
-const MOST_HELD = 2000;       // hashes that one request may name
+const MOST_HELD = 2000;       // maximum number of hashes in one request
 const RETRY_MS = 1500, STATE_MS = 5000, STATE_SOON_MS = 800;
 
 const $ = selector => document.querySelector(selector);
 const client = crypto.randomUUID?.() ?? String(Math.random());
-const queue = [];             // groups to come; the first is shown
-const undone = [];            // what can be taken back: frames as they were, and what was decided of them
-let state = null, generation = 0, asking = false, exhausted = false, here = 0, shown = null;
-let unsent = [];              // decisions that the server has not confirmed
+const queue = [];             // groups to label; the first one is shown
+const history = [];           // steps that can be undone: the frames as they were, and their new annotation
+let state = null, generation = 0, asking = false, exhausted = false, current = 0, shown = null;
+let unsent = [];              // annotations that the server has not confirmed
 let sending = false;
 
-const kept = () => `edgeloop review ${state?.folder ?? ""}`;
+const storageKey = () => `edgeloop review ${state?.folder ?? ""}`;
 
 function element(tag, text = "", className = "") {
   const made = document.createElement(tag);
@@ -35,7 +35,7 @@ async function call(path, body) {
 
 // --- which frames ---
 
-function wanted() {
+function criteria() {
   const status = $("#status").value, label = status.startsWith("label:");
   return {
     status: label ? "label" : status, label: label ? status.slice(6) : "",
@@ -47,17 +47,17 @@ function wanted() {
 async function fill() {
   if (asking || exhausted || queue.length > AHEAD / 2) return;
   asking = true;
-  const asked = generation, settled = !unsent.length;
+  const startedIn = generation, settled = !unsent.length;
   let answer = null;
   try {
-    // What is decided here and not there yet is still open there.
+    // Annotations that are not sent yet are still open on the server.
     const holding = [...queue, ...unsent].flatMap(one => one.frames.map(frame => frame.id ?? frame));
-    const outcome = await call("/api/next", {client, holding: holding.slice(0, MOST_HELD), count: AHEAD, wanted: wanted()});
+    const outcome = await call("/api/next", {client, holding: holding.slice(0, MOST_HELD), count: AHEAD, wanted: criteria()});
     if (outcome.status === 200) answer = outcome.answer;
-    else tell(outcome.answer.error);
-  } catch { /* deliver says what is wrong */ }
+    else notify(outcome.answer.error);
+  } catch { /* deliver shows the error */ }
   asking = false;
-  if (asked !== generation) { fill(); return; }
+  if (startedIn !== generation) { fill(); return; }
   if (!answer) { setTimeout(fill, RETRY_MS); return; }
   const busy = new Set([...queue.flatMap(group => group.frames.map(frame => frame.id)), ...unsent.flatMap(one => one.frames)]);
   let added = 0;
@@ -77,7 +77,7 @@ function grouped(frames) {
   return {frames, out};
 }
 
-function again() {
+function reload() {
   generation += 1;
   queue.length = 0;
   exhausted = false;
@@ -94,8 +94,8 @@ function preload() {
 function image(frame, side) {
   const image = new Image();
   image.decoding = "sync";
-  image.alt = frame.guess ? `a frame the model takes for ${frame.guess}` : "a frame";
-  image.onerror = () => { image.alt = "this image cannot be read any more"; };
+  image.alt = frame.guess ? `frame with the predicted class ${frame.guess}` : "frame";
+  image.onerror = () => { image.alt = "this image can no longer be read"; };
   image.src = `/frame/${frame.id}.jpg?side=${side}`;
   return image;
 }
@@ -104,7 +104,7 @@ function image(frame, side) {
 
 function show() {
   const group = shown = queue[0] ?? null;
-  here = 0;
+  current = 0;
   const list = $("#frames");
   list.replaceChildren();
   $("#empty").hidden = group !== null || !exhausted;
@@ -112,8 +112,8 @@ function show() {
   $("#question").textContent = "";
   if (!group) {
     $("#empty").textContent = $("#status").value === "open" && !filtered()
-      ? "Everything is decided. Retrain with these labels, or look them over under “Show”."
-      : "No frames like that.";
+      ? "All frames are reviewed. Retrain with these labels, or check them under “Show”."
+      : "No frames match the filter.";
     paintClasses();
     return;
   }
@@ -122,16 +122,16 @@ function show() {
   for (const [place, frame] of group.frames.entries()) {
     const item = element("li");
     item.dataset.id = frame.id;
-    const said = frame.verdict === "open" ? frame.guess : frame.label || (frame.verdict === "none" ? "none of these" : "skipped");
+    const caption = frame.verdict === "open" ? frame.guess : frame.label || (frame.verdict === "none" ? "none of these" : "skipped");
     const line = element("p");
-    line.append(element("span", said), element("span", frame.verdict === "open" && frame.guess ? frame.score.toFixed(2) : frame.by, "muted"));
+    line.append(element("span", caption), element("span", frame.verdict === "open" && frame.guess ? frame.score.toFixed(2) : frame.by, "muted"));
     item.append(frame.image, element("span", "✓", "tick"), line);
     if (frame.at && place === 0) item.append(element("span", when(frame), "when"));
     item.classList.toggle("differs", frame.verdict === "open" ? frame.guess !== guess : frame.guess !== frame.label);
-    item.title = [frame.camera, frame.at, frame.reason, frame.device_guess && `the device said ${frame.device_guess}`]
+    item.title = [frame.camera, frame.at, frame.reason, frame.device_guess && `predicted on the device: ${frame.device_guess}`]
       .filter(Boolean).join(", ");
-    item.onclick = event => { here = place; event.target.className === "tick" || event.shiftKey ? tick(place) : paint(); };
-    item.ondblclick = () => { here = place; zoom(); };
+    item.onclick = event => { current = place; event.target.className === "tick" || event.shiftKey ? tick(place) : paint(); };
+    item.ondblclick = () => { current = place; zoom(); };
     list.append(item);
   }
   const count = group.frames.length;
@@ -147,7 +147,7 @@ const filtered = () => Boolean($("#camera").value || $("#guess").value || $("#si
 
 function paint() {
   [...$("#frames").children].forEach((item, place) => {
-    item.classList.toggle("here", place === here);
+    item.classList.toggle("current", place === current);
     item.classList.toggle("out", shown.out.has(item.dataset.id));
   });
 }
@@ -161,7 +161,7 @@ function paintClasses() {
     if (one.new && state.trained) button.append(element("small", "new", "new"));
     button.append(element("small", one.count ? one.count.toLocaleString("en") : "", "muted"));
     button.classList.toggle("guess", one.name === guess);
-    button.onclick = () => decide("label", one.name);
+    button.onclick = () => annotate("label", one.name);
     item.append(button);
     return item;
   }));
@@ -175,7 +175,7 @@ function tick(place) {
 
 function tickAll() {
   if (shown.out.size) shown.out.clear();
-  else shown.frames.forEach((frame, place) => { if (place !== here) shown.out.add(frame.id); });
+  else shown.frames.forEach((frame, place) => { if (place !== current) shown.out.add(frame.id); });
   paint();
 }
 
@@ -188,7 +188,7 @@ function zoom() {
 }
 
 function enlarge() {
-  const frame = shown.frames[here];
+  const frame = shown.frames[current];
   $("#zoom img").src = `/frame/${frame.id}.jpg?side=4096`;
   $("#zoom p").textContent = [when(frame), frame.guess && `${frame.guess} ${frame.score.toFixed(2)}`, frame.reason]
     .filter(Boolean).join(" · ");
@@ -196,9 +196,9 @@ function enlarge() {
 
 function step(by) {
   if (!shown) return;
-  here = Math.min(shown.frames.length - 1, Math.max(0, here + by));
+  current = Math.min(shown.frames.length - 1, Math.max(0, current + by));
   paint();
-  $("#frames").children[here].scrollIntoView({block: "nearest"});
+  $("#frames").children[current].scrollIntoView({block: "nearest"});
   if ($("#zoom").open) enlarge();
 }
 
@@ -209,14 +209,14 @@ function columns() {
   return Math.max(1, items.filter(item => item.offsetTop === top).length, items.filter(item => item.offsetTop === items[0].offsetTop).length);
 }
 
-// --- decisions ---
+// --- annotations ---
 
-function decide(verdict, label = "") {
+function annotate(verdict, label = "") {
   if (!shown) return;
   const frames = shown.frames.filter(frame => !shown.out.has(frame.id));
-  if (!frames.length) { tell("No frame is ticked: X ticks one, A all."); return; }
+  if (!frames.length) { notify("No frame is ticked. Press X to tick one, or A to tick all."); return; }
   const rest = shown.frames.filter(frame => shown.out.has(frame.id));
-  undone.push({frames, made: {verdict, label}});
+  history.push({frames, made: {verdict, label}});
   queue.shift();
   if (rest.length) queue.unshift(grouped(rest));
   for (const frame of frames) count(frame, {verdict, label});
@@ -226,8 +226,8 @@ function decide(verdict, label = "") {
 }
 
 function undo() {
-  const last = undone.pop();
-  if (!last) { tell("There is nothing to take back."); return; }
+  const last = history.pop();
+  if (!last) { notify("There is nothing to undo."); return; }
   const {frames, made} = last;
   const kinds = new Map();
   for (const frame of frames) {
@@ -243,15 +243,15 @@ function undo() {
   show();
 }
 
-function send(decision) {
-  unsent.push({...decision, by: $("#you").value.trim()});
+function send(annotation) {
+  unsent.push({...annotation, by: $("#you").value.trim()});
   remember();
   progress();
   deliver();
 }
 
 function remember() {
-  try { localStorage.setItem(kept(), JSON.stringify(unsent)); } catch { /* then they live in this page alone */ }
+  try { localStorage.setItem(storageKey(), JSON.stringify(unsent)); } catch { /* without storage they exist only in this page */ }
 }
 
 async function deliver() {
@@ -262,39 +262,39 @@ async function deliver() {
     try {
       outcome = await call("/api/decide", unsent[0]);
     } catch {
-      outcome = {status: 0, answer: {error: "edgeloop review does not answer; start it again, this page goes on by itself"}};
+      outcome = {status: 0, answer: {error: "edgeloop review does not answer; start it again, and this page continues automatically"}};
     }
     if (outcome.status === 200 || outcome.status === 400) {
       unsent.shift();
       remember();
-      if (outcome.status === 400) tell(`Not saved: ${outcome.answer.error}`);
+      if (outcome.status === 400) notify(`Not saved: ${outcome.answer.error}`);
       else if (outcome.answer.overridden.length) {
         const [one] = outcome.answer.overridden, many = outcome.answer.overridden.length;
-        tell(`${one.by || "Somebody"} had decided ${many === 1 ? "this frame" : `${many} of these`} otherwise (${one.label || one.verdict}); yours counts now, U takes it back.`);
+        notify(`${one.by || "Another person"} had labelled ${many === 1 ? "this frame" : `${many} of these frames`} differently (${one.label || one.verdict}). Your label is used now; press U to undo it.`);
       }
       $("#unsaved").hidden = !unsent.length;
     } else {
       $("#unsaved").hidden = false;
-      $("#unsaved").textContent = `${unsent.length} decisions are not saved yet: ${outcome.answer.error}`;
+      $("#unsaved").textContent = `${unsent.length} labels are not saved yet: ${outcome.answer.error}`;
       await new Promise(done => setTimeout(done, RETRY_MS));
     }
   }
   sending = false;
-  lookSoon();
+  refreshSoon();
 }
 
-let silence = 0;
-function tell(text) {
-  $("#told").textContent = text;
-  $("#told").hidden = false;
-  clearTimeout(silence);
-  silence = setTimeout(() => { $("#told").hidden = true; }, 8000);
+let hideTimer = 0;
+function notify(text) {
+  $("#message").textContent = text;
+  $("#message").hidden = false;
+  clearTimeout(hideTimer);
+  hideTimer = setTimeout(() => { $("#message").hidden = true; }, 8000);
 }
 
-// --- how far it is ---
+// --- progress ---
 
 function count(from, to) {
-  // At once, before the server says so.
+  // Updated at once, before the server confirms.
   for (const [one, sign] of [[from, -1], [to, 1]]) {
     state.counts[one.verdict] += sign;
     if (one.verdict !== "label") continue;
@@ -308,55 +308,55 @@ function progress() {
   const {counts} = state, settled = counts.frames - counts.open;
   $("#labelled").style.width = `${100 * counts.label / counts.frames}%`;
   $("#others").style.width = `${100 * Math.max(0, settled - counts.label) / counts.frames}%`;
-  $("#count").textContent = `${settled.toLocaleString("en")} of ${counts.frames.toLocaleString("en")} frames decided.`;
-  $("#outlook").textContent = told(state.outlook);
+  $("#count").textContent = `${settled.toLocaleString("en")} of ${counts.frames.toLocaleString("en")} frames reviewed.`;
+  $("#forecast").textContent = forecastText(state.outlook);
   $("#folder").textContent = state.folder;
 }
 
-function told(outlook) {
-  if (!outlook) return "After some 40 labels this says how much more would help.";
+function forecastText(forecast) {
+  if (!forecast) return "After about 40 labels, a forecast shows how much more labels would help.";
   const percent = share => `${(100 * share).toFixed(0)} %`;
-  let text = `On frames like those you labelled, a model that learns them is right ${percent(outlook.now)} of the time`;
-  text += outlook.before === null ? "." : `, today's ${percent(outlook.before)}.`;
-  if (outlook.before !== null && outlook.now < outlook.before + 0.02) {
-    return `${text} They taught nothing yet: they are few, or some contradict others (look at “labelled …” under Show).`;
+  let text = `On frames like those labelled, a model trained on the labels is right ${percent(forecast.now)} of the time`;
+  text += forecast.before === null ? "." : `, the current model ${percent(forecast.before)}.`;
+  if (forecast.before !== null && forecast.now < forecast.before + 0.02) {
+    return `${text} The labels have not improved it yet: there are too few, or some contradict others (check “labelled …” under Show).`;
   }
-  if (!outlook.twice) return text;
-  const {avoided, low, high} = outlook.twice;
-  if (avoided < 0.1) return `${text} Twice as many labels would change little${outlook.now > 0.9 ? ": this is enough for now" : ""}.`;
+  if (!forecast.twice) return text;
+  const {avoided, low, high} = forecast.twice;
+  if (avoided < 0.1) return `${text} Twice as many labels would change little${forecast.now > 0.9 ? "; these are enough for now" : ""}.`;
   return `${text} Twice as many labels would avoid about ${percent(avoided)} of its mistakes (${percent(low)} to ${percent(high)}).`;
 }
 
-let looking = 0;
-function lookSoon() {
-  looking ||= setTimeout(() => { looking = 0; look(); }, STATE_SOON_MS);
+let refreshTimer = 0;
+function refreshSoon() {
+  refreshTimer ||= setTimeout(() => { refreshTimer = 0; refresh(); }, STATE_SOON_MS);
 }
 
-async function look() {
+async function refresh() {
   try {
     const {status, answer} = await call("/api/state");
-    if (status !== 200) { tell(answer.error); return; }
+    if (status !== 200) { notify(answer.error); return; }
     if (unsent.length) return;
     const first = state === null;
     state = answer;
     if (first) begin();
     options($("#camera"), "all", state.cameras);
-    options($("#guess"), "anything", [...state.classes.map(one => one.name), "none of these"]);
+    options($("#guess"), "any class", [...state.classes.map(one => one.name), "none of these"]);
     labels();
     $("#by-camera").hidden = state.cameras.length < 2;
     $("#by-day").hidden = state.days.length < 2 || state.days[0] === state.days[1];
-    $("#status option[value=disputed]").textContent = `decided differently (${state.disputed})`;
+    $("#status option[value=disputed]").textContent = `disputed (${state.disputed})`;
     const problems = $("#problems");
     problems.hidden = !state.problems.length;
     problems.firstElementChild.textContent = `${state.problems.length} problems`;
     problems.lastElementChild.replaceChildren(...state.problems.map(problem => element("li", problem)));
     progress();
     paintClasses();
-  } catch { /* deliver says what is wrong; this is asked again */ }
+  } catch { /* deliver shows the error; the state is requested again later */ }
 }
 
 function options(select, all, values) {
-  const had = select.value;
+  const previous = select.value;
   if (select.options.length === values.length + 1) return;
   const made = [["", all], ...values.map(value => [value, value])].map(([value, text]) => {
     const option = element("option", text);
@@ -364,26 +364,26 @@ function options(select, all, values) {
     return option;
   });
   select.replaceChildren(...made);
-  select.value = values.includes(had) ? had : "";
+  select.value = values.includes(previous) ? previous : "";
 }
 
 function labels() {
-  const select = $("#status"), had = select.value;
+  const select = $("#status"), previous = select.value;
   [...select.options].filter(option => option.value.startsWith("label:")).forEach(option => option.remove());
   for (const one of state.classes.filter(one => one.count)) {
     const option = element("option", `labelled ${one.name}`);
     option.value = `label:${one.name}`;
     select.append(option);
   }
-  select.value = had;
-  if (select.value !== had) select.value = "open";
+  select.value = previous;
+  if (select.value !== previous) select.value = "open";
   $("#names").replaceChildren(...state.classes.map(one => { const option = element("option"); option.value = one.name; return option; }));
 }
 
 function begin() {
   try {
     $("#you").value = localStorage.getItem("edgeloop you") ?? state.you;
-    unsent = JSON.parse(localStorage.getItem(kept()) ?? "[]");
+    unsent = JSON.parse(localStorage.getItem(storageKey()) ?? "[]");
   } catch { $("#you").value = state.you; }
   [$("#since").min, $("#since").max] = [$("#until").min, $("#until").max] = state.days;
   if (unsent.length) deliver();
@@ -392,12 +392,12 @@ function begin() {
 // --- keys ---
 
 const name = () => { $("#name").value = ""; $("#naming").showModal(); };
-const single = () => { $("#single").checked = !$("#single").checked; again(); };
-const accept = () => { if (shown?.frames[0].guess) shown.frames[0].guess === "none of these" ? decide("none") : decide("label", shown.frames[0].guess); };
+const single = () => { $("#single").checked = !$("#single").checked; reload(); };
+const accept = () => { if (shown?.frames[0].guess) shown.frames[0].guess === "none of these" ? annotate("none") : annotate("label", shown.frames[0].guess); };
 
 const KEYS = {
-  Enter: accept, "0": () => decide("none"), n: () => decide("none"), s: () => decide("skip"), u: undo,
-  "/": name, "+": name, x: () => shown && tick(here), a: () => shown && tickAll(), z: zoom, " ": zoom, o: single,
+  Enter: accept, "0": () => annotate("none"), n: () => annotate("none"), s: () => annotate("skip"), u: undo,
+  "/": name, "+": name, x: () => shown && tick(current), a: () => shown && tickAll(), z: zoom, " ": zoom, o: single,
   "?": () => $("#keys").showModal(), ArrowLeft: () => step(-1), ArrowRight: () => step(1),
   ArrowUp: () => step(-columns()), ArrowDown: () => step(columns()),
 };
@@ -406,7 +406,7 @@ document.addEventListener("keydown", event => {
   const typing = event.target.matches("input:not([type=checkbox]), select") || $("#naming").open || $("#keys").open;
   if (typing || event.ctrlKey && event.key !== "z" || event.metaKey || event.altKey) return;
   const digit = /^[1-9]$/.test(event.key) ? state?.classes[event.key - 1] : null;
-  const act = event.ctrlKey ? undo : digit ? () => decide("label", digit.name) : KEYS[event.key] ?? KEYS[event.key.toLowerCase()];
+  const act = event.ctrlKey ? undo : digit ? () => annotate("label", digit.name) : KEYS[event.key] ?? KEYS[event.key.toLowerCase()];
   if (!act || event.repeat && event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
   if (event.key === "Enter" && event.target.matches("button, a, summary")) return;
   event.preventDefault();
@@ -414,21 +414,21 @@ document.addEventListener("keydown", event => {
 });
 
 $("#accept").onclick = accept;
-$("#none").onclick = () => decide("none");
-$("#skip").onclick = () => decide("skip");
+$("#none").onclick = () => annotate("none");
+$("#skip").onclick = () => annotate("skip");
 $("#other").onclick = name;
 $("#undo").onclick = undo;
 $("#help").onclick = () => $("#keys").showModal();
 $("#zoom").onclick = () => $("#zoom").close();
-$("#you").onchange = () => { try { localStorage.setItem("edgeloop you", $("#you").value.trim()); } catch { /* for this page alone, then */ } };
-$("#filters").onchange = again;
+$("#you").onchange = () => { try { localStorage.setItem("edgeloop you", $("#you").value.trim()); } catch { /* without storage the name is valid only in this page */ } };
+$("#filters").onchange = reload;
 $("#filters").onsubmit = event => event.preventDefault();
 $("#naming").onclose = () => {
   const label = $("#name").value.trim();
-  if ($("#naming").returnValue === "ok" && label) decide("label", label);
+  if ($("#naming").returnValue === "ok" && label) annotate("label", label);
 };
 addEventListener("beforeunload", event => { if (unsent.length) event.preventDefault(); });
 
-await look();
+await refresh();
 fill();
-setInterval(() => { if (!sending) look(); }, STATE_MS);
+setInterval(() => { if (!sending) refresh(); }, STATE_MS);
