@@ -1,4 +1,4 @@
-"""Photographs on disk to labelled, split and preprocessed images."""
+"""Datasets: labelled, split and preprocessed images from files on disk."""
 
 from .cache import default_cache
 from .checks import Finding

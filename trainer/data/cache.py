@@ -1,17 +1,16 @@
-"""Preprocessed images kept between runs, so that each is decoded once.
+"""Cache of preprocessed images, kept between runs so that each image is decoded once.
 
-A cache belongs to one `PreprocessSpec` and is a folder of three files. Row i of `pixels` is described by
-record i of `index`; rows and records have a fixed size and are only ever appended.
+A cache belongs to one `PreprocessSpec` and is a folder of three files. Record i of `index` describes row i of
+`pixels`; rows and records have a fixed size and are only appended.
 
-    lock      held by the process that fills the cache; the kernel lets go of it when that process dies
+    lock      held by the process that fills the cache; the kernel releases it when that process dies
     pixels    row i: height x width x 3 uint8
-    index     a header, then record i: sha256 of the image's file, checksum of row i, the image's own
-              width and height, its thumbnail, CRC-32 of this record
+    index     a header, then record i: sha256 of the image's file, checksum of row i, original
+              width and height of the image, its thumbnail, CRC-32 of this record
 
-Nothing in it is trusted. A record counts only if its own CRC is right, a row only if the record's
-checksum of it is, and both are looked at when an image is asked for. So a kill at any moment, a power cut, a byte that
-flipped or a file cut short cost no more than making those images again. A header that is not ours starts
-both files anew, beside the old ones, which whoever has them open keeps.
+Every access checks the CRC of the record and the checksum of the row. After a kill, a power cut, a flipped byte or a
+truncated file, only the damaged images are preprocessed again. If the header does not match, both files are replaced
+by new ones; processes that have the old files open can still read them.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ import numpy.typing as npt
 
 from edge_agent.errors import DataError
 from edge_agent.images import decode_image
-from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
+from edge_agent.preprocessing import Pixels, PreprocessSpec, preprocess
 
 from .pixels import PixelRows, read_row
 
 FORMAT = 2
 THUMB = 24
-"""Side of the colour thumbnail kept for finding near duplicates, pixels."""
+"""Side of the colour thumbnail that is used to find near duplicates, pixels."""
 MAX_RECORDS = 2**22
-"""More images than this in one index are not believed; it starts anew. Bounds what is read to 16 bytes each."""
+"""Maximum number of images in one index; a larger one is replaced. Bounds the memory, 16 bytes per image."""
 
 _THUMB_BYTES = THUMB * THUMB * 3
 _RECORD = struct.Struct(f"<32sIII{_THUMB_BYTES}s")
@@ -57,7 +56,7 @@ _AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """One image of a cache: which row its pixels are, its own size and its thumbnail."""
+    """One image of a cache: the row of its pixels, its original size in pixels, and its thumbnail."""
 
     row: int
     width: int
@@ -66,25 +65,25 @@ class Cached:
 
 
 def default_cache() -> Path:
-    """Where caches lie unless told otherwise: ``~/.cache/edgeloop``, moved by XDG_CACHE_HOME."""
+    """Return the default folder of caches: ``~/.cache/edgeloop``, or ``edgeloop`` in XDG_CACHE_HOME."""
     import platformdirs
 
     return platformdirs.user_cache_path("edgeloop")
 
 
 class PixelCache:
-    """The cache of one spec, open for filling. A context manager: only one process at a time has it open.
+    """Context manager for the cache of one spec; only one process at a time can open it.
 
     `find` and `add` may be called from several threads.
     """
 
     def __init__(self, base: Path, spec: PreprocessSpec, *, waiting: Callable[[Path], object] = lambda _: None) -> None:
-        """Name the cache; nothing happens before it is entered.
+        """Set the folder of the cache; files are opened by ``with``.
 
         Args:
-            base: folder of all caches; made if need be.
-            spec: what images are preprocessed to.
-            waiting: called with the cache's folder when another process has it open, before waiting for that.
+            base: folder of all caches; created if missing.
+            spec: preprocessing of the images.
+            waiting: called with the cache's folder before waiting for another process that has it open.
         """
         key = cache_key(spec)
         height, width = spec.size
@@ -92,7 +91,7 @@ class PixelCache:
         self.folder = base / "pixels" / f"{height}x{width}-{spec.fit}-{spec.channels}-{key[:16]}"
         self.row_bytes = height * width * 3
         self._header = f"edgeloop pixels {FORMAT} {key}"[:_HEADER_BYTES].ljust(_HEADER_BYTES, "\n").encode()
-        self._salt = zlib.crc32(self._header)  # or a record of zeros would have the right CRC
+        self._salt = zlib.crc32(self._header)  # otherwise a record of zeros would have a valid CRC
         self._waiting = waiting
         self._adding = threading.Lock()
 
@@ -107,7 +106,7 @@ class PixelCache:
             self._close()
             raise DataError(
                 f"{self.folder}: the pixel cache cannot be used: {error.strerror}; "
-                "remove what is in the way, or move the cache with --cache or XDG_CACHE_HOME"
+                "remove the obstacle, or move the cache with --cache or XDG_CACHE_HOME"
             ) from error
         except BaseException:
             self._close()
@@ -118,15 +117,15 @@ class PixelCache:
         self._close()
 
     def find(self, sha256: bytes, buffer: Pixels) -> Cached | None:
-        """The image with this hash, if the cache has it undamaged.
+        """Return the image with this hash, or None if it is missing or damaged.
 
         Args:
-            sha256: of the image's file, 32 bytes.
-            buffer: (height, width, 3) uint8, scratch space for the check of the pixels.
+            sha256: hash of the image's file, 32 bytes.
+            buffer: (height, width, 3) uint8, scratch space to check the pixels.
         """
         key = np.frombuffer(sha256, "<u8", 1)[0]
         last = int(np.searchsorted(self._keys, key, "right"))
-        # The newest record first: it replaces those found damaged before.
+        # The newest record first, because it replaces damaged ones.
         for place in range(last - 1, -1, -1):
             if self._keys[place] != key:
                 break
@@ -140,28 +139,35 @@ class PixelCache:
         return None
 
     def add(self, sha256: bytes, pixels: Pixels, width: int, height: int, thumb: bytes) -> Cached:
-        """Keep an image.
+        """Add an image.
+
+        Args:
+            sha256: hash of the image's file, 32 bytes.
+            pixels: (height, width, 3) uint8, the preprocessed image.
+            width: original width, pixels.
+            height: original height, pixels.
+            thumb: thumbnail, (24, 24, 3) uint8 as bytes.
 
         Raises:
-            OSError: there is no room, or the disk failed. Call `take_back` then.
+            OSError: the disk is full or failed; call `take_back`.
         """
         with self._adding:
             row = self._end
             self._end += 1
         record = _RECORD.pack(sha256, _checksum(pixels), width, height, thumb)
-        # Pixels first: a record never speaks of a row that was not written.
+        # Pixels first, so that no record describes a row that was not written.
         _write(self._pixels, pixels.data.cast("B"), row * self.row_bytes)
         record += zlib.crc32(record, self._salt).to_bytes(4, "little")
         _write(self._index, memoryview(record), _HEADER_BYTES + row * _RECORD_BYTES)
         return Cached(row, width, height, thumb)
 
     def take_back(self) -> None:
-        """Give the room of everything added since the cache was opened back to the disk."""
+        """Remove everything that was added since the cache was opened, to free disk space."""
         os.ftruncate(self._index, _HEADER_BYTES + self._first * _RECORD_BYTES)
         os.ftruncate(self._pixels, min(os.fstat(self._pixels).st_size, self._first * self.row_bytes))
 
     def pixel_rows(self, rows: npt.NDArray[np.intp]) -> PixelRows:
-        """These rows, readable for as long as the result is kept, also after the cache is closed."""
+        """Return these rows, which remain readable after the cache is closed."""
         return PixelRows(self._pixels, self.spec.shape, rows)
 
     def _take_lock(self) -> None:
@@ -174,7 +180,7 @@ class PixelCache:
             fcntl.flock(handle, fcntl.LOCK_EX)
 
     def _open(self, name: str) -> int:
-        # O_NONBLOCK: opening a pipe that somebody left there must not wait for its other end.
+        # O_NONBLOCK: if the path is a pipe, opening it must not wait for its other end.
         handle = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         self._handles.append(handle)
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -186,7 +192,7 @@ class PixelCache:
         size = os.fstat(self._index).st_size
         count = max(0, size - _HEADER_BYTES) // _RECORD_BYTES
         if os.pread(self._index, _HEADER_BYTES, 0) != self._header or count > MAX_RECORDS:
-            self._start_anew()
+            self._replace_files()
             count = 0
         keys = np.empty(count, np.uint64)
         for start in range(0, count, _AT_ONCE):
@@ -199,8 +205,8 @@ class PixelCache:
         self._keys = keys[self._rows]
         return count
 
-    def _start_anew(self) -> None:
-        """Put new files in place of the old: first pixels, so that an index never describes another's rows."""
+    def _replace_files(self) -> None:
+        """Replace the files by new ones: first pixels, so that an index never describes the rows of another."""
         for name, content in (("pixels", b""), ("index", self._header)):
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f".{name}.", delete=False) as file:
                 file.write(content)
@@ -216,7 +222,7 @@ class PixelCache:
         return _RECORD.unpack(data[:-4])
 
     def thumbs(self, rows: npt.NDArray[np.intp]) -> Pixels:
-        """(k, 24, 24, 3) uint8, the thumbnails of these rows."""
+        """Return the thumbnails of these rows, (k, 24, 24, 3) uint8."""
         out = np.empty((len(rows), THUMB, THUMB, 3), np.uint8)
         start = _HEADER_BYTES + _RECORD.size - _THUMB_BYTES
         for row, thumb in zip(rows.tolist(), out, strict=True):
@@ -230,13 +236,13 @@ class PixelCache:
 
 
 def cache_key(spec: PreprocessSpec) -> str:
-    """Hexadecimal digest of the spec and of everything else that decides what pixels a file gives."""
+    """Return a hexadecimal digest of the spec and everything else that determines the pixels of a file."""
     return hashlib.sha256(b" ".join([msgspec.json.encode(spec), _arithmetic().encode()])).hexdigest()
 
 
 @remembered
 def _arithmetic() -> str:
-    """What decoding and preprocessing make of a small noise image here, so that a change of either shows."""
+    """Return a digest of a small noise image, decoded and preprocessed, which changes if either of these changes."""
     noise = np.random.default_rng(0).integers(0, 256, (301, 413, 3), np.uint8)
     digest = hashlib.sha256(f"{FORMAT} {cv2.__version__.split('.')[0]}".encode())
     for suffix in (".jpg", ".png"):
@@ -247,7 +253,7 @@ def _arithmetic() -> str:
 
 
 def _checksum(pixels: Pixels) -> int:
-    """CRC-32 over the sums of each 512 bytes: a changed byte or a moved sector shows, in a third of the time."""
+    """Return a CRC-32 over sums of 512 bytes, which detects a changed byte or a moved sector in a third of the time."""
     levels = pixels.reshape(-1)
     whole = levels.size // 512 * 512
     sums = levels[:whole].view("<u8").reshape(-1, 64).sum(1)
@@ -255,7 +261,7 @@ def _checksum(pixels: Pixels) -> int:
 
 
 def _write(handle: int, data: memoryview, offset: int) -> None:
-    """All of it: a disk that fills up takes a part first, and refuses only the next call."""
+    """Write all data: a disk that becomes full accepts a part of it, and fails only at the next call."""
     while data:
         done = os.pwrite(handle, data, offset)
         data, offset = data[done:], offset + done

@@ -1,8 +1,8 @@
-"""Images listed in a CSV file: ``path,label[,group][,split]``.
+"""Reads a list of images in a CSV file: ``path,label[,group][,split]``.
 
-The header is required; the order of columns is free. The file is UTF-8, with or without a byte order
-mark. Paths are relative to the file's own folder and may not lead out of it, by name or by link.
-``split`` is filled in every row (train, val or test) or in none; ``group`` may stay empty.
+The header is required; the columns may be in any order. The file is UTF-8, with or without a byte order
+mark. Paths are relative to the file's folder and must stay inside it, also through links.
+``split`` is either given in every row (train, val or test) or in none; ``group`` may be empty.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ PROBLEMS_SHOWN = 10
 
 
 def read_listing(path: Path) -> list[Photo]:
-    """Read the list; the images themselves are not opened.
+    """Read the list without opening the images.
 
     Returns:
         Photos sorted by path.
 
     Raises:
-        DataError: not such a file. Every problem, with its line, up to ten; the rest are counted.
+        DataError: not a valid list. The message has up to ten problems with their lines, and the number of others.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path}: over {MAX_BYTES // 2**20} MiB; a list of images is never that long")
+            raise DataError(f"{path}: larger than {MAX_BYTES // 2**20} MiB; expected a list of images")
         photos, problems = _read(path)
     except (UnicodeDecodeError, csv.Error) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
@@ -50,7 +50,7 @@ def read_listing(path: Path) -> list[Photo]:
 
 
 def _read(path: Path) -> tuple[list[Photo], list[str]]:
-    """The rows that can be used, and what is wrong with the others."""
+    """Return the valid rows, and the problems of the others."""
     photos: dict[str, Photo] = {}
     lines: dict[str, int] = {}
     problems = []
@@ -62,7 +62,7 @@ def _read(path: Path) -> tuple[list[Photo], list[str]]:
             continue
         photo = _photo(cells)
         if photo.path in photos:
-            problems.append(f"line {line}: {photo.path!r} stands in line {lines[photo.path]} already")
+            problems.append(f"line {line}: {photo.path!r} is already in line {lines[photo.path]}")
         else:
             photos[photo.path], lines[photo.path] = photo, line
     unsplit = [name for name, photo in photos.items() if not photo.split]
@@ -74,9 +74,9 @@ def _read(path: Path) -> tuple[list[Photo], list[str]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """Line number and cells by column of every row, or what is wrong with its shape; blank lines are left out."""
+    """Yield the line number of every row with its cells by column, or with a problem; blank lines are skipped."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        # Strict: a quotation mark that is never closed would swallow the rest of the list.
+        # Strict, because an unclosed quotation mark would otherwise consume the rest of the list.
         rows = csv.reader(file, strict=True)
         columns = _columns(path, next(rows, []))
         for row in rows:
@@ -106,7 +106,7 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
                 close = difflib.get_close_matches(name.lower(), COLUMNS, 1)
                 problems.append(f"unknown column {name[:40]!r}" + (f", did you mean {close[0]!r}?" if close else ""))
         problems += [f"column {name!r} is missing" for name in REQUIRED if name not in columns]
-        problems += [f"column {name!r} stands there twice" for name in COLUMNS if columns.count(name) > 1]
+        problems += [f"column {name!r} is there twice" for name in COLUMNS if columns.count(name) > 1]
     if problems:
         raise DataError(
             f"{path}: line 1: {in_short(problems, PROBLEMS_SHOWN)}; the header must be {','.join(REQUIRED)}, "
@@ -116,7 +116,7 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
 
 
 def _problem_of_row(cells: dict[str, str]) -> str:
-    """What is wrong with the cells themselves, or nothing."""
+    """Return the problem of the cells, or ""."""
     if not cells["path"].strip():
         return "the path is empty"
     if not cells["label"].strip():
@@ -125,12 +125,12 @@ def _problem_of_row(cells: dict[str, str]) -> str:
     if split and split not in SPLITS:
         close = difflib.get_close_matches(split.lower(), (*SPLITS, "validation"), 1)
         hint = f", did you mean {'val' if close[0] == 'validation' else close[0]!r}?" if close else ""
-        return f"split {split[:40]!r} is none of {', '.join(SPLITS)}{hint}"
+        return f"split {split[:40]!r} is not one of {', '.join(SPLITS)}{hint}"
     return ""
 
 
 class _Folder:
-    """Knows which paths stay inside a folder. Resolves each directory once: lists are long, folders few."""
+    """Checks that paths stay inside a folder. Each directory is resolved once, because lists are long."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = os.fspath(folder)
@@ -138,11 +138,11 @@ class _Folder:
         self._parents: dict[str, str] = {}
 
     def problem_of(self, path: str) -> str:
-        """Why the path may not be used, or nothing."""
+        """Return the problem of the path, or ""."""
         if "\0" in path:
-            return "the path holds a zero byte"
+            return "the path contains a zero byte"
         if path.startswith("/"):
-            return f"{path[:200]!r} is absolute; paths are relative to the list's own folder"
+            return f"{path[:200]!r} is absolute; paths must be relative to the list's folder"
         if ".." in path.split("/"):
             return f"{path[:200]!r} leads out of the list's folder"
         full = os.path.join(self._folder, path)  # noqa: PTH118  a Path for each of 300,000 rows takes seconds
@@ -151,5 +151,5 @@ class _Folder:
             self._parents[parent] = os.path.realpath(parent)
         real = os.path.realpath(full) if os.path.islink(full) else os.path.join(self._parents[parent], name)  # noqa: PTH114, PTH118  as above
         if not real.startswith(self._real.rstrip("/") + "/"):
-            return f"{path[:200]!r} leads out of the list's folder by a link"
+            return f"{path[:200]!r} leads out of the list's folder through a link"
         return ""

@@ -1,4 +1,4 @@
-"""Photographs on disk to labelled, split and preprocessed images, read top to bottom in `load_dataset`."""
+"""Loads a dataset: labelled, split and preprocessed images from files on disk. Start reading at `load_dataset`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from edge_agent.errors import DataError
-from edge_agent.preprocess import PreprocessSpec
+from edge_agent.preprocessing import PreprocessSpec
 
 from ..progress import status
 from . import checks as about
@@ -33,14 +33,14 @@ _QUIET = Console(quiet=True)
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images with their labels and splits, pixels ready for the network.
+    """Images with their labels, splits and preprocessed pixels.
 
     Attributes:
         labels: class names, sorted.
-        photos: one entry an image, sorted by path within the class; copies and unreadable ones left out.
-        pixels: row i is photo i as the device sees it, `edge_agent.preprocess(frame, spec)`.
-        roomy: row i is photo i preprocessed to the enlarged size, for random crops; None when none was asked for.
-        findings: what the user should know about the data, in the order it was found.
+        photos: one entry per image, sorted by path within the class, without copies and unreadable images.
+        pixels: row i is photo i preprocessed as on the device, `edge_agent.preprocess(frame, spec)`.
+        roomy: row i is photo i preprocessed to an enlarged size for augmentation; None if not requested.
+        findings: facts that the user should know about the data, in the order they were found.
     """
 
     labels: tuple[str, ...]
@@ -50,12 +50,12 @@ class Dataset:
     findings: tuple[Finding, ...]
 
     def indices(self, split: str) -> list[int]:
-        """Places of the images of one split."""
+        """Return the indices of the images of one split."""
         return [i for i, photo in enumerate(self.photos) if photo.split == split]
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the images' hashes, labels and splits; the same data gives the same one anywhere."""
+        """sha256 over the images' hashes, labels and splits, which does not depend on paths or the machine."""
         rows = sorted(f"{photo.sha256} {photo.label} {photo.split}\n" for photo in self.photos)
         return hashlib.sha256("".join(rows).encode()).hexdigest()
 
@@ -71,24 +71,24 @@ def load_dataset(
     frozen: Mapping[str, str] | None = None,
     console: Console = _QUIET,
 ) -> Dataset:
-    """Read a data set whole, look it over and split it.
+    """Read, check and split a dataset.
 
     Args:
         root: a folder per class, train/val/test folders of those, or a CSV file; see `find_photos`.
-        spec: how images become pixels.
-        room: height and width of a second, larger set of pixels to take random crops from.
+        spec: preprocessing of the images.
+        room: height and width of a second, enlarged version of the pixels for augmentation; None for no such version.
         cache: folder in which pixels are kept between runs; `default_cache()` when None.
-        max_unreadable: share of the images, 0 to 1, that may be unreadable and left out.
+        max_unreadable: maximum share of unreadable images, 0 to 1; they are left out.
         group_by: regular expression that finds an image's group in its path; see `group_by_name`.
-        frozen: sha256 -> split of an earlier run's split.csv. Images it knows keep their split, whatever
-            their folder says; the others are split around them.
-        console: where the progress bar goes.
+        frozen: sha256 -> split from the split.csv of an earlier run. Its images keep their split, even if their folder
+            names another one; the other images are split around them.
+        console: console for the progress.
 
     Raises:
         DataError: nothing to train on (see `find_photos` and `check_classes`), too many unreadable images, the same
-            image in two classes, classes that cannot be split by their groups, no room for the pixels. All of
-            a kind are named at once.
-        ConfigError: ``group_by`` is not a regular expression, or the images have groups already.
+            image in two classes, classes that cannot be split by their groups, or no disk space for the pixels. All
+            problems of one kind are named at once.
+        ConfigError: ``group_by`` is not a regular expression, or the images already have groups.
     """
     listed = find_photos(root)
     if group_by is not None:
@@ -107,7 +107,7 @@ def load_dataset(
         given = bool(photos[0].split)
         check_classes(photos, root)
         photos = [replace(photo, split=frozen.get(photo.sha256, photo.split)) for photo in photos]
-        # In the order of their hashes, so that names and folders have no say in borderline cases.
+        # Sorted by hash, so that names and folders do not influence borderline cases.
         by_hash = np.argsort(np.array([photo.sha256 for photo in photos]))
         with status(console, "Looking for near duplicates"):
             rows = read.rows[0, places][by_hash]
@@ -141,17 +141,17 @@ def _labels(photos: Sequence[Photo]) -> tuple[str, ...]:
 def _checked(frozen: Mapping[str, str]) -> Mapping[str, str]:
     wrong = sorted(set(frozen.values()) - set(SPLITS))
     if wrong:
-        raise DataError(f"the earlier split names {in_short(wrong)}; expected {', '.join(SPLITS)}")
+        raise DataError(f"the earlier split names {in_short(wrong)}; expected only {', '.join(SPLITS)}")
     return frozen
 
 
 def _open_caches(held: ExitStack, base: Path, specs: Sequence[PreprocessSpec], console: Console) -> list[PixelCache]:
-    """The caches of these specs, in their order."""
+    """Open the caches of these specs and return them in the same order."""
     caches = [
-        PixelCache(base, spec, waiting=lambda _: console.print("Waiting for another edgeloop that reads images"))
+        PixelCache(base, spec, waiting=lambda _: console.print("Waiting for another edgeloop process to read images"))
         for spec in specs
     ]
-    # Always in one order: two processes that each hold what the other waits for would wait forever.
+    # Always in the same order, to avoid a deadlock of two processes.
     for one in sorted(caches, key=lambda cache: cache.folder):
         held.enter_context(one)
     return caches
@@ -162,16 +162,16 @@ def _without_unreadable(photos: Sequence[Photo], read: Ingested, limit: float) -
     if len(reasons) > limit * len(photos):
         raise DataError(
             f"{len(reasons)} of {len(photos)} images cannot be used, more than the {100 * limit:.0f} % allowed: "
-            f"{in_short(list(reasons.values()), 3)}. Repair or remove them, or allow more with --max-unreadable"
+            f"{in_short(list(reasons.values()), 3)}. Repair or delete them, or allow more with --max-unreadable"
         )
     return about.unreadable(reasons, len(photos))
 
 
 def _without_copies(photos: Sequence[Photo], read: Ingested) -> tuple[list[Photo], list[int], list[Finding]]:
-    """One of every image, its place in the list given, and what was left out.
+    """Return the distinct images, their indices in ``photos``, and findings about copies that were left out.
 
     Raises:
-        DataError: an image lies in two classes.
+        DataError: the same image is in two classes.
     """
     places = [i for i in range(len(photos)) if i not in read.unreadable]
     whole = {i: replace(photos[i], sha256=read.sha256[i].tobytes().hex()) for i in places}
@@ -180,7 +180,7 @@ def _without_copies(photos: Sequence[Photo], read: Ingested) -> tuple[list[Photo
         copies[whole[i].sha256].append(i)
     kept, within, across, conflicts = [], [], [], []
     for same_bytes in copies.values():
-        # Test before val before train: what is tested with must not be trained with.
+        # Test before val before train, because test images must not be used for training.
         order = sorted(same_bytes, key=lambda i: -SPLITS.index(photos[i].split) if photos[i].split else 0)
         kept.append(order[0])
         if len({photos[i].label for i in order}) > 1:
@@ -192,7 +192,7 @@ def _without_copies(photos: Sequence[Photo], read: Ingested) -> tuple[list[Photo
         elif len(order) > 1:
             within.append([whole[i] for i in order])
     if conflicts:
-        raise DataError(f"the same image lies in two classes: {in_short(conflicts)}; keep it in the right one")
+        raise DataError(f"the same image is in two classes: {in_short(conflicts)}; keep it only in the right one")
     kept.sort()
     notes = about.copies_across_splits(across) + about.copies(within)
     return [whole[i] for i in kept], kept, notes

@@ -1,19 +1,20 @@
-"""Near duplicates: the same image saved again, scaled, brightened or slightly cropped; frames of one burst.
+"""Finds near duplicates: the same image saved again, scaled, brightened or slightly cropped, and frames of one burst.
 
-Three steps. Beyond 1,200 images none looks at all pairs: 100,000 take a quarter of a minute on two busy cores.
+There are three steps. With more than 1,200 images, none of them compares all pairs: 100,000 images take 15 seconds on
+two busy cores.
 
 1. Each thumbnail gives 256 bits: signs of random projections of its blurred gradients (Charikar 2002,
    "Similarity estimation techniques from rounding algorithms"). Similar images differ in few bits.
-2. Candidates: images are sorted by some of their bits, in many random choices of bits, and each is compared
+2. Candidates: images are sorted by some of their bits, for many random choices of bits, and each image is compared
    with the next few.
 3. A candidate is confirmed by fitting one thumbnail to the other: brightness, contrast, and a shift and scale
-   of each axis, by least squares (Lucas and Kanade 1981); first in grey, then in red, green and blue. What is left
-   over must be small everywhere: another object before the same background leaves a spot.
+   of each axis, by least squares (Lucas and Kanade 1981); first in grey, then in red, green and blue. The residual
+   must be small everywhere: a different object in front of the same background leaves a spot.
 
-Measured on 200 photographed objects before 6 backgrounds (those of `benchmarks/support/synthetic_images.py`), at
-thumbnails taken from 224x224: JPEG at quality 20, 25 % size and noise are found in more than 99 % of cases, brightening
-by 15 % in 97 %, crops of 2 and 3 % in 94 and 90 %. Of the pairs of different objects at the same place before one
-background 0.1 % are taken for one image (by grey alone 3.5 %). An image turned grey is another one.
+Measured on 200 photographed objects in front of 6 backgrounds (those of `benchmarks/support/synthetic_images.py`), with
+thumbnails of 224x224 images: JPEG at quality 20, 25 % size and noise are found in more than 99 % of cases, brightening
+by 15 % in 97 %, crops of 2 and 3 % in 94 and 90 %. Of the pairs of different objects at the same place in front of the
+same background, 0.1 % are confirmed by mistake (3.5 % with grey alone). A grey version of an image is not a duplicate.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 Indices = npt.NDArray[np.intp]
 _Floats = npt.NDArray[np.float32]
@@ -33,30 +34,30 @@ BITS = 256
 NEIGHBOURS = 6
 MAX_DIFFERENT_BITS = 56
 COMPARED_EACH = 1200
-"""Up to so many images each is compared with each: it takes no longer."""
+"""Maximum number of images for which all pairs are compared, which is as fast up to this number."""
 SEARCHES = ((12, 8), (32, 24), (MAX_DIFFERENT_BITS, 48))
-"""Most differing bits, and passes over all images. The closest first: they are found in few passes, and where
-many images share a background, the checks are not spent on that."""
+"""Maximum number of differing bits, and number of passes over all images. The closest pairs are searched first: they
+are found in few passes, and if many images share a background, the checks are not used up by those."""
 CHECKS_PER_IMAGE = 6
-"""Mean number of candidates confirmed in each search. Bounds the time."""
+"""Mean number of candidates per image that are checked in each search; bounds the time."""
 MAX_LEFT_OVER = 0.45
-"""Largest root mean square of what fitting leaves in any 4x4 part, in standard deviations of the thumbnail."""
+"""Maximum root mean square of the residual in any 4x4 part, in standard deviations of the thumbnail."""
 FLAT = 2.5
-"""Levels. A thumbnail whose standard deviation is smaller shows noise, not an image: dark, fogged or covered."""
+"""Minimum standard deviation of a thumbnail, in levels; a flatter one is dark, fogged or covered and shows noise."""
 _AT_ONCE = 512
-"""Images or pairs; their thumbnails stay in the processor's cache."""
+"""Images or pairs processed together; their thumbnails fit in the processor's cache."""
 
 
 def near_duplicates(count: int, thumbs: Callable[[Indices], Pixels]) -> Indices:
-    """Find which images are near duplicates of one another, directly or by way of others.
+    """Find images that are near duplicates of one another, directly or through other images.
 
     Args:
-        count: number of images, all different. Their order may decide in borderline cases; sort them by hash.
-        thumbs: gives the thumbnails, (k, side, side, 3) uint8, of the images asked for; blurred, so that a
-            shift by a part of a pixel changes them evenly.
+        count: number of images, all different. Their order influences borderline cases, so sort them by hash.
+        thumbs: returns the thumbnails, (k, side, side, 3) uint8, of the images with the given indices; blurred, so
+            that a shift by a fraction of a pixel changes them evenly.
 
     Returns:
-        (count,) int: images with the same number belong together; the number is the first one's place.
+        (count,) int: images with the same number belong together; the number is the index of the first one.
     """
     codes, usable = _codes(count, thumbs)
     together = np.arange(count)
@@ -84,7 +85,7 @@ def near_duplicates(count: int, thumbs: Callable[[Indices], Pixels]) -> Indices:
 
 
 def _all_alike(codes: Pixels) -> tuple[Indices, Indices]:
-    """The places of all pairs of codes, (n, 32) uint8, that differ in few enough bits, the closest pairs first."""
+    """Return the indices of all pairs of codes, (n, 32) uint8, that differ in few bits, the closest pairs first."""
     signs = np.unpackbits(codes, axis=1).astype(np.float32) * 2 - 1
     different = (BITS - signs @ signs.T) / 2
     first, second = np.nonzero(np.triu(different <= MAX_DIFFERENT_BITS, 1))
@@ -102,10 +103,10 @@ def _join_confirmed(together: Indices, first: Indices, second: Indices, thumbs: 
 
 
 def _show_the_same(first: Pixels, second: Pixels) -> npt.NDArray[np.bool_]:
-    """(k,) whether the thumbnails, (k, side, side, 3), are of one image, place by place."""
+    """Compare pairs of thumbnails, (k, side, side, 3); return (k,) True for those that show the same image."""
     one, other = _grey(first), _grey(second)
     same = np.ones(len(first), np.bool_)
-    # Grey first: few pairs that are not the same get further, and most of those differ in colour.
+    # Grey first: it rejects most pairs, and most of the remaining wrong ones differ in colour.
     channels: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = [(one, other)]
     channels += [(first[..., channel], second[..., channel]) for channel in range(3)]
     for a, b in channels:
@@ -116,9 +117,9 @@ def _show_the_same(first: Pixels, second: Pixels) -> npt.NDArray[np.bool_]:
 
 
 def join(together: Indices, first: Indices, second: Indices) -> None:
-    """Put the groups of ``first[i]`` and ``second[i]`` together, for every i, in place.
+    """Merge the groups of ``first[i]`` and ``second[i]``, for every i, in place.
 
-    ``together`` holds for each member the smallest place of its group, before and after.
+    ``together`` has the smallest index of the group of each member, before and after.
     """
     while True:
         low, high = np.minimum(together[first], together[second]), np.maximum(together[first], together[second])
@@ -130,11 +131,11 @@ def join(together: Indices, first: Indices, second: Indices) -> None:
 
 
 def left_over(a: _Floats, b: _Floats) -> _Floats:
-    """What differs between one channel of thumbnails after the best fit of one to the other.
+    """Return the difference of one channel of pairs of thumbnails after the best fit of one to the other.
 
     Args:
-        a: (k, side, side) float32, of mean 0, in standard deviations of the thumbnail.
-        b: the same, to compare place by place.
+        a: (k, side, side) float32 with mean 0, in standard deviations of the thumbnail.
+        b: the second thumbnails of the pairs, in the same form.
 
     Returns:
         (k,) float32: the largest root mean square difference in any 4x4 part, in standard deviations.
@@ -148,7 +149,7 @@ def left_over(a: _Floats, b: _Floats) -> _Floats:
     causes[:, 2], causes[:, 4] = mean[:, 1:-1, 2:] - mean[:, 1:-1, :-2], mean[:, 2:, 1:-1] - mean[:, :-2, 1:-1]
     causes[:, 3], causes[:, 5] = causes[:, 2] * place, causes[:, 4] * place[:, None]
     flat = causes.reshape(count, 6, side * side)
-    # The small ridge keeps images without any gradient along an axis solvable.
+    # The small ridge makes the system solvable for images without any gradient along an axis.
     normal = flat @ flat.swapaxes(1, 2) + 1e-2 * np.eye(6, dtype=np.float32)
     amounts = np.linalg.solve(normal, flat @ difference.reshape(count, side * side, 1))
     rest = (difference - (amounts.swapaxes(1, 2) @ flat).reshape(difference.shape)) ** 2
@@ -160,7 +161,7 @@ def left_over(a: _Floats, b: _Floats) -> _Floats:
 
 
 def _codes(count: int, thumbs: Callable[[Indices], Pixels]) -> tuple[Pixels, Indices]:
-    """(count, 32) uint8, the bits of every image; and the places of those that show anything."""
+    """Return the bits of every image, (count, 32) uint8, and the indices of the images that are not flat."""
     codes = np.zeros((count, BITS // 8), np.uint8)
     usable = np.zeros(count, bool)
     directions: _Floats | None = None
@@ -190,14 +191,14 @@ def _different_bits(first: Pixels, second: Pixels) -> npt.NDArray[np.int64]:
 
 
 def _grey(thumbs: Pixels) -> _Floats:
-    """(k, side, side, 3) uint8 to (k, side, side) float32, the mean of the channels, whatever their order."""
-    # A third of the time of numpy's mean over so short an axis.
+    """Return the mean of the channels: (k, side, side, 3) uint8 to (k, side, side) float32."""
+    # Takes a third of the time of NumPy's mean over such a short axis.
     mean: _Floats = (thumbs[..., 0].astype(np.float32) + thumbs[..., 1] + thumbs[..., 2]) / np.float32(3)
     return mean
 
 
 def _blurred(thumbs: _Floats, sigma: float) -> _Floats:
-    """Gaussian blur with mirrored edges, as two matrix products: a call an image would take far longer."""
+    """Apply a Gaussian blur with mirrored edges, as two matrix products, which is much faster than a call per image."""
     side = thumbs.shape[-1]
     place = np.arange(side)
     sources = np.stack([place, -1 - place, 2 * side - 1 - place])
@@ -208,7 +209,7 @@ def _blurred(thumbs: _Floats, sigma: float) -> _Floats:
 
 
 def _standardised(channel: npt.NDArray[Any], whole: _Floats) -> _Floats:
-    """A channel about its mean, in standard deviations of the whole image: it may itself be flat, or nearly."""
+    """Subtract a channel's mean and divide by the standard deviation of the image, as the channel may be flat."""
     centred = channel - channel.mean((1, 2), keepdims=True, dtype=np.float32)
     standardised: _Floats = centred / (whole.std((1, 2), keepdims=True) + 1e-6)
     return standardised

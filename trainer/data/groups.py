@@ -1,4 +1,4 @@
-"""Which images must stay together: those of one group, and near duplicates of one class."""
+"""Groups of images that must stay in one split: the user's groups, and near duplicates of one class."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from .duplicates import Indices, join
 from .photo import Photo, in_short
 
 MIN_GROUPS = 3
-"""A class: one group each for training, validation and testing."""
+"""Minimum number of groups per class: one each for training, validation and testing."""
 MAX_SHARE = 0.9
-"""Of a class in one set of near duplicates. Above, 5 % each or less would be left to validate and test with."""
+"""Maximum share of a class in one set of near duplicates; with more, at most 5 % each would remain for validation and
+testing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """What stays together.
+    """Sets of images that stay together.
 
     Attributes:
-        together: (n,) int, images with the same number never straddle splits.
-        near: (n,) int, images with the same number are near duplicates and of one class.
-        given_up: classes whose near duplicates are split all the same, for the class is hardly more than one.
+        together: (n,) int, images with the same number are in the same split.
+        near: (n,) int, images with the same number are near duplicates of one class.
+        given_up: classes whose near duplicates are split nevertheless, because nearly all images belong to one set.
     """
 
     together: Indices
@@ -36,20 +37,20 @@ class Groups:
 
 
 def group_by_name(photos: Sequence[Photo], pattern: str) -> list[Photo]:
-    """Fill in groups from a regular expression searched for in each path.
+    """Set the groups of images with a regular expression, which is searched for in each path.
 
-    The group is what the pattern's first parenthesis matched or, without one, the whole match. Images the
-    pattern does not match stay on their own. It is the user's own pattern: one that takes forever does.
+    The group is the text of the first capturing group or, without one, the whole match. Images without a match get
+    no group. The time of the search is not limited, because the pattern is the user's own.
 
     Raises:
-        ConfigError: not a regular expression, or the images have groups already.
+        ConfigError: not a regular expression, or the images already have groups.
     """
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise ConfigError(f"{pattern!r} is not a regular expression: {error}; example: '(burst_\\d+)'") from error
     if any(photo.group for photo in photos):
-        raise ConfigError("the CSV file has groups already; empty its group column, or leave out --group-by")
+        raise ConfigError("the CSV file has groups already; clear its group column, or leave out --group-by")
     grouped = []
     for photo in photos:
         match = expression.search(photo.path)
@@ -59,12 +60,12 @@ def group_by_name(photos: Sequence[Photo], pattern: str) -> list[Photo]:
 
 
 def find_groups(photos: Sequence[Photo], similar: Indices, *, settled: Collection[str] = ()) -> Groups:
-    """Join groups and near duplicates into what must stay together.
+    """Merge the user's groups and near duplicates into sets that must stay together.
 
     Args:
-        photos: images with their hashes and the groups the user gave.
-        similar: (n,) int, the same number for near duplicates of whatever class.
-        settled: classes that have images in every split already, and so need no groups.
+        photos: images with their hashes and the user's groups.
+        similar: (n,) int, the same number for near duplicates, also of different classes.
+        settled: classes that already have images in every split and therefore need no groups.
 
     Raises:
         DataError: classes with fewer than three of the user's groups; all are named.
@@ -79,8 +80,8 @@ def find_groups(photos: Sequence[Photo], similar: Indices, *, settled: Collectio
     ]
     if few:
         raise DataError(
-            f"{in_short(few)}; {MIN_GROUPS} are needed, one each to train, to validate and to test: photograph the "
-            "class on more occasions, or make the groups smaller"
+            f"{in_short(few)}; {MIN_GROUPS} are needed, one each for training, validation and testing: take photos of "
+            "the class on more occasions, or make the groups smaller"
         )
     together = _joined(given, near)
     counts, largest = _sets(labels, together), _largest(labels, near)
@@ -96,7 +97,7 @@ def find_groups(photos: Sequence[Photo], similar: Indices, *, settled: Collectio
 
 
 def with_group_names(photos: Sequence[Photo], groups: Groups) -> list[Photo]:
-    """Name the sets of near duplicates that hold, where the user gave no name: by the smallest hash in them."""
+    """Name sets of near duplicates that are kept together after their smallest hash, unless the user named them."""
     members = defaultdict(list)
     for i, number in enumerate(groups.near.tolist()):
         members[number].append(i)
@@ -110,7 +111,7 @@ def with_group_names(photos: Sequence[Photo], groups: Groups) -> list[Photo]:
 
 
 def same(keys: Iterable[Hashable]) -> Indices:
-    """Number the places so that those with the same key share the first one's place."""
+    """Return for each key the index of its first occurrence."""
     first: dict[Hashable, int] = {}
     return np.array([first.setdefault(key, i) for i, key in enumerate(keys)], np.intp)
 
@@ -122,12 +123,12 @@ def _joined(one: Indices, other: Indices) -> Indices:
 
 
 def _sets(labels: Sequence[str], together: Indices) -> Counter[str]:
-    """How many sets each class's images are in."""
+    """Return the number of sets of each class."""
     return Counter(label for label, _ in set(zip(labels, together.tolist(), strict=True)))
 
 
 def _largest(labels: Sequence[str], together: Indices) -> dict[str, float]:
-    """Share of each class that its largest set holds."""
+    """Return the share of each class that is in its largest set."""
     totals = Counter(labels)
     largest: dict[str, float] = {}
     for (label, _), count in Counter(zip(labels, together.tolist(), strict=True)).items():

@@ -1,7 +1,7 @@
-"""The one pass over the images: hash each, and decode and preprocess those the caches lack, on all cores.
+"""Reads all images in one pass: hashes each, and decodes and preprocesses those that are not cached, on all cores.
 
-Decoding, hashing and disk access release Python's lock, so threads do. What is under way is bounded: a few
-batches of a few images, whatever their number. A second run decodes only what the first left out.
+Threads are enough, because decoding, hashing and disk access release Python's global lock. Only a few small batches
+are in memory at a time. A second run decodes only images that are not cached yet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.console import Console
 from edge_agent.errors import DataError, ImageError
 from edge_agent.images import decode_image, read_bytes
 from edge_agent.inference.interpreter import cores
-from edge_agent.preprocess import Fit, Pixels, preprocess
+from edge_agent.preprocessing import Fit, Pixels, preprocess
 
 from ..progress import steps
 from ..threads import in_order
@@ -29,21 +29,21 @@ from .cache import THUMB, Cached, PixelCache
 from .photo import Photo
 
 _Result: TypeAlias = tuple[bytes, list[Cached]] | str
-"""An image's hash and its place in each cache, or why it cannot be used."""
+"""An image's hash and its entry in each cache, or the reason why it cannot be used."""
 _BATCH = 8
 _WAITING_BATCHES = 4
-"""A worker. Enough that none is ever idle, few enough that Ctrl-C is answered at once."""
+"""Batches per worker: enough that no worker is idle, few enough for an immediate reaction to Ctrl-C."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ingested:
-    """What the pass learnt; place i is photo i of the list given.
+    """Result of the pass; index i is photo i of the list.
 
     Attributes:
-        sha256: (n, 32) uint8, of the file; zeros where it could not be read.
-        sides: (n, 2) int32, width and height of the image itself, pixels.
-        rows: (caches, n) int, row of each cache.
-        unreadable: place -> why the image cannot be used.
+        sha256: (n, 32) uint8, hash of the file; zeros if it could not be read.
+        sides: (n, 2) int32, original width and height of the image, pixels.
+        rows: (caches, n) int, row of the image in each cache.
+        unreadable: index -> reason why the image cannot be used.
     """
 
     sha256: Pixels
@@ -53,16 +53,16 @@ class Ingested:
 
 
 def ingest(root: Path, photos: Sequence[Photo], caches: Sequence[PixelCache], *, console: Console) -> Ingested:
-    """Read every image and see that each cache has it.
+    """Read every image and add it to each cache that lacks it.
 
     Args:
-        root: folder the photos' paths are relative to.
+        root: folder that the photos' paths are relative to.
         photos: the images.
-        caches: one or more, open.
-        console: where the progress bar goes.
+        caches: one or more open caches.
+        console: console for the progress.
 
     Raises:
-        DataError: there is no room for the pixels. What this pass wrote is removed again.
+        DataError: no disk space for the pixels. Everything that this pass wrote is removed.
     """
     count = len(photos)
     found = Ingested(
@@ -97,7 +97,7 @@ def ingest(root: Path, photos: Sequence[Photo], caches: Sequence[PixelCache], *,
         need = count * sum(cache.row_bytes for cache in caches)
         raise DataError(
             f"{caches[0].folder}: no room for the pixels of {count} images: {error.strerror}; they take up to "
-            f"{need / 1e6:.0f} MB. Free some, or move the cache with --cache or XDG_CACHE_HOME"
+            f"{need / 1e6:.0f} MB. Free disk space, or move the cache with --cache or XDG_CACHE_HOME"
         ) from error
     return found
 
@@ -111,7 +111,7 @@ def _read_or_reason(root: Path, path: str, caches: Sequence[PixelCache], buffers
 
 def _read(root: Path, path: str, caches: Sequence[PixelCache], buffers: Sequence[Pixels]) -> tuple[bytes, list[Cached]]:
     if not _is_utf8(path):
-        raise ImageError(f"{path}: its name is not UTF-8, so split.csv could not name it; rename it")
+        raise ImageError(f"{path}: its name is not UTF-8 and cannot be written to split.csv; rename it")
     full = root / path
     data = read_bytes(full)
     digest = hashlib.sha256(data).digest()
@@ -131,7 +131,7 @@ def _read(root: Path, path: str, caches: Sequence[PixelCache], buffers: Sequence
 
 
 def _inside(pixels: Pixels, width: int, height: int, fit: Fit) -> Pixels:
-    """The image without letterbox bars; taking it from here costs a tenth of reducing the frame once more."""
+    """Return the image without letterbox bars, which takes a tenth of the time of resizing the frame again."""
     if fit != "letterbox":
         return pixels
     rows, columns = pixels.shape[:2]
@@ -142,21 +142,21 @@ def _inside(pixels: Pixels, width: int, height: int, fit: Fit) -> Pixels:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of a freed frame instead of returning it to the kernel and faulting it in again.
+    """Make glibc reuse the memory of freed frames instead of returning it to the kernel.
 
-    Its threshold for that grows to the largest block freed so far, up to 32 MiB; this one is never touched.
-    A quarter of the time for 640x360 and 1280x720 JPEGs goes without it into page faults.
+    glibc's threshold for returning memory grows to the largest block freed so far, up to 32 MiB; the block here is
+    never written to. Without it, page faults take a quarter of the time for 640x360 and 1280x720 JPEGs.
     """
     np.empty(31 * 2**20, np.uint8)
 
 
 def _thumbnail(pixels: Pixels) -> bytes:
     if min(pixels.shape[:2]) >= 4 * THUMB:
-        # OpenCV is fast at exactly one half, and slow at every other scale.
+        # OpenCV is fast at a scale of exactly one half, and slow at every other scale.
         half = (pixels.shape[1] // 2, pixels.shape[0] // 2)
         pixels = cv2.resize(pixels, half, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     small = cv2.resize(pixels, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
-    # Blurred for `duplicates`: once here, or for each comparison there.
+    # Blurred for `duplicates`, here once instead of there for each comparison.
     return cv2.GaussianBlur(small, (0, 0), 1.0, borderType=cv2.BORDER_REFLECT).tobytes()
 
 
@@ -170,7 +170,7 @@ def _is_utf8(path: str) -> bool:
 
 @contextmanager
 def _one_opencv_thread() -> Iterator[None]:
-    """Within the block OpenCV starts no threads of its own: they would fight ours for the cores."""
+    """Disable OpenCV's own threads within the block, because they would compete with ours for the cores."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

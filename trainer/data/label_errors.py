@@ -1,8 +1,8 @@
-"""Labels that look wrong, judged by what a network sees in the images.
+"""Finds labels that look wrong, using the features of a network.
 
-Confident learning, after Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in
-Dataset Labels", JAIR 70: an image is suspect when a model that never saw it gives another class at least the
-probability that class's own images get on average.
+The method is confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in
+Dataset Labels", JAIR 70): a label is suspicious if a model that was not trained on the image gives another class at
+least the average probability of the images labelled with that class.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from .checks import Finding, shown_images
 from .photo import Photo
 
 MAX_IMAGES = 4000
-"""Judged at most, a random sample of every class: a few seconds on two cores with 1,280 features."""
+"""Maximum number of images to check, a random sample of every class; takes a few seconds on two cores with 1,280
+features."""
 MAX_FEATURES = 128
-"""Principal components kept. Five fits on more take minutes and, on a frozen backbone's features, find no more."""
+"""Maximum number of principal components. With more, five fits take minutes, and on the features of a frozen backbone
+they find no more errors."""
 REGULARISATION = 0.01
-"""scikit-learn's C. Of 0.01 to 1, the fewest false alarms on 2,320 images of eight classes with 5 % of the labels
-flipped, at the same number found: the weaker fit believes wrong labels less."""
+"""scikit-learn's C. Of the values 0.01 to 1, this one gave the fewest false alarms on 2,320 images of eight classes
+with 5 % of the labels flipped, and found as many errors: a weaker fit is less influenced by wrong labels."""
 FOLDS = 5
 TOO_MANY = 0.25
-"""Share of suspects above which the classes overlap in the features, and single labels are not the matter."""
+"""Share of suspicious labels above which the cause is overlapping classes rather than single wrong labels."""
 
 
 def suspicious_labels(
@@ -36,18 +38,18 @@ def suspicious_labels(
     *,
     seed: int,
 ) -> Finding | None:
-    """Find images whose features speak for another class than their label.
+    """Find images whose features indicate a different class from their label.
 
     Args:
         features: (n, f) float32, a network's pooled features.
-        truth: (n,) int, index of the class each image is labelled with.
-        photos: (n) the images. Those of one group are judged by a model that saw none of the group.
-        labels: the class names.
-        seed: of the sample, where there are more than `MAX_IMAGES`.
+        truth: (n,) int, index of the class that each image is labelled with.
+        photos: the n images. Those of one group are checked with a model that was trained on none of them.
+        labels: class names.
+        seed: random seed of the sample if there are more than `MAX_IMAGES`.
 
     Returns:
-        The finding, the least believable labels first; None where nothing is suspect or a class has too few
-        images to tell.
+        The finding, with the most suspicious labels first; None if no label is suspicious or a class has too few
+        images.
     """
     chosen = _sample(truth, np.random.default_rng(seed))
     given = truth[chosen]
@@ -62,17 +64,17 @@ def suspicious_labels(
         return None
     share = len(suspects) / len(chosen)
     where = f"{len(suspects)} of {len(photos)} labels" + (
-        f" ({len(chosen)} were looked at)" if len(chosen) < len(photos) else ""
+        f" ({len(chosen)} were checked)" if len(chosen) < len(photos) else ""
     )
     first = photos[chosen[suspects[0]]]
     message = (
-        f"{where} look wrong by what the network sees, first {shown_images([first.path])}, labelled {first.label!r} "
-        f"and more like {labels[meant[0]]!r}; look at them and correct those that are"
+        f"{where} look wrong to the network, first {shown_images([first.path])}, labelled {first.label!r} "
+        f"but more similar to {labels[meant[0]]!r}; check them and correct those that are wrong"
     )
     if share > TOO_MANY:
         message = (
-            f"{where} look like another class to the network: so many mean that the classes are hard to tell apart "
-            "on these images, or were mixed up; look at the first ones"
+            f"{where} look like another class to the network. With so many, the classes are probably hard to tell "
+            "apart on these images, or were mixed up; check the first ones"
         )
     return Finding.about("label", message, [(photos[chosen[i]].path,) for i in suspects])
 
@@ -80,22 +82,22 @@ def suspicious_labels(
 def confident_errors(
     scores: npt.NDArray[np.float64], given: npt.NDArray[np.intp]
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Off the diagonal of the confident joint.
+    """Return the off-diagonal entries of the confident joint.
 
     Args:
-        scores: (n, classes), probabilities from models that did not see the image.
+        scores: (n, classes), probabilities from models that were not trained on the image.
         given: (n,) int, the labels.
 
     Returns:
-        Places of the suspects, the lowest probability of the given label first; and the class of each instead.
+        Indices of the suspicious labels, those with the lowest probability first, and the more likely class of each.
     """
     classes = scores.shape[1]
-    # A class's threshold: the mean probability its own images give it. Classes without images are out of reach.
+    # Threshold of a class: the mean probability of the class for its own images; infinite without images.
     thresholds = np.array([scores[given == c, c].mean() if (given == c).any() else np.inf for c in range(classes)])
     confident = np.where(scores >= thresholds, scores, -1.0)
     meant = confident.argmax(1)
     own = scores[np.arange(len(given)), given]
-    # The other class must also be likelier than the given one, which thresholds alone do not promise.
+    # The other class must also be likelier than the given one, which the thresholds do not guarantee.
     suspect = (confident.max(1) > own) & (meant != given)
     places = np.flatnonzero(suspect)
     places = places[np.argsort(own[places], kind="stable")]
@@ -103,7 +105,7 @@ def confident_errors(
 
 
 def _sample(truth: npt.NDArray[np.intp], random: np.random.Generator) -> npt.NDArray[np.intp]:
-    """Places of at most `MAX_IMAGES`, the same share of each class and never fewer than there are folds."""
+    """Return indices of about `MAX_IMAGES` images, the same share of each class, but at least one per fold."""
     share = min(1.0, MAX_IMAGES / len(truth))
     chosen = []
     for label in np.unique(truth):
@@ -116,7 +118,7 @@ def _sample(truth: npt.NDArray[np.intp], random: np.random.Generator) -> npt.NDA
 def _scores_of_unseen(
     features: npt.NDArray[np.float32], given: npt.NDArray[np.intp], groups: npt.NDArray[np.intp], folds: int
 ) -> npt.NDArray[np.float64]:
-    """(n, classes) probabilities, each row from a model fitted without that image and its group."""
+    """Return (n, classes) probabilities, each row from a model that was fitted without that image and its group."""
     from sklearn.decomposition import PCA
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -125,13 +127,13 @@ def _scores_of_unseen(
     from threadpoolctl import threadpool_limits
 
     scores = np.zeros((len(features), int(given.max()) + 1))
-    # One thread: on matrices this small several wait for one another more than they work.
+    # One thread, because on such small matrices several threads mostly wait for one another.
     with warnings.catch_warnings(), threadpool_limits(1):
-        # Once for all folds: neither step knows the labels.
+        # Once for all folds, because neither step uses the labels.
         reduced = PCA(min(MAX_FEATURES, *features.shape), svd_solver="randomized", random_state=0).fit_transform(
             StandardScaler().fit_transform(features)
         )
-        # An ending before the last digit is good enough; classes whose groups are few may miss a fold.
+        # Full convergence is not needed, and classes with few groups may be missing in a fold.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", message="The least populated class")
         for fitted, unseen in StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(reduced, given, groups):

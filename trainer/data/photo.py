@@ -1,4 +1,4 @@
-"""One image of a data set."""
+"""An image of a dataset, and its splits."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ SPLITS = ("train", "val", "test")
 
 
 NAMED_AT_ONCE = 5
-"""Problems of one kind that a message names; it counts the rest."""
+"""Maximum number of problems of one kind in a message, which gives the number of the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One image of the data set.
+    """An image of the dataset.
 
     Attributes:
-        path: relative to the data root, with forward slashes.
+        path: path relative to the data root, with forward slashes.
         label: name of its class.
         split: ``train``, ``val`` or ``test``; empty until it is assigned.
-        sha256: of the file's bytes, in hexadecimal; empty until it is read.
-        group: images of one group never straddle splits; empty for an image on its own.
+        sha256: hash of the file, in hexadecimal; empty until the file is read.
+        group: name of its group, whose images are in one split; empty without a group.
     """
 
     path: str
@@ -34,6 +34,6 @@ class Photo:
 
 
 def in_short(texts: Sequence[str], limit: int = NAMED_AT_ONCE) -> str:
-    """The first few texts in one printable line, and how many more there are."""
+    """Return the first few texts in one printable line, and the number of the others."""
     more = f"; and {len(texts) - limit} more" if len(texts) > limit else ""
     return one_line(ValueError("; ".join(texts[:limit]) + more))

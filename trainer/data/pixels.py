@@ -11,26 +11,26 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.errors import DataError
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 
 class PixelRows:
-    """(n, height, width, 3) uint8 in a file, read-only; indexing copies rows out of it.
+    """A read-only array, (n, height, width, 3) uint8, in a file; indexing copies rows out of it.
 
-    Rows are read and not mapped: a map of a file counts as the process's memory as it is read, and ends
-    the process where the file was cut short. A read of a warm row costs no more than copying it.
+    Rows are read and not memory-mapped, because a map counts as memory of the process, and the process is
+    killed if the file is truncated. Reading a cached row is as fast as copying it.
 
     Attributes:
         shape: n, height, width, 3.
     """
 
     def __init__(self, handle: int, shape: tuple[int, int, int], rows: npt.NDArray[np.intp]) -> None:
-        """Present some rows of a file of rows.
+        """Select rows of a file.
 
         Args:
-            handle: open file of rows of ``shape`` one after another; a duplicate of it is kept.
+            handle: handle of an open file of consecutive rows of ``shape``; it is duplicated.
             shape: height, width, 3.
-            rows: (n,) which row of the file each index stands for.
+            rows: (n,) row in the file for each index.
         """
         self.shape = (len(rows), *shape)
         self._rows = rows
@@ -39,7 +39,7 @@ class PixelRows:
 
     @classmethod
     def of(cls, pixels: Pixels) -> PixelRows:
-        """An array, (n, height, width, 3) uint8, as rows of a nameless temporary file."""
+        """Copy an array, (n, height, width, 3) uint8, to an unnamed temporary file."""
         with tempfile.TemporaryFile() as file:
             file.write(np.ascontiguousarray(pixels, np.uint8).tobytes())
             file.flush()
@@ -72,12 +72,12 @@ class PixelRows:
 
     def _read(self, row: int, out: Pixels) -> Pixels:
         if not read_row(self._handle, row, out):
-            raise DataError("the pixel cache was cut short or failed while in use; start again, it is then made anew")
+            raise DataError("the pixel cache was cut short or failed while in use; start again to rebuild it")
         return out
 
 
 def read_row(handle: int, row: int, out: Pixels) -> bool:
-    """Read one row of a file of rows into ``out``, contiguous uint8; False where it is not there whole."""
+    """Read one row of a file of rows into ``out``, contiguous uint8; return False if the row is incomplete."""
     try:
         return os.preadv(handle, [out.data], row * out.nbytes) == out.nbytes
     except OSError:

@@ -1,6 +1,6 @@
-"""Which images there are: a folder per class, train/val/test folders of those, or a CSV file.
+"""Lists the images of a folder per class, of train/val/test folders of those, or of a CSV file.
 
-Nothing is opened here but the CSV file: a list of paths, labels and perhaps splits and groups.
+The images themselves are not opened.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from edge_agent.images import SUFFIXES
 from .photo import SPLITS, Photo, in_short
 
 MIN_PER_CLASS = 5
-"""Images: one each for validation and test, three to learn from. Fewer cannot be split at all."""
+"""Minimum number of images per class: one each for validation and testing, three for training."""
 
 
 def data_root(data: Path) -> Path:
-    """The folder that photos' paths are relative to: ``data`` itself, or the folder a CSV file lies in."""
+    """Return the folder that photos' paths are relative to: ``data`` itself, or the folder of a CSV file."""
     return data if data.is_dir() else data.parent
 
 
@@ -32,11 +32,11 @@ def find_photos(data: Path) -> list[Photo]:
     Args:
         data: a folder per class; ``train``, ``val`` and ``test`` folders of those; or a CSV file, see
             `trainer.data.csv_listing`. Class folders are searched to any depth. Symbolic links to folders
-            are not followed, for they could lead in circles; hidden files and folders are left out.
+            are not followed, because they could form cycles; hidden files and folders are skipped.
 
     Raises:
         DataError: no such folder or file, a folder that cannot be read, no class folders, a class without
-            images, or a CSV file with problems (all of them at once).
+            images, or a CSV file with problems (all are named).
     """
     try:
         mode = data.stat().st_mode
@@ -55,16 +55,16 @@ def find_photos(data: Path) -> list[Photo]:
 
 
 def check_classes(photos: Sequence[Photo], data: Path) -> None:
-    """Refuse what no classifier can be trained on.
+    """Check that a classifier can be trained on these classes.
 
     Raises:
-        DataError: one class only, class names that a bundle cannot carry, too few images in a class or, where
+        DataError: only one class, class names that a bundle cannot store, too few images in a class or, if
             splits are given, none in one of them. Every problem is named.
     """
     labels = tuple(sorted({photo.label for photo in photos}))
     if len(labels) == 1:
         raise DataError(
-            f"{data}: only one class, {labels[0]!r}; a classifier needs two, if only a second one of everything else"
+            f"{data}: only one class, {labels[0]!r}; a classifier needs two, for example one with everything else"
         )
     problems = problems_of_labels(labels)
     counts = Counter((photo.label, photo.split) for photo in photos)
@@ -91,8 +91,8 @@ def _in_folders(root: Path) -> list[Photo]:
     if len(splits) > 1 and not given:
         others = in_short([f.name for f in folders if f not in splits])
         raise DataError(
-            f"{root}: has {' and '.join(f.name for f in splits)} folders beside {others}; expected either folders "
-            f"called {', '.join(SPLITS)} and no other, or class folders"
+            f"{root}: has {' and '.join(f.name for f in splits)} folders next to {others}; expected either only the "
+            f"folders {', '.join(SPLITS)}, or class folders"
         )
     photos: list[Photo] = []
     for split_folder in splits if given else [root]:
@@ -104,26 +104,28 @@ def _in_folders(root: Path) -> list[Photo]:
                 )
             photos += [Photo(path, folder.name, split_folder.name if given else "") for path in paths]
     if not photos:
-        raise DataError(f"{root}: no class folders with images; expected a folder a class, such as {root}/robin/1.jpg")
+        raise DataError(
+            f"{root}: no class folders with images; expected a folder per class, such as {root}/robin/1.jpg"
+        )
     return photos
 
 
 def _folders(path: Path) -> list[Path]:
-    """The visible folders right in ``path``, by name."""
+    """Return the visible folders directly in ``path``, sorted by name."""
     entries = [entry for entry in _entries(path) if not entry.name.startswith(".")]
     links = [entry.path for entry in entries if entry.is_symlink() and os.path.isdir(entry.path)]  # noqa: PTH112  no Path made for every entry
     if links:
-        # Inside a class a link may be skipped; here that would lose a class without a word.
+        # Inside a class folder links are skipped; here that would silently drop a class.
         raise DataError(
-            f"{in_short(links)}: a link to a folder, and those are not followed, for they could lead in circles; "
-            "put the folder itself there or list its images in a CSV file"
+            f"{in_short(links)}: a link to a folder, which is not followed, because it could form a cycle; "
+            "put the folder itself there, or list its images in a CSV file"
         )
     return sorted(path / entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """Files in and below a folder whose names end like an image's."""
-    # A stack and not recursion: folders may be nested deeper than Python's calls may.
+    """Yield the files in and below a folder that have an image suffix."""
+    # No recursion, because folders can be nested deeper than Python's recursion limit.
     waiting = [folder]
     while waiting:
         here = waiting.pop()
@@ -142,5 +144,5 @@ def _entries(path: Path) -> Iterable[os.DirEntry[str]]:
             return list(entries)
     except OSError as error:
         raise DataError(
-            f"{path}: this folder cannot be read: {error.strerror}; give yourself the right to read it or move it away"
+            f"{path}: this folder cannot be read: {error.strerror}; make it readable, or move it away"
         ) from error

@@ -1,8 +1,8 @@
-"""Which images train, which validate and which test.
+"""Splits images into training, validation and test images.
 
-15 % of each class validate and 15 % test, at least one image each: those with the smallest content
-hashes, or the groups that hold them. So the split depends on nothing but the images and their groups: not on
-names, order or a seed. Images that an earlier run has split keep their place.
+15 % of each class are for validation and 15 % for testing, at least one image each: those with the smallest content
+hashes, or their groups. The split therefore depends only on the images and their groups, not on names, order or a
+seed. Images of an earlier run keep their split.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHARES = {"test": 0.15, "val": 0.15}
 
 @dataclass(frozen=True)
 class _Group:
-    """Images that stay together: how many of each class, and the smallest hash, which decides the order."""
+    """Images that stay together: the number of each class, and the smallest hash, which determines the order."""
 
     number: int
     key: str
@@ -31,16 +31,16 @@ class _Group:
 
 
 def split_photos(photos: Sequence[Photo], together: Indices, *, frozen: Mapping[str, str]) -> list[Photo]:
-    """Assign every image its split.
+    """Assign a split to every image.
 
     Args:
         photos: images with their hashes, all different.
-        together: (n,) int, images with the same number go to the same split.
-        frozen: sha256 -> split, from an earlier run. Such images keep it, and new ones that belong together
-            with them follow: where those are apart already, the split most of them are in.
+        together: (n,) int, images with the same number are put into the same split.
+        frozen: sha256 -> split, from an earlier run. These images keep their split, and new images of the same group
+            get the most frequent split of them.
 
     Raises:
-        DataError: groups of several classes tie them together so that a class misses a split.
+        DataError: groups with several classes leave a class without one of the splits.
     """
     members: dict[int, list[Photo]] = defaultdict(list)
     for photo, number in zip(photos, together.tolist(), strict=True):
@@ -68,12 +68,12 @@ def split_photos(photos: Sequence[Photo], together: Indices, *, frozen: Mapping[
 
 
 def _assign(groups: Sequence[_Group], totals: Mapping[str, int], taken: Counter[tuple[str, str]]) -> dict[int, str]:
-    """A split for every group."""
+    """Assign a split to every group; return it by the group's number."""
     by_label: dict[str, list[_Group]] = {label: [] for label in totals}
     for group in groups:
         for label in group.counts:
             by_label[label].append(group)
-    # Classes with few groups choose first. One that comes away empty all the same goes before the others.
+    # Classes with few groups are assigned first. If one still misses a split, it is moved to the front.
     order = sorted(totals, key=lambda label: (len(by_label[label]), label))
     for _ in totals:
         splits, stuck = _try(order, by_label, totals, taken)
@@ -82,8 +82,8 @@ def _assign(groups: Sequence[_Group], totals: Mapping[str, int], taken: Counter[
         order.remove(stuck)
         order.insert(0, stuck)
     raise DataError(
-        f"class {stuck!r} cannot be split: its groups also hold other classes, and each way leaves a class without "
-        f"one of {', '.join(SPLITS)}. Make the groups smaller, or split the images yourself"
+        f"class {stuck!r} cannot be split: its groups also contain other classes, and every split leaves a class "
+        f"without one of {', '.join(SPLITS)}. Make the groups smaller, or split the images yourself"
     )
 
 
@@ -93,11 +93,11 @@ def _try(
     totals: Mapping[str, int],
     taken: Counter[tuple[str, str]],
 ) -> tuple[dict[int, str], str]:
-    """Choose class by class; return what was chosen, and the first class that misses a split or nothing."""
-    wanted = {
+    """Assign splits class by class; return them, and the first class that misses a split or ""."""
+    targets = {
         (label, split): max(1, round(totals[label] * share)) for label in totals for split, share in SHARES.items()
     }
-    plan = _Plan(by_label, wanted, taken.copy())
+    plan = _Plan(by_label, targets, taken.copy())
     for label, split in itertools.product(order, (*SHARES, "train")):
         if split in SHARES:
             plan.fill(label, split)
@@ -106,22 +106,22 @@ def _try(
         left = plan.left(label)
         if not left:
             return plan.splits, label
-        # What must exceed its share exceeds it least; training gets the largest, which fits nowhere else.
+        # A share is exceeded as little as possible; training gets the largest group, which fits nowhere else.
         plan.put(min(left, key=functools.partial(plan.cost, label=label, split=split)), split)
     return plan.splits, ""
 
 
 @dataclass
 class _Plan:
-    """Splits chosen so far, and how many images of each class and split that makes."""
+    """Splits assigned so far, with the target and the current number of images of each class and split."""
 
     by_label: Mapping[str, Sequence[_Group]]
-    wanted: Mapping[tuple[str, str], int]
+    targets: Mapping[tuple[str, str], int]
     have: Counter[tuple[str, str]]
     splits: dict[int, str] = field(default_factory=dict)
 
     def left(self, label: str) -> list[_Group]:
-        """Groups with images of this class that have no split yet, in the order of their hashes."""
+        """Return the groups of this class that have no split yet, in the order of their hashes."""
         return [group for group in self.by_label[label] if group.number not in self.splits]
 
     def put(self, group: _Group, split: str) -> None:
@@ -130,17 +130,18 @@ class _Plan:
             self.have[label, split] += count
 
     def excess(self, group: _Group, split: str) -> int:
-        """Images over the classes' shares that the group would bring."""
+        """Return the number of images by which the group would exceed the shares of its classes."""
         return sum(
-            max(0, self.have[label, split] + count - self.wanted[label, split]) for label, count in group.counts.items()
+            max(0, self.have[label, split] + count - self.targets[label, split])
+            for label, count in group.counts.items()
         )
 
     def cost(self, group: _Group, label: str, split: str) -> tuple[int, str]:
-        """Smallest for the group to put into a split that lacks the class."""
+        """Return a sort key, smallest for the group to put into a split that lacks the class."""
         return (-group.counts[label] if split == "train" else self.excess(group, split), group.key)
 
     def fill(self, label: str, split: str) -> None:
-        """Put in what fits, as long as enough is left for the splits that still lack the class."""
+        """Add the groups that fit, as long as enough groups remain for the splits that still lack the class."""
         left = self.left(label)
         spare = len(left) - sum(not self.have[label, other] for other in SPLITS if other != split)
         for group in left:

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.errors import ConfigError, DataError
-from edge_agent.preprocess import Pixels, PreprocessSpec
+from edge_agent.preprocessing import Pixels, PreprocessSpec
 from trainer.data import SPLITS, Dataset, Finding, Photo, data_root, find_photos, load_dataset, suspicious_labels
 from trainer.data.duplicates import near_duplicates
 from trainer.data.groups import find_groups, same
@@ -115,7 +115,7 @@ def test_given_splits_are_kept(photo_folder: Path, tmp_path: Path, load: Load, r
     shutil.rmtree(tmp_path / "val")
     assert "all of train, val, test are needed" in refusal(tmp_path)
     (tmp_path / "validation").mkdir()
-    assert "test and train folders beside validation" in refusal(tmp_path)
+    assert "test and train folders next to validation" in refusal(tmp_path)
 
 
 def test_folders_that_are_no_data_are_refused(tmp_path: Path, photos: Path, refusal: Refusal) -> None:
@@ -264,9 +264,9 @@ def test_a_csv_file_is_refused_with_all_its_problems_and_their_lines(
         "/etc/passwd,a,": "absolute",
         "../x.jpg,a,": "leads out",
         "p/../../x.jpg,a,": "leads out",
-        "p/out.jpg,a,": "out of the list's folder by a link",
-        "p/up/hostname,a,": "out of the list's folder by a link",
-        "p/./1.jpg,b,": "'p/1.jpg' stands in line 3 already",
+        "p/out.jpg,a,": "out of the list's folder through a link",
+        "p/up/hostname,a,": "out of the list's folder through a link",
+        "p/./1.jpg,b,": "'p/1.jpg' is already in line 3",
         "p/5.jpg,,": "the label is empty",
         ",a,": "the path is empty",
         "p/6.jpg,a,validation": "did you mean 'val'?",
@@ -290,7 +290,7 @@ def test_a_csv_file_is_refused_with_all_its_problems_and_their_lines(
         ("path,lable", "unknown column 'lable', did you mean 'label'?"),
         ("path;label", "separated by semicolons"),
         ("p/0.jpg,a", "column 'path' is missing"),
-        ("path,label,label", "stands there twice"),
+        ("path,label,label", "is there twice"),
         ("", "column 'path' is missing"),
     ],
 )
@@ -497,7 +497,7 @@ def test_near_duplicates_in_given_splits_are_reported_as_leaks(tmp_path: Path, l
         write(tmp_path / f"train/a/leak {name}.jpg", image, quality=80 + place)
     dataset = load(tmp_path)
     note = finding(dataset, "leak")
-    assert note.message.startswith("1 image to validate or test with and 5 to train with are near duplicates")
+    assert note.message.startswith("1 image for validation or testing and 5 for training are near duplicates")
     assert note.images[0][0] == "test/a/000.jpg"
     assert note.images[0][1].startswith("train/a/leak")
 
@@ -875,5 +875,5 @@ def test_a_large_set_is_sampled_and_that_is_said(monkeypatch: pytest.MonkeyPatch
     wrong[::10] = 1 - wrong[::10]
     one = suspicious_labels(features, wrong, photos, "ab", seed=0)
     assert one is not None
-    assert "of 600 labels (100 were looked at)" in one.message
+    assert "of 600 labels (100 were checked)" in one.message
     assert one == suspicious_labels(features, wrong, photos, "ab", seed=0)
