@@ -23,7 +23,7 @@ from edge_agent.errors import DataError
 
 LOG = "labels.jsonl"
 FORMAT = 1
-MOST_BYTES = 2**30
+MAX_BYTES = 2**30
 _Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _Name = Annotated[str, msgspec.Meta(max_length=100)]
 
@@ -100,8 +100,8 @@ class Annotations:
                 if status.st_ino != self._inode or status.st_size < self._read:
                     self._forget()
                 self._inode = status.st_ino
-                if status.st_size > MOST_BYTES:
-                    raise DataError(f"{self.path}: over {MOST_BYTES} bytes, too large for a log of annotations")
+                if status.st_size > MAX_BYTES:
+                    raise DataError(f"{self.path}: over {MAX_BYTES} bytes, too large for a log of annotations")
                 file.seek(self._read)
                 data = file.read(status.st_size - self._read)
         except FileNotFoundError:

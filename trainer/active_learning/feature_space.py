@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 COMPONENTS = 128
-MOST_KNOWN = 5000
+MAX_KNOWN = 5000
 """Maximum number of training images used for distances and heads; a random sample if there are more."""
-MOST_FITTED = 8000
+MAX_FITTED = 8000
 """Maximum number of rows on which the components are fitted."""
-MOST_SAMPLED = 1000
+MAX_SAMPLED = 1000
 """Maximum number of frames whose neighbours determine `Space.similar_distance`."""
 NEIGHBOUR = 3
 """Frames are similar if they are closer to each other than the median frame is to its third nearest neighbour. Of 2,000
@@ -96,7 +96,7 @@ def draw_samples(frames: int, known: int, *, seed: int = 0) -> tuple[Indices, In
     def draw(count: int, most: int) -> Indices:
         return np.arange(count) if count <= most else random.choice(count, most, replace=False)
 
-    return draw(frames + known, MOST_FITTED), draw(frames, MOST_SAMPLED)
+    return draw(frames + known, MAX_FITTED), draw(frames, MAX_SAMPLED)
 
 
 def fit_projection(sample: Floats, *, seed: int = 0) -> Projection:

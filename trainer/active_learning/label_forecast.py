@@ -14,11 +14,11 @@ from ..report.learning_curve import Forecast, forecasts
 from .feature_space import Floats, Indices
 from .ranking import Head, fit_head
 
-FEWEST = 40
+MIN_LABELS = 40
 """Minimum number of labelled frames for a forecast."""
 FOLDS = 4
 SHARES = (0.3, 0.55, 1.0)
-MOST = 3000
+MAX_LABELS = 3000
 """Maximum number of labelled frames used; the newest ones."""
 
 
@@ -63,9 +63,9 @@ def forecast_labels(
     Returns:
         The forecast, or None while there are too few labels.
     """
-    rows, truth, groups = rows[-MOST:], truth[-MOST:], groups[-MOST:]
+    rows, truth, groups = rows[-MAX_LABELS:], truth[-MAX_LABELS:], groups[-MAX_LABELS:]
     names, group = np.unique(groups, return_inverse=True)
-    if len(rows) < FEWEST or len(names) < 2 * FOLDS or len(np.unique(truth)) < 2:
+    if len(rows) < MIN_LABELS or len(names) < 2 * FOLDS or len(np.unique(truth)) < 2:
         return None
     random = np.random.default_rng(seed)
     fold = random.permutation(len(names))[group] % FOLDS
@@ -79,7 +79,7 @@ def forecast_labels(
             wrong[number, unseen] = _predictions(head, rows[unseen]) != truth[unseen]
             sizes[number] += learned.sum() / FOLDS
     now = float(1 - wrong[-1].mean())
-    before = None if predicted is None else float((predicted[-MOST:] == truth).mean())
+    before = None if predicted is None else float((predicted[-MAX_LABELS:] == truth).mean())
     found = forecasts(sizes.astype(np.intp), wrong[:, None], len(rows), random) if sizes[0] >= 5 else ()
     return LabelForecast(len(rows), before, now, found[0] if found else None)
 

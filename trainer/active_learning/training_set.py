@@ -11,7 +11,7 @@ from edge_agent.errors import DataError
 
 from ..run_writer import read_photos
 from .embeddings import Network, embed
-from .feature_space import MOST_KNOWN, Floats, Indices
+from .feature_space import MAX_KNOWN, Floats, Indices
 
 
 def training_images(network: Network, run: Path | None, console: Console, cache: Path | None) -> tuple[Floats, Indices]:
@@ -24,7 +24,7 @@ def training_images(network: Network, run: Path | None, console: Console, cache:
         cache: folder of the embeddings cache; the default one if None.
 
     Returns:
-        (m, f) float32 features and (m,) int class indices; m is at most MOST_KNOWN.
+        (m, f) float32 features and (m,) int class indices; m is at most MAX_KNOWN.
     """
     width = network.model.output_shape[0][-1]
     none = np.zeros((0, width), np.float32), np.zeros(0, np.intp)
@@ -39,8 +39,8 @@ def training_images(network: Network, run: Path | None, console: Console, cache:
         return none
     learned = [photo for photo in photos if photo.split == "train" and photo.label in network.labels]
     existing = [photo for photo in learned if (root / photo.path).is_file()]
-    if len(existing) > MOST_KNOWN:
-        chosen = np.random.default_rng(0).choice(len(existing), MOST_KNOWN, replace=False)
+    if len(existing) > MAX_KNOWN:
+        chosen = np.random.default_rng(0).choice(len(existing), MAX_KNOWN, replace=False)
         existing = [existing[index] for index in np.sort(chosen).tolist()]
     if not existing:
         console.print(f"{root}: the training images no longer exist; frames are not compared with them", markup=False)

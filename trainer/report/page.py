@@ -152,10 +152,10 @@ def _images(report: ReportData) -> dict[str, Any]:
     margins = top[right, -1] - top[right, -2]
     near = right[np.argsort(margins, kind="stable")][:NEAR_MISSES]
     typical = _typical(report)
-    places = [*mistakes.tolist(), *near.tolist(), *typical]
-    cards = _cards(report, places)
-    for place, card in zip(places, cards, strict=True):
-        card["rival"], card["rival_score"] = report.labels[second[place]], float(top[place, -2])
+    positions = [*mistakes.tolist(), *near.tolist(), *typical]
+    cards = _cards(report, positions)
+    for position, card in zip(positions, cards, strict=True):
+        card["rival"], card["rival_score"] = report.labels[second[position]], float(top[position, -2])
     first, then = len(mistakes), len(mistakes) + len(near)
     return {
         "mistakes": cards[:first],
@@ -179,39 +179,39 @@ def _typical(report: ReportData) -> list[int]:
     return chosen[:TYPICAL]
 
 
-def _cards(report: ReportData, places: Sequence[int]) -> list[dict[str, Any]]:
+def _cards(report: ReportData, positions: Sequence[int]) -> list[dict[str, Any]]:
     """Return image, activation map of the predicted class, labels and score of test images."""
-    pixels = [np.asarray(report.dataset.pixels[int(report.tested[place])]) for place in places]
+    pixels = [np.asarray(report.dataset.pixels[int(report.tested[position])]) for position in positions]
     channels = report.channels
-    predicted = [int(report.test.predicted[place]) for place in places]
-    heats: Iterable[npt.NDArray[np.float32] | None] = [None] * len(places)
+    predicted = [int(report.test.predicted[position]) for position in positions]
+    heats: Iterable[npt.NDArray[np.float32] | None] = [None] * len(positions)
     if report.model is not None:
         heats = activation_maps(report.model, pixels, predicted) or heats
     return [
         {
-            "path": report.photo(place).path,
-            "label": report.labels[report.test.truth[place]],
+            "path": report.photo(position).path,
+            "label": report.labels[report.test.truth[position]],
             "predicted": report.labels[index],
-            "score": float(report.test.scores[place, index]),
+            "score": float(report.test.scores[position, index]),
             "image": data_uri(image, channels=channels),
             "map": "" if heat is None else data_uri(highlighted(image, heat, channels=channels), channels=channels),
         }
-        for place, image, index, heat in zip(places, pixels, predicted, heats, strict=True)
+        for position, image, index, heat in zip(positions, pixels, predicted, heats, strict=True)
     ]
 
 
 def _findings(report: ReportData) -> list[dict[str, Any]]:
     """Return the findings about the data, with example images."""
-    places = {photo.path: i for i, photo in enumerate(report.dataset.photos)}
+    positions = {photo.path: i for i, photo in enumerate(report.dataset.photos)}
     shown: dict[str, str] = {}
 
     def image(path: str) -> dict[str, str]:
-        place = places.get(path)
-        if place is None:  # copies and unreadable images are not in the data
+        position = positions.get(path)
+        if position is None:  # copies and unreadable images are not in the data
             return {"path": path, "uri": "", "split": "", "label": ""}
         if path not in shown:
-            shown[path] = data_uri(np.asarray(report.dataset.pixels[place]), channels=report.channels, side=96)
-        photo = report.dataset.photos[place]
+            shown[path] = data_uri(np.asarray(report.dataset.pixels[position]), channels=report.channels, side=96)
+        photo = report.dataset.photos[position]
         return {"path": path, "uri": shown[path], "split": photo.split, "label": photo.label}
 
     doubtful = doubtful_findings(report)

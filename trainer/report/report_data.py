@@ -64,9 +64,9 @@ class ReportData:
         """Class names, in the order of the scores."""
         return self.test.labels
 
-    def photo(self, place: int) -> Photo:
-        """Return the photo of the test image at index ``place`` of ``tested``."""
-        return self.dataset.photos[int(self.tested[place])]
+    def photo(self, position: int) -> Photo:
+        """Return the photo of the test image at index ``position`` of ``tested``."""
+        return self.dataset.photos[int(self.tested[position])]
 
     @cached_property
     def counts(self) -> dict[str, Counter[str]]:

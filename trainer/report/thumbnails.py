@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 SIDE = 176
 """Maximum length of the longer side, in pixels; displayed at two thirds of that, to be sharp on dense screens."""

@@ -31,7 +31,7 @@ STATIC = {"/": "index.html", "/review.css": "review.css", "/review.js": "review.
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 SIDES = (256, 1024, 4096)
 """Sizes in which an image can be requested: length of the longer side in pixels."""
-MOST_BODY_BYTES = 2**20
+MAX_BODY_BYTES = 2**20
 _KEPT_BYTES = 96 * 2**20
 Result = TypeVar("Result")
 _encode = msgspec.json.Encoder().encode
@@ -216,7 +216,7 @@ def _json(value: object, status: int = 200) -> Response:
 
 async def _body(request: Request, kind: Any) -> Any:
     """Return the decoded body of a request, or an error message."""
-    data = await read_body(request, MOST_BODY_BYTES)
+    data = await read_body(request, MAX_BODY_BYTES)
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

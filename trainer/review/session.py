@@ -34,7 +34,7 @@ FORECAST_GROWTH = 1.15
 """Factor by which the number of labels must grow before the label forecast, which takes seconds, is computed again."""
 LEASE_S = 600.0
 """Time during which the frames sent to one client are not sent to another, in seconds."""
-MOST_GROUPS = 50
+MAX_GROUPS = 50
 NONE = "none of these"
 """Name of the prediction for frames that show none of the classes."""
 _NO_GUESS, _NO_CLASS, _UNKNOWN_CLASS = -1, -2, -3
@@ -186,7 +186,7 @@ class Session:
             free = mask.copy()
             free[list(self._leases)] = False
             free[list(held)] = False
-            count = min(count, MOST_GROUPS)
+            count = min(count, MAX_GROUPS)
             if criteria.status == "open":
                 groups = propose(self._space, self._predictions.uncertainties, self._nearest, free, count)
             else:

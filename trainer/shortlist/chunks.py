@@ -27,7 +27,7 @@ from ..active_learning.feature_space import Floats
 
 CHUNK = 256
 """Average number of images in a chunk: seconds of work for a network, and not too many files for a million images."""
-MOST = 4 * CHUNK
+MAX_CHUNK = 4 * CHUNK
 
 _frames = msgspec.json.Decoder(tuple[CapturedFrame, ...])
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, BadZipFile, msgspec.MsgspecError)
@@ -82,7 +82,7 @@ def chunks_of(store: Path, names: Sequence[str], key: str) -> list[Chunk]:
 def _cut(names: Sequence[str]) -> Iterator[Sequence[str]]:
     start = 0
     for end, name in enumerate(names, 1):
-        if end - start == MOST or zlib.crc32(os.fsencode(name)) % CHUNK == 0:
+        if end - start == MAX_CHUNK or zlib.crc32(os.fsencode(name)) % CHUNK == 0:
             yield names[start:end]
             start = end
     if start < len(names):

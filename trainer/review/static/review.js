@@ -3,7 +3,7 @@
 const AHEAD = 8;              // groups fetched in advance
 const PRELOADED = 3;          // groups whose images are fetched in advance
 const SMALL = 256, LARGE = 1024;
-const MOST_HELD = 2000;       // maximum number of hashes in one request
+const MAX_HELD = 2000;        // maximum number of hashes in one request
 const RETRY_MS = 1500, STATE_MS = 5000, STATE_SOON_MS = 800;
 
 const $ = selector => document.querySelector(selector);
@@ -52,7 +52,7 @@ async function fill() {
   try {
     // Annotations that are not sent yet are still open on the server.
     const holding = [...queue, ...unsent].flatMap(one => one.frames.map(frame => frame.id ?? frame));
-    const outcome = await call("/api/next", {client, holding: holding.slice(0, MOST_HELD), count: AHEAD, wanted: criteria()});
+    const outcome = await call("/api/next", {client, holding: holding.slice(0, MAX_HELD), count: AHEAD, wanted: criteria()});
     if (outcome.status === 200) answer = outcome.answer;
     else notify(outcome.answer.error);
   } catch { /* deliver shows the error */ }
