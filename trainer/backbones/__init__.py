@@ -1,4 +1,4 @@
-"""The networks a classifier is built on."""
+"""Backbones: the pretrained networks that a classifier is built on."""
 
 from .backbone import Backbone
 from .build import build_backbone

@@ -1,4 +1,4 @@
-"""Networks of `keras.applications`, each with its right normalisation in the graph. Imports Keras."""
+"""Networks of `keras.applications`, each with its own normalisation in the graph. Imports Keras."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from .backbone import Application
 from .graph import pooled
 
 _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
-"""Levels of 255; `keras.applications.imagenet_utils`, mode caffe."""
+"""Levels, 0 to 255, from `keras.applications.imagenet_utils`, mode caffe."""
 
 
 def application(network: Application, size: tuple[int, int], name: str) -> keras.Model:
-    """The network with random weights, before `graph.settled`, so that published weight files fit its layers.
+    """Build the network with random weights and its original layer names, which published weight files need.
 
     Args:
-        network: which one.
+        network: the network.
         size: height and width of the input, pixels.
-        name: of the model.
+        name: name of the model.
 
     Returns:
-        From pixels (n, height, width, 3) float32, RGB, 0 to 255, to pooled features (n, f) float32.
+        A model from pixels (n, height, width, 3) float32, RGB, 0 to 255, to pooled features (n, f) float32.
     """
     pixels = keras.Input((*size, 3), dtype="float32", name="pixels")
     build = getattr(keras.applications, network.function)

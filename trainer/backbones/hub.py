@@ -1,4 +1,4 @@
-"""Networks from elsewhere: KerasHub's presets, and TensorFlow SavedModels from a folder, Kaggle or tfhub.dev."""
+"""Networks from other sources: KerasHub presets, and TensorFlow SavedModels from a folder, Kaggle or tfhub.dev."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from edge_agent.errors import ConfigError, DataError, MissingExtraError
 from edge_agent.native_stderr import native_noise_hidden
-from edge_agent.preprocess import MAX_SIZE, MIN_SIZE
+from edge_agent.preprocessing import MAX_SIZE, MIN_SIZE
 
 from .backbone import Backbone, KerasHub, Range, SavedModel
 from .weights import reason
@@ -23,40 +23,42 @@ if TYPE_CHECKING:
 
 _USUAL_SIDE = 224
 _ENDPOINTS = ("serve", "serving_default", "default")
-"""What `keras.Model.export`, TensorFlow and TF Hub call a SavedModel's function."""
+"""Names of a SavedModel's function in `keras.Model.export`, TensorFlow and TF Hub."""
 _PATIENCE_S = 15.0
 
 
 def kerashub_backbone(name: str, preset: str) -> Backbone:
-    """The backbone called kerashub:PRESET; the size is the preset's own where it lies in a folder.
+    """Return the backbone kerashub:PRESET; its default size is read from the preset if that is a folder.
 
     Raises:
-        ConfigError: the folder is not there or not a preset.
+        ConfigError: the folder does not exist or is not a preset.
     """
     preset, pixels = _split_range(preset)
     folder, side = Path(preset), _USUAL_SIDE
     if _means_a_folder(preset):
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"{name}: no preset there; expected a folder with a config.json, as save_to_preset makes")
+            raise ConfigError(
+                f"{name}: not a preset; expected a folder with a config.json, as written by save_to_preset"
+            )
         side = _converter_side(folder / "image_converter.json") or side
     return Backbone(name, side, KerasHub(preset, pixels), weights=f"the KerasHub preset {preset}", smallest=8)
 
 
 def saved_model_backbone(name: str, place: str) -> Backbone:
-    """The backbone called savedmodel:PLACE.
+    """Return the backbone savedmodel:PLACE.
 
     Raises:
-        ConfigError: the folder is not there or not a SavedModel.
+        ConfigError: the folder does not exist or is not a SavedModel.
     """
     place, pixels = _split_range(place)
     if _means_a_folder(place) and not (Path(place) / "saved_model.pb").is_file():
-        raise ConfigError(f"{name}: no SavedModel there; expected a folder with a saved_model.pb, or a Kaggle handle")
+        raise ConfigError(f"{name}: not a SavedModel; expected a folder with a saved_model.pb, or a Kaggle handle")
     network = SavedModel(place, pixels or SavedModel.pixels)
     return Backbone(
         name,
         _USUAL_SIDE,
         network,
-        weights=f"the SavedModel {place}, given pixels from {network.pixels[0]:g} to {network.pixels[1]:g}",
+        weights=f"the SavedModel {place}, with pixels from {network.pixels[0]:g} to {network.pixels[1]:g}",
         smallest=8,
         fine_tunes=False,
         self_contained=False,
@@ -64,18 +66,19 @@ def saved_model_backbone(name: str, place: str) -> Backbone:
 
 
 def kerashub_network(network: KerasHub, size: tuple[int, int], *, name: str, load_weights: bool) -> keras.Model:
-    """The preset's network with the normalisation of its image converter in plain layers.
+    """Build the preset's network, with the normalisation of its image converter as a plain layer.
 
     Returns:
-        From pixels (n, height, width, 3) float32, RGB, 0 to 255, to pooled features (n, f) float32. Its layers are
-        Keras' own wherever KerasHub's can be taken apart; the others need KerasHub when the model is loaded again.
+        A model from pixels (n, height, width, 3) float32, RGB, 0 to 255, to pooled features (n, f) float32. KerasHub's
+        layers are replaced by plain Keras layers if possible; otherwise loading the model requires KerasHub.
 
     Raises:
         MissingExtraError: KerasHub is not installed.
-        DataError: the preset cannot be had, is not of images, or does not say what pixels it takes.
+        ConfigError: the preset does not define its pixel range.
+        DataError: the preset cannot be loaded, or is not an image network.
     """
     hub = _import("keras_hub")
-    # Without a network Hugging Face tells of each of its six attempts; the last one's failure is the line we print.
+    # Without a network connection Hugging Face logs each of its six attempts; the error below is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     import keras
 
@@ -89,46 +92,46 @@ def kerashub_network(network: KerasHub, size: tuple[int, int], *, name: str, loa
             backbone = hub.models.Backbone.from_preset(network.preset, load_weights=load_weights)
             x = keras.layers.Rescaling(scale, offset=offset, name="normalise")(pixels)
             out = backbone.call(x)
-        except Exception as error:  # noqa: BLE001  whatever KerasHub, Kaggle or Hugging Face trip over
+        except Exception as error:  # noqa: BLE001  KerasHub, Kaggle and Hugging Face can raise anything
             failure = error
     if isinstance(failure, ConfigError):
         raise failure
     if failure:
         raise DataError(
-            f"{name}: cannot be loaded ({reason(failure)}); a preset on disk is named by its folder: kerashub:FOLDER"
+            f"{name}: cannot be loaded ({reason(failure)}); use kerashub:FOLDER for a preset on disk"
         ) from failure
     maps = [tensor for tensor in keras.tree.flatten(out) if len(tensor.shape) == 4]
     if not maps:
-        raise DataError(f"{name}: gives no feature maps (n, rows, columns, channels); choose a convolutional network")
+        raise DataError(f"{name}: has no feature maps (n, rows, columns, channels); choose a convolutional network")
     with native_noise_hidden():
-        coarsest = min(maps, key=lambda tensor: tensor.shape[1])  # some give a pyramid of them
+        coarsest = min(maps, key=lambda tensor: tensor.shape[1])  # some networks return a pyramid of feature maps
         model = plainest(pooled(pixels, coarsest, "kerashub"))
         fails = not is_plain(model) and not loads_again(model)
     if fails:
-        raise DataError(f"{name}: KerasHub cannot load again what it saves of this network; choose another")
+        raise DataError(f"{name}: KerasHub cannot load this network again once it is saved; choose another")
     return model
 
 
 def saved_model_network(network: SavedModel, size: tuple[int, int], *, name: str) -> keras.Model:
-    """The SavedModel as a frozen layer; TensorFlow's backend of Keras only.
+    """Build a network with the SavedModel as a frozen layer; requires Keras' TensorFlow backend.
 
     A SavedModel is a program: use only those you trust.
 
     Returns:
-        From pixels (n, height, width, 3) float32, RGB, 0 to 255, to features (n, f) float32. The `.keras` file of a
-        model made of it does not load again, as it only names the SavedModel; see `write_saved_model`.
+        A model from pixels (n, height, width, 3) float32, RGB, 0 to 255, to features (n, f) float32. The `.keras` file
+        of a model built on it cannot be loaded, because it only refers to the SavedModel; see `write_saved_model`.
 
     Raises:
-        ConfigError: Keras runs on another backend.
-        MissingExtraError: the handle needs kagglehub.
-        DataError: no SavedModel is to be had there, or it does not turn images of that size into vectors.
+        ConfigError: Keras uses another backend.
+        MissingExtraError: kagglehub, which the handle needs, is not installed.
+        DataError: the SavedModel cannot be loaded, or does not map images of that size to vectors.
     """
     import keras
 
     from .graph import pooled
 
     if keras.backend.backend() != "tensorflow":
-        raise ConfigError(f"{name}: SavedModels need KERAS_BACKEND=tensorflow, found {keras.backend.backend()}")
+        raise ConfigError(f"{name}: SavedModels need KERAS_BACKEND=tensorflow, not {keras.backend.backend()}")
     folder = Path(network.place) if _means_a_folder(network.place) else _fetched(network.place, name)
     low, high = network.pixels
     pixels = keras.Input((*size, 3), dtype="float32", name="pixels")
@@ -137,14 +140,14 @@ def saved_model_network(network: SavedModel, size: tuple[int, int], *, name: str
     with native_noise_hidden():
         try:
             out = _saved_model_layer(folder)(x)
-        except Exception as error:  # noqa: BLE001  whatever TensorFlow trips over
+        except Exception as error:  # noqa: BLE001  TensorFlow can raise anything
             failure = error
     outs = [tensor for tensor in keras.tree.flatten(out) if tensor is not None and len(tensor.shape) in {2, 4}]
     if failure or len(outs) != 1:
         raise DataError(
-            f"{name}: does not turn {size[0]}x{size[1]} images into one vector each "
-            f"({reason(failure) if failure else f'{len(outs)} outputs could be one'}); "
-            "try its own --image-size, or another SavedModel"
+            f"{name}: does not map {size[0]}x{size[1]} images to one vector each "
+            f"({reason(failure) if failure else f'{len(outs)} outputs have a suitable shape'}); "
+            "try the --image-size it was made for, or another SavedModel"
         ) from failure
     if len(outs[0].shape) == 4:
         return pooled(pixels, outs[0], "savedmodel")
@@ -152,11 +155,11 @@ def saved_model_network(network: SavedModel, size: tuple[int, int], *, name: str
 
 
 def write_saved_model(model: keras.Model, folder: Path) -> None:
-    """Write a classifier with all it needs as a SavedModel of batch 1, for what cannot be in a `.keras` file alone.
+    """Write a complete classifier as a SavedModel with batch size 1, if a `.keras` file cannot contain all of it.
 
     Args:
-        model: from (n, height, width, 3) float32 pixels, such as a head on `saved_model_network`'s.
-        folder: to make.
+        model: model from (n, height, width, 3) float32 pixels, such as a head on `saved_model_network`.
+        folder: folder to create.
     """
     import keras
 
@@ -166,7 +169,7 @@ def write_saved_model(model: keras.Model, folder: Path) -> None:
 
 
 def _scaling(hub: Any, network: KerasHub, name: str) -> tuple[Any, Any]:
-    """Scale and offset from levels of 255 to what the preset was trained on, each a number or one a channel."""
+    """Return scale and offset from levels, 0 to 255, to the preset's pixels, each a number or one per channel."""
     if network.pixels is not None:
         low, high = network.pixels
         return (high - low) / 255, low
@@ -174,7 +177,7 @@ def _scaling(hub: Any, network: KerasHub, name: str) -> tuple[Any, Any]:
         converter = hub.layers.ImageConverter.from_preset(network.preset)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(
-            f"{name}: no image converter tells what pixels it takes ({reason(error)}); say so yourself: {name}#-1..1"
+            f"{name}: no image converter defines its pixel range ({reason(error)}); give the range, as in {name}#-1..1"
         ) from error
     return (1.0 if converter.scale is None else converter.scale), (
         0.0 if converter.offset is None else converter.offset
@@ -193,25 +196,24 @@ def _saved_model_layer(folder: Path) -> Any:
 
 
 def _fetched(place: str, name: str) -> Path:
-    """The folder of a SavedModel on Kaggle, downloaded by kagglehub into its own cache."""
+    """Download a SavedModel from Kaggle into kagglehub's cache and return its folder."""
     kagglehub = _import("kagglehub")
     try:
         handle = _kaggle_handle(place)
         folder = Path(kagglehub.model_download(handle))
-    except Exception as error:  # whatever kagglehub trips over
+    except Exception as error:  # kagglehub can raise anything
         raise DataError(
-            f"{name}: cannot be downloaded ({reason(error)}); a SavedModel on disk is named by its folder: "
-            "savedmodel:FOLDER"
+            f"{name}: cannot be downloaded ({reason(error)}); use savedmodel:FOLDER for a SavedModel on disk"
         ) from error
     if not (folder / "saved_model.pb").is_file():
-        raise DataError(f"{name}: what {handle} names on Kaggle is no SavedModel")
+        raise DataError(f"{name}: {handle} on Kaggle is not a SavedModel; choose another")
     return folder
 
 
 def _kaggle_handle(place: str) -> str:
-    """OWNER/MODEL/FRAMEWORK/VARIATION[/VERSION] from itself, from a page on Kaggle, or from an address on tfhub.dev.
+    """Return OWNER/MODEL/FRAMEWORK/VARIATION[/VERSION] from such a handle, a page on Kaggle, or a tfhub.dev address.
 
-    tfhub.dev has moved to Kaggle: its addresses redirect to pages there.
+    tfhub.dev has moved to Kaggle; its addresses redirect to pages there.
     """
     if urlsplit(place).hostname in {"tfhub.dev", "www.tfhub.dev"}:
         with urllib.request.urlopen(place, timeout=_PATIENCE_S) as page:  # noqa: S310  its host is tfhub.dev
@@ -237,13 +239,13 @@ def _means_a_folder(place: str) -> bool:
 
 
 def _split_range(place: str) -> tuple[str, Range | None]:
-    """PLACE#LOW..HIGH to the place and what black and white become; None where nothing is said."""
+    """Split PLACE#LOW..HIGH into the place and the pixel values of black and white, None if they are not given."""
     found = re.fullmatch(r"(.+)#(-?\d+)\.\.(\d+)", place)
     return (found[1], (float(found[2]), float(found[3]))) if found else (place, None)
 
 
 def _converter_side(path: Path) -> int | None:
-    """The size a preset's image converter brings images to, pixels, where it tells."""
+    """Return the side in pixels to which a preset's image converter resizes images, or None."""
     try:
         height, width = json.loads(path.read_bytes())["config"]["image_size"]
     except (OSError, ValueError, KeyError, TypeError):

