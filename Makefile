@@ -1,5 +1,6 @@
 # make demo   the whole loop on real photographs
-# make test   the tests
+# make test   the tests, without those that take long; a few minutes
+# make test-all  all tests; wants root, scripts/emulate_arm64 and every optional part, and leaves out what is missing
 # make test-pi  those on an emulated Raspberry Pi alone; wants root and scripts/emulate_arm64
 # make test-pi-full  a whole emulated machine: first boot, watchdog, power cuts; wants qemu-system-arm, too
 # make bench  every figure, into benchmarks/results.md; hours, on a machine that does nothing else
@@ -8,7 +9,7 @@
 #
 # Each makes its environment first. Another Python: make test PYTHON=python3.12
 
-.PHONY: demo test test-pi test-pi-full bench docs check env-demo env-dev clean
+.PHONY: demo test test-all test-slow test-pi test-pi-full bench docs check env-demo env-dev clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -18,8 +19,17 @@ TEST_PROCESSES ?= 2
 demo: env-demo
 	$(BIN)/edgeloop demo $(ARGS)
 
+PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
 test: env-dev
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+# Those that make test leaves out.
+test-slow: env-dev
+	$(PYTEST) -m "slow and not whole_machine" $(ARGS)
+
+test-all: env-dev
+	$(PYTEST) $(ARGS)
 
 test-pi: env-dev
 	$(BIN)/python -m pytest tests/pi $(ARGS)
