@@ -1,10 +1,10 @@
-"""Every figure there is, beside what was aimed at: `make bench` writes benchmarks/results.md.
+"""Runs all benchmarks and writes benchmarks/results.md with every figure and its target; called by `make bench`.
 
     python -m benchmarks [PART...] [--work .bench] [--again]
 
-Each part is a program of its own that anyone can run; what it needs (images, a run, bundles, the peers' environment)
-is made into the work folder first. Finished parts stay there: interrupted, the same command goes on, and with names it
-measures those alone. Some hours altogether; leave the machine alone meanwhile.
+Each part is a separate program that can also be run alone. Its inputs (images, a run, bundles, the environment of the
+other runtimes) are first created in the work folder. Results of finished parts are kept there, so that an interrupted
+command can be resumed; PART selects single parts. Takes some hours; do not use the machine during that time.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def of(backbone: str) -> Callable[[Path], Sequence[object]]:
     return lambda work: [inputs.bundle(work, backbone)]
 
 
-# What is measured, by which program and with what, quickest first.
+# Part -> (title, program, arguments of the program), fastest first.
 PARTS: dict[str, tuple[str, str, Callable[[Path], Sequence[object]]]] = {
-    "preprocess": ("Preparing a frame", "preprocess", lambda _work: []),
-    "push": ("A push over 1 MB/s", "push", of(LITE0)),
+    "preprocess": ("Preprocessing a frame", "preprocess", lambda _work: []),
+    "push": ("A push over a link of 1 MB/s", "push", of(LITE0)),
     "bench": ("`edgeloop bench` against LiteRT's own benchmark", "bench", of(LITE0)),
     "convert": (
         "int8 against float32, EfficientNet-Lite0",
@@ -45,64 +45,64 @@ PARTS: dict[str, tuple[str, str, Callable[[Path], Sequence[object]]]] = {
     "ingest": ("Reading images", "ingest", lambda _work: []),
     "throughput": ("Training steps", "train_throughput", lambda _work: []),
     "peers-lite0": (
-        "From a frame to its label beside the peers, EfficientNet-Lite0",
+        "Latency from frame to label, compared with other runtimes, EfficientNet-Lite0",
         "peers",
         lambda work: [inputs.bundle(work, LITE0), "--peers", work / "peers"],
     ),
     "peers-mobilenet": (
-        "From a frame to its label beside the peers, MobileNetV2",
+        "Latency from frame to label, compared with other runtimes, MobileNetV2",
         "peers",
         lambda work: [inputs.bundle(work, MOBILENET), "--peers", work / "peers"],
     ),
     "agent-lite0": (
-        "The agent beside the bare interpreter, EfficientNet-Lite0",
+        "The agent compared with the bare interpreter, EfficientNet-Lite0",
         "agent",
         lambda work: [inputs.bundle(work, LITE0), "--frames", 200_000],
     ),
-    "agent-mobilenet": ("The agent beside the bare interpreter, MobileNetV2", "agent", of(MOBILENET)),
-    "serve": ("A model behind HTTP", "serve", of(LITE0)),
+    "agent-mobilenet": ("The agent compared with the bare interpreter, MobileNetV2", "agent", of(MOBILENET)),
+    "serve": ("The HTTP service", "serve", of(LITE0)),
     "review": ("The review page", "review", lambda work: [inputs.run(work, LITE0)]),
     "label-budget": (
-        "Labelling what is asked first, beside labelling at random",
+        "Labelling proposed frames, compared with random frames",
         "label_budget",
         lambda work: [inputs.stamps(work), "--plot", work / "label_budget.png"],
     ),
-    "shortlist": ("A million captures ranked", "shortlist", lambda work: [inputs.images(work)]),
-    "memory": ("Memory of a training", "train_memory", lambda _work: []),
+    "shortlist": ("Ranking a million captures", "shortlist", lambda work: [inputs.images(work)]),
+    "memory": ("Memory used by training", "train_memory", lambda _work: []),
     "keras-guide": (
-        "Training beside the recipe of Keras' guide",
+        "Training compared with the recipe of the Keras guide",
         "keras_guide",
         lambda work: [inputs.stamps(work)],
     ),
-    "few-pictures": ("Training on a handful of images", "few_pictures", lambda work: [inputs.stamps(work)]),
-    "rollout": ("A roll-out to 200 devices", "rollout", of(LITE0)),
-    "fit": ("Which fit recognises best", "fit", lambda work: [inputs.stamps(work)]),
+    "few-pictures": ("Training with few images", "few_pictures", lambda work: [inputs.stamps(work)]),
+    "rollout": ("A rollout to 200 devices", "rollout", of(LITE0)),
+    "fit": ("Accuracy by fit", "fit", lambda work: [inputs.stamps(work)]),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"all of: {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"parts to run; by default all: {', '.join(PARTS)}")
     parser.add_argument("--work", type=Path, default=Path(".bench"))
-    parser.add_argument("--again", action="store_true", help="what is finished, too")
-    given = parser.parse_args()
-    if unknown := set(given.parts) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    given.work.mkdir(exist_ok=True)
+    parser.add_argument("--again", action="store_true", help="also run finished parts again")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
+    arguments.work.mkdir(exist_ok=True)
     failed = []
-    for part in given.parts or PARTS:
-        if (given.work / f"{part}.json").exists() and not given.again:
-            print(f"{part}: measured already; --again measures it again")
-        elif not measure(part, given.work.resolve()):
+    for part in arguments.parts or PARTS:
+        if (arguments.work / f"{part}.json").exists() and not arguments.again:
+            print(f"{part}: already measured; use --again to repeat it")
+        elif not measure(part, arguments.work.resolve()):
             failed.append(part)
-        write_results(given.work)
+        write_results(arguments.work)
     print(f"written to {RESULTS}")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 def measure(part: str, work: Path) -> bool:
-    """Run one part in a process of its own; its figures are kept when it ends well."""
+    """Run one part in a separate process and keep its figures if it succeeds; returns False if it fails."""
     title, program, needs = PARTS[part]
     print(f"\n{part}: {title}", flush=True)
     figures = work / f"{part}.figures"
@@ -121,39 +121,39 @@ def measure(part: str, work: Path) -> bool:
 
 
 def write_results(work: Path) -> None:
-    """What is measured so far, as a page: aims first, then every figure."""
+    """Write the page of all results so far: targets first, then every figure."""
     machine = describe()
-    there = {
+    finished = {
         part: json.loads((work / f"{part}.json").read_text()) for part in PARTS if (work / f"{part}.json").exists()
     }
-    found = {part: read_figures(work / f"{part}.figures") for part in there}
+    found = {part: read_figures(work / f"{part}.figures") for part in finished}
     lines = [
         "# Results",
         "",
         f"Written by `make bench`. {machine.cpu or machine.model}, {machine.cores} cores, {machine.memory_mb:.0f} MB,",
-        f"{machine.os}, Python {machine.python}, edgeloop {machine.agent}. Each part is one run of one program, so its",
-        "ratios are of one machine in one state; times alone say little elsewhere.",
+        f"{machine.os}, Python {machine.python}, edgeloop {machine.agent}. All figures of a part come from one run on",
+        "one machine; ratios are more comparable with other machines than times.",
         "",
-        "## What was aimed at",
+        "## Targets",
         "",
-        "| figure | measured | wanted | |",
+        "| figure | measured | target | |",
         "| --- | --- | --- | --- |",
     ]
     for part, figures in found.items():
-        lines += [row(figure, f"{part}: ") for figure in figures if figure.wanted]
+        lines += [row(figure, f"{part}: ") for figure in figures if figure.target]
     for part, figures in found.items():
         title, program, _ = PARTS[part]
         lines += ["", f"## {title}", ""]
-        lines += [f"`python -m benchmarks {part}` (benchmarks/{program}.py), {there[part]['date']}", ""]
+        lines += [f"`python -m benchmarks {part}` (benchmarks/{program}.py), {finished[part]['date']}", ""]
         lines += ["| figure | measured |", "| --- | --- |"]
-        lines += [f"| {figure.name} | {figure.told} |" for figure in figures]
-    if missing := [part for part in PARTS if part not in there]:
+        lines += [f"| {figure.name} | {figure.text} |" for figure in figures]
+    if missing := [part for part in PARTS if part not in finished]:
         lines += ["", f"Not measured in this run: {', '.join(missing)}."]
     RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def row(figure: Figure, before: str) -> str:
-    return f"| {before}{figure.name} | {figure.told} | {figure.wanted} | {'reached' if figure.reached else 'missed'} |"
+    return f"| {before}{figure.name} | {figure.text} | {figure.target} | {'reached' if figure.reached else 'missed'} |"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How near is the agent to the bare interpreter, and what does it cost beside it?
+"""Compares throughput, latency and cost of the agent with the bare interpreter.
 
     python -m benchmarks.agent BUNDLE [--seconds 10] [--frames 200000]
 
-Everything on photographs of 1280x720, with a real Mosquitto on loopback. Figures of one block come from one run and are
-ratios to the bare `invoke` timed just before and after it.
+Uses photographs of 1280x720 and a real Mosquitto on loopback. The figures of one test come from one run and are ratios
+to the bare `invoke`, measured directly before and after it.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from edge_agent.inference.classifier import Classifier, Result
 from edge_agent.inference.decision import Rules
 from edge_agent.monitoring.system import resident_mb
 from edge_agent.mqtt import MqttPublisher
-from edge_agent.preprocess import preprocess
+from edge_agent.preprocessing import preprocess
 from edge_agent.publishers import RecordingPublisher
 
-from .support.figures import tell
+from .support.figures import record
 from .support.inputs import photographs
 
 RULES = Rules(0.6, 0.4, 0.3, 0.5)
@@ -93,7 +93,7 @@ def load(bundle: Path, threads: int) -> LoadedModel:
 
 
 def bare_ms(model: LoadedModel, runs: int = 200) -> float:
-    """Median of invoke alone, milliseconds."""
+    """Return the median latency of invoke alone, in milliseconds."""
     levels = preprocess(photographs()[0], model.classifier.spec)
     times = [model.classifier.infer(levels)[1] for _ in range(runs + 20)]
     return statistics.median(times[20:])
@@ -101,7 +101,7 @@ def bare_ms(model: LoadedModel, runs: int = 200) -> float:
 
 @contextmanager
 def receiving(port: int) -> Iterator[list[str]]:
-    """What another process receives of the results, a line each; read as it comes, or its pipe would fill up."""
+    """Receive results in another process and yield the list of its output lines, which a thread keeps filling."""
     command = [sys.executable, "-c", RECEIVER, str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as receiver:
         assert receiver.stdout is not None
@@ -156,10 +156,10 @@ def sustained(bundle: Path, threads: int, seconds: float) -> None:
             after = bare_ms(load(bundle, threads))
     bare = 1000 / statistics.mean((before, after))
     aim = 0.95 if threads == 1 else None
-    tell(f"sustained with {threads} inference thread(s), of the bare invoke rate", rate / bare, at_least=aim)
+    record(f"sustained rate over bare invoke, {threads} inference thread(s)", rate / bare, at_least=aim)
     print(
         f"  {rate:.0f} frames/s; bare invoke {1000 / bare:.2f} ms, {within:.2f} within the agent; "
-        f"{len(received)} of {agent.counts['a'].classified} results received, {publisher.passed_over} held back"
+        f"{len(received)} of {agent.counts['a'].classified} results received, {publisher.skipped} skipped"
     )
 
 
@@ -181,10 +181,10 @@ def around(bundle: Path) -> None:
             result = Result(model.classifier.labels, scores, prepared.preprocess_ms, bare)
             agent._observe(model, "a", frame, result)
             times.append(1000 * (time.perf_counter() - start))
-            time.sleep(0.003)  # the interpreter's turn, in which the network has its own
+            time.sleep(0.003)  # stands for invoke, during which the network thread can run
         cpu = 1000 * (time.process_time() - cpu) / runs
-    tell("around invoke, a frame", statistics.median(times), "ms", at_most=0.6)
-    tell("around invoke, CPU with the network thread, a frame", cpu, "ms")
+    record("overhead around invoke per frame", statistics.median(times), "ms", at_most=0.6)
+    record("overhead around invoke per frame, CPU including the network thread", cpu, "ms")
 
 
 def latency(bundle: Path, seconds: float) -> None:
@@ -193,7 +193,7 @@ def latency(bundle: Path, seconds: float) -> None:
         bare = bare_ms(model)
         captured: dict[int, int] = {}
 
-        class Noting(ListCamera):
+        class RecordingCamera(ListCamera):
             def __iter__(self) -> Iterator[ArrayFrame]:
                 for seq, image in enumerate(itertools.cycle(photographs())):
                     frame = ArrayFrame(image=image, seq=seq)
@@ -204,19 +204,19 @@ def latency(bundle: Path, seconds: float) -> None:
         settings = MqttSettings(host="127.0.0.1", port=port, results=True)
         with MqttPublisher(settings, "bench") as publisher:
             time.sleep(1)
-            with Agent("bench", model, {"a": Source(lambda: Noting([]))}, publisher) as agent:
+            with Agent("bench", model, {"a": Source(lambda: RecordingCamera([]))}, publisher) as agent:
                 agent.wait(seconds)
             time.sleep(0.5)
     ages = [(int(at) - captured[int(seq)]) / 1e6 for seq, at in map(str.split, received)][10:]
     p50, p99 = np.percentile(ages, (50, 99))
-    tell("capture to receipt by another process, p50 over bare invoke", p50 / bare, at_most=1.3)
-    tell("capture to receipt by another process, p99 over bare invoke", p99 / bare, at_most=2.5)
+    record("capture to receipt by another process, p50 over bare invoke", p50 / bare, at_most=1.3)
+    record("capture to receipt by another process, p99 over bare invoke", p99 / bare, at_most=2.5)
     print(f"  {len(ages)} frames: p50 {p50:.2f} ms, p99 {p99:.2f} ms; bare invoke {bare:.2f} ms")
 
 
 def mjpeg(bundle: Path, quality: int) -> None:
-    """A USB camera of 720p through the kernel's interface, its driver replaced by the one the tests compile."""
-    # USB cameras halve the colour's columns only.
+    """Measure a 720p USB camera through the kernel's interface, with the driver shim of the tests."""
+    # USB cameras subsample colour only horizontally.
     options = [
         cv2.IMWRITE_JPEG_QUALITY,
         quality,
@@ -235,16 +235,16 @@ def mjpeg(bundle: Path, quality: int) -> None:
         cpu: dict[str, list[float]] = {"ours": [], "theirs": []}
         for which in ("ours", "theirs") * 3:
             command = [sys.executable, "-c", USB, which, str(bundle)]
-            said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-            cpu[which].append(float(said))
+            output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+            cpu[which].append(float(output))
         floor = statistics.mean(entropy_ms(Path(file).read_bytes()) for file in files)
     one, other = statistics.median(cpu["ours"]), statistics.median(cpu["theirs"])
-    tell(f"720p MJPEG of {kilobytes:.0f} KB, USB, CPU over that of read() and resize", one / other, at_most=0.5)
-    print(f"  {one:.2f} ms, theirs {other:.2f}; undoing the Huffman code alone takes {floor:.2f}")
+    record(f"720p MJPEG of {kilobytes:.0f} KB, USB, CPU over read() and resize", one / other, at_most=0.5)
+    print(f"  {one:.2f} ms, read() and resize {other:.2f} ms; Huffman decoding alone takes {floor:.2f} ms")
 
 
 def entropy_ms(data: bytes) -> float:
-    """CPU of the least a decoder can do: the Huffman code undone, and one grey level for 64 pixels."""
+    """Return the CPU time of the minimum work of a decoder: Huffman decoding and one grey level per 64 pixels."""
     coded = np.frombuffer(data, np.uint8)
     start = time.process_time()
     for _ in range(100):
@@ -285,8 +285,8 @@ def cold_start(bundle: Path) -> None:
                     text = Path(f"/proc/{agent.pid}/status").read_text()
                     sizes.append(int(text.split("VmRSS:")[1].split()[0]) / 1000)
                     agent.terminate()
-    tell("cold start to the first label", statistics.median(times), "s", at_most=1.5)
-    tell("resident memory", statistics.median(sizes), "MB", at_most=120)
+    record("cold start to the first label", statistics.median(times), "s", at_most=1.5)
+    record("resident memory", statistics.median(sizes), "MB", at_most=120)
 
 
 def growth(bundle: Path, frames: int) -> None:
@@ -295,7 +295,7 @@ def growth(bundle: Path, frames: int) -> None:
     sizes: list[float] = []
     camera = Source(lambda: ListCamera(images, interval_s=0.0005))
 
-    class Forgetful(RecordingPublisher):
+    class DiscardingPublisher(RecordingPublisher):
         def result(self, observation: object) -> None:
             pass
 
@@ -305,12 +305,12 @@ def growth(bundle: Path, frames: int) -> None:
         def event(self, observation: object) -> None:
             pass
 
-    with Agent("bench", model, {"a": camera}, Forgetful()) as agent:
+    with Agent("bench", model, {"a": camera}, DiscardingPublisher()) as agent:
         for tenth in range(1, 11):
             while agent.counts["a"].classified < tenth * frames / 10:
                 agent.wait(0.2)
             sizes.append(resident_mb() or 0)
-    tell(f"memory over {frames} frames, last tenth over the first", sizes[-1] / sizes[0], at_most=1.01)
+    record(f"memory during {frames} frames, last tenth over first tenth", sizes[-1] / sizes[0], at_most=1.01)
     print(f"  by tenths: {' '.join(f'{size:.1f}' for size in sizes)} MB")
 
 
@@ -334,14 +334,14 @@ def motion(bundle: Path, seconds: float) -> None:
             start = time.process_time()
             agent.wait(seconds)
             cpu[name] = (time.process_time() - start) / seconds
-    tell("CPU on a still scene with the motion gate over classifying everything", cpu["gate"] / cpu["all"], at_most=0.1)
+    record("CPU on a still scene, motion gate over classifying everything", cpu["gate"] / cpu["all"], at_most=0.1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--frames", type=int, default=0, help="of the test for growth; 0 leaves it out")
+    parser.add_argument("--frames", type=int, default=0, help="frames of the memory growth test; 0 skips it")
     arguments = parser.parse_args()
     for threads in (1, 2):
         sustained(arguments.bundle, threads, arguments.seconds)

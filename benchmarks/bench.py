@@ -1,10 +1,10 @@
-"""Is `edgeloop bench` honest? Against LiteRT's own benchmark and a bare interpreter, and against itself.
+"""Verifies `edgeloop bench` against LiteRT's own benchmark, a bare interpreter and itself.
 
     python -m benchmarks.bench BUNDLE [--threads 1,2] [--turns 5]
 
-All in turn, each in a new process: LiteRT's tool (ai_edge_litert.tools.benchmark_litert_model), a loop of nothing but
-`Interpreter.invoke`, and two runs of `edgeloop bench` after one another. Also what measuring adds: the same number of
-invokes with and without the clock around each and the list of times. Ratios of medians, over all turns.
+Measures in turn, each in a new process: LiteRT's tool (ai_edge_litert.tools.benchmark_litert_model), a loop with only
+`Interpreter.invoke`, and two consecutive runs of `edgeloop bench`. Also determines the overhead of measuring: the same
+number of invokes with and without reading the clock and storing times. Figures are ratios of medians over all turns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edge_agent.bundle import open_bundle
 from edge_agent.bundle.archive import MODEL
 from edge_agent.inference.interpreter import Interpreter
 
-from .support.figures import tell
+from .support.figures import record
 
 RUNS = 500
 BARE = """
@@ -43,13 +43,13 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--turns", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.tflite"
-        model.write_bytes(open_bundle(given.bundle).read(MODEL))
-        for threads in map(int, given.threads.split(",")):
-            compare(given.bundle, model, threads, given.turns, Path(folder))
-        overhead(model, given.turns)
+        model.write_bytes(open_bundle(arguments.bundle).read(MODEL))
+        for threads in map(int, arguments.threads.split(",")):
+            compare(arguments.bundle, model, threads, arguments.turns, Path(folder))
+        overhead(model, arguments.turns)
 
 
 def compare(bundle: Path, model: Path, threads: int, turns: int, work: Path) -> None:
@@ -64,13 +64,13 @@ def compare(bundle: Path, model: Path, threads: int, turns: int, work: Path) -> 
             noisy += bool(notes)
     ours = statistics.median(found["ours"])
     for name, medians in found.items():
-        tell(f"{threads} threads, {name}, invoke", statistics.median(medians), "ms")
+        record(f"{threads} threads, {name}, invoke", statistics.median(medians), "ms")
     over_tool = ours / statistics.median(found["LiteRT's tool"])
-    tell(f"{threads} threads, ours over LiteRT's tool", over_tool, at_least=0.95, at_most=1.05)
-    tell(f"{threads} threads, ours over a bare loop", ours / statistics.median(found["bare"]))
+    record(f"{threads} threads, ours over LiteRT's tool", over_tool, at_least=0.95, at_most=1.05)
+    record(f"{threads} threads, ours over a bare loop", ours / statistics.median(found["bare"]))
     apart = [max(pair) / min(pair) - 1 for pair in zip(found["ours"], found["again"], strict=True)]
-    tell(f"{threads} threads, two runs in a row apart, at most", 100 * max(apart), "%", at_most=5.0)
-    print(f"{noisy} of {2 * turns} runs say that something disturbed them")
+    record(f"{threads} threads, largest difference of two consecutive runs", 100 * max(apart), "%", at_most=5.0)
+    print(f"{noisy} of {2 * turns} runs report that something disturbed them")
 
 
 def tool_ms(model: Path, threads: int, work: Path) -> float:
@@ -95,7 +95,7 @@ def ours_ms(bundle: Path, threads: int, work: Path) -> tuple[float, list[str]]:
 
 
 def overhead(model: Path, turns: int) -> None:
-    """Measured and unmeasured inferences in turn, in blocks, in one process."""
+    """Measure the overhead of timing each inference, with alternating blocks in one process."""
     measured, plain = [], []
     with Interpreter(model.read_bytes(), threads=1) as loaded:
         for _ in range(100):
@@ -113,7 +113,7 @@ def overhead(model: Path, turns: int) -> None:
                 times.append((time.perf_counter_ns() - before) / 1e6)
             measured.append(time.perf_counter() - start)
     more = statistics.median(measured) / statistics.median(plain) - 1
-    tell("what measuring adds", 100 * more, "%", at_most=1.0)
+    record("overhead of measuring", 100 * more, "%", at_most=1.0)
 
 
 if __name__ == "__main__":

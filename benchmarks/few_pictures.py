@@ -1,10 +1,10 @@
-"""What does training make of a handful of images? The head alone against `edgeloop train` as it is.
+"""Measures the accuracy of training with few images: the head alone compared with the default `edgeloop train`.
 
     python -m benchmarks.few_pictures STAMPS [--images 5 15] [--draws 4]
 
-STAMPS is an unpacked Debian package; benchmarks/support/synthetic_images.py says which and how. Eight classes; the
-objects tested with are held out, before other backgrounds. Each draw has other images, and both train on the same
-ones.
+STAMPS is an unpacked Debian package, see benchmarks/support/synthetic_images.py. There are eight classes; the objects
+and backgrounds of the test are not used for training. Each draw has different images, the same for both ways of
+training.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 from rich.console import Console
 
-from trainer.train import Reading, train
+from trainer.pipeline import Reading, train
 from trainer.training.recipe import Recipe
 
-from .support.figures import tell
+from .support.figures import record
 from .support.synthetic_images import write_frames
 
 SHARES = {"val": 1 / 6, "test": 1 / 3}
@@ -30,7 +30,7 @@ TEST = 30
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stamps", type=Path)
-    parser.add_argument("--images", type=int, nargs="+", default=(5, 15), help="to train on, a class")
+    parser.add_argument("--images", type=int, nargs="+", default=(5, 15), help="number of training images per class")
     parser.add_argument("--draws", type=int, default=4)
     arguments = parser.parse_args()
     recipes: dict[str, Any] = {"head only": "none", "edgeloop train": "auto"}
@@ -47,7 +47,7 @@ def main() -> None:
                     run = train(folder / "data", folder / name, recipe, console=Console(stderr=True), reading=reading)
                     found[name].append(100 * run.test_accuracy)
         for name, some in found.items():
-            tell(f"{count} images a class, {name}, test accuracy", statistics.mean(some), "%")
+            record(f"{count} images per class, {name}, test accuracy", statistics.mean(some), "%")
             print(f"  {min(some):.1f} to {max(some):.1f} in {len(some)} draws", flush=True)
 
 

@@ -1,13 +1,12 @@
-"""Which fit recognises best: stretch, crop or letterbox? The measurement behind the default.
+"""Compares the accuracy of the fits stretch, crop and letterbox; the default was chosen by it.
 
     python -m benchmarks.fit STAMPS
 
-STAMPS is an unpacked Debian package; benchmarks/support/synthetic_images.py says which and how.
+STAMPS is an unpacked Debian package, see benchmarks/support/synthetic_images.py.
 
-Each object is pasted on photographed backgrounds as a 16:9 camera would see it, in four scenes: near
-the frame's centre, anywhere, at its sides, and anywhere after training on upright 3:4 images, as
-phones take them. Whole objects are held out for the test. Every fit trains on the same frames,
-through `edgeloop train`'s own code.
+Objects are pasted on photographed backgrounds as a 16:9 camera would see them, in four scenes: near the centre of the
+frame, anywhere, at its sides, and anywhere after training on upright 3:4 images, as phones take them. The objects of
+the test are not used for training. Every fit trains on the same frames, with the code of `edgeloop train`.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from edge_agent.preprocess import Fit
-from trainer.train import Reading, train
+from edge_agent.preprocessing import Fit
+from trainer.pipeline import Reading, train
 from trainer.training.recipe import Recipe
 
-from .support.figures import tell
+from .support.figures import record
 from .support.synthetic_images import CAMERA, PHONE, write_frames
 
 FITS: tuple[Fit, ...] = ("stretch", "crop", "letterbox")
@@ -34,7 +33,13 @@ FRAMES = {"train": 40, "val": 12, "test": 50}
 
 @dataclass(frozen=True)
 class Scene:
-    """Where objects are: a range of places across the frame, 0 left to 1 right, mirrored at random; and the frames."""
+    """A scene.
+
+    Attributes:
+        name: name of the scene.
+        across: range of horizontal positions of objects, 0 left to 1 right, mirrored at random.
+        trained_on: height and width of the training frames, in pixels.
+    """
 
     name: str
     across: tuple[float, float]
@@ -73,12 +78,12 @@ def main() -> None:
                 reading = Reading(cache=folder / "cache")
                 run = train(folder / "data", folder / fit, recipe, console=Console(quiet=True), reading=reading)
                 accuracies.setdefault((scene.name, fit), []).append(100 * run.test_accuracy)
-    print(f"means over {arguments.seeds} draws of objects and frames; differences are from stretch on the same draws")
+    print(f"means over {arguments.seeds} draws of objects and frames; differences are relative to stretch, same draws")
     for scene in SCENES:
         base = np.array(accuracies[scene.name, "stretch"])
         for fit in FITS:
             gains = np.array(accuracies[scene.name, fit]) - base
-            tell(f"object {scene.name}, {fit}, test accuracy", float(np.mean(accuracies[scene.name, fit])), "%")
+            record(f"object {scene.name}, {fit}, test accuracy", float(np.mean(accuracies[scene.name, fit])), "%")
             print(f"  {gains.mean():+.1f} ± {gains.std(ddof=1) / np.sqrt(len(gains)):.1f}")
 
 

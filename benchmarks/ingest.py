@@ -1,10 +1,10 @@
-"""How near does reading images into the cache come to bare decoding and resizing on all cores?
+"""Compares reading images into the cache with bare decoding and resizing on all cores.
 
     python -m benchmarks.ingest [--images 1000]
 
-Bare is one thread a core that decodes and brings to size, the result thrown away: by OpenCV's bilinear `resize`,
-or, as the images must be, by the device's own preprocessing; with room for augmentation every image is brought to
-two sizes. Reading does that, hashes, looks for duplicates and writes the cache. All take turns on the same files.
+Bare means: one thread per core decodes and resizes the images and discards the result, either with OpenCV's bilinear
+`resize` or with the device's preprocessing; with room for augmentation every image is resized to two sizes. Reading
+additionally hashes the images, searches for duplicates and writes the cache. All take turns on the same files.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ import skimage
 
 from edge_agent.images import read_image
 from edge_agent.inference.interpreter import cores
-from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
+from edge_agent.preprocessing import Pixels, PreprocessSpec, preprocess
 from trainer.data import load_dataset
 
-from .support.figures import tell
+from .support.figures import record
 
 SPEC, ROOMY = PreprocessSpec((224, 224)), PreprocessSpec((256, 256))
 SIZES = ((640, 360), (1280, 720))
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
-    """Random parts of photographs, as JPEG files in two folders."""
+    """Write random parts of photographs as JPEG files in two folders and return their paths."""
     random = np.random.default_rng(0)
     sources = [
         read_image(Path(skimage.__file__).parent / "data" / name)
@@ -64,7 +64,7 @@ def bare(paths: list[Path], resize: Callable[[Pixels], object]) -> None:
 
 
 def seconds(paths: list[Path], data: Path, scratch: Path, rounds: int) -> dict[str, float]:
-    """Median time of each way to read the images, the ``paths`` of the folder ``data``."""
+    """Return the median time of each way to read the images, which are the ``paths`` in the folder ``data``."""
     ways: dict[str, Callable[[Path], object]] = {
         "bilinear": lambda _: bare(paths, lambda frame: cv2.resize(frame, SPEC.size)),
         "bare": lambda _: bare(paths, lambda frame: preprocess(frame, SPEC)),
@@ -94,9 +94,9 @@ def main() -> None:
         for way in ("", ", room"):
             read_s = took[f"read{way}"]
             of = f"reading JPEGs of {size[0]}x{size[1]}{', with room for augmentation' if way else ''}"
-            tell(of, len(paths) / read_s, "images/s")
-            tell(f"{of}, of the bare rate", took[f"bare{way}"] / read_s, at_least=0.8)
-            tell(f"{of}, of the bare rate with bilinear resizing", took["bilinear"] / read_s)
+            record(of, len(paths) / read_s, "images/s")
+            record(f"{of}, over the bare rate", took[f"bare{way}"] / read_s, at_least=0.8)
+            record(f"{of}, over the bare rate with bilinear resizing", took["bilinear"] / read_s)
 
 
 if __name__ == "__main__":

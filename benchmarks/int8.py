@@ -1,9 +1,10 @@
-"""What int8 costs a network, by either quantizer, with either output, and by `edgeloop convert`.
+"""Measures accuracy and latency of int8 models from both quantizers, with both outputs, and from `edgeloop convert`.
 
     python -m benchmarks.int8 RUN...
 
-Each RUN is a directory that `edgeloop train` made, its images where they were. Every row of a table is one model on
-the run's test split through the device's classifier; times are medians of inferences taken in turn, as ratios to float.
+Each RUN is a directory written by `edgeloop train`, whose images have not been moved. Every row of the table is one
+model, evaluated on the run's test split with the device's classifier; latencies are medians of inferences that take
+turns, given as ratios to float.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from converter.convert import convert
 from converter.gate import GateLimits, latencies_ms
+from converter.pipeline import convert
 from converter.quantization import quantize
 from converter.quantization.calibration import Representative, calibrate, of_run
 from converter.run_reader import Run, open_run
@@ -32,15 +33,15 @@ from edge_agent.errors import GateError
 from edge_agent.inference.classifier import Classifier
 from edge_agent.inference.evaluation import Evaluation, evaluate_together
 from edge_agent.native_stderr import native_noise_hidden
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
-from .support.figures import tell
+from .support.figures import record
 
 ROUNDS = 5
 
 
 def by_tensorflow(run: Run, scratch: Path, pixels: Pixels, output: str) -> bytes:
-    """The TensorFlow Lite converter's own quantizer, on the same images."""
+    """Quantize with the TensorFlow Lite converter on the same images."""
     import tensorflow as tf
 
     def feed() -> Iterator[list[Any]]:
@@ -58,8 +59,8 @@ def by_tensorflow(run: Run, scratch: Path, pixels: Pixels, output: str) -> bytes
         return bytes(converter.convert())
 
 
-def by_litert_all_int8(model: bytes, seen: Representative) -> bytes:
-    """The LiteRT quantizer with softmax and scores in 8 bits, too."""
+def by_litert_all_int8(model: bytes, representative: Representative) -> bytes:
+    """Quantize with the LiteRT quantizer, including softmax and scores in 8 bits."""
     from litert_quantizer import qtyping, quantizer
 
     names = qtyping.TFLOperationName
@@ -67,7 +68,9 @@ def by_litert_all_int8(model: bytes, seen: Representative) -> bytes:
     engine.add_static_config(".*", names.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
     for end in (names.INPUT, names.OUTPUT):
         engine.update_quantization_recipe(".*", end, quantize.uint8_config())
-    ranges = {name: {"min": np.full(1, low), "max": np.full(1, high)} for name, (low, high) in seen.ranges.items()}
+    ranges = {
+        name: {"min": np.full(1, low), "max": np.full(1, high)} for name, (low, high) in representative.ranges.items()
+    }
     return quantize.run_quietly(engine, ranges)
 
 
@@ -101,16 +104,16 @@ def compare(path: Path, limits: GateLimits, console: Console) -> None:
         scratch = Path(folder)
         original = float_model.of_run(run, scratch)
         ready = with_fast_operations(original)
-        seen = calibrate(ready, run.spec, of_run(run))
+        representative = calibrate(ready, run.spec, of_run(run))
         models = {"float32": original, "float16": quantize.to_float16(original)}
         spent = {}
         for output in ("uint8", "float32"):
             start = time.perf_counter()
-            models[f"TFLiteConverter, {output} scores"] = by_tensorflow(run, scratch, seen.pixels, output)
+            models[f"TFLiteConverter, {output} scores"] = by_tensorflow(run, scratch, representative.pixels, output)
             spent["TFLiteConverter"] = time.perf_counter() - start
-        models["LiteRT quantizer, uint8 scores"] = by_litert_all_int8(original, seen)
+        models["LiteRT quantizer, uint8 scores"] = by_litert_all_int8(original, representative)
         start = time.perf_counter()
-        models["LiteRT quantizer, float scores: the rung int8"] = quantize.to_int8(ready, seen.ranges)
+        models["LiteRT quantizer, float scores: the rung int8"] = quantize.to_int8(ready, representative.ranges)
         spent["LiteRT quantizer"] = time.perf_counter() - start
         bundle = scratch / "model-1.edgeloop"
         start = time.perf_counter()
@@ -126,7 +129,7 @@ def compare(path: Path, limits: GateLimits, console: Console) -> None:
         times = np.array([latencies_ms(list(models.values())) for _ in range(ROUNDS)])
     ratios = np.median(times[:, :1] / times, axis=0)
     truth = found["float32"]
-    heads = "model", "accuracy %", "lost", "agrees %", "log loss", "off by %", "ties %", "size", "speed"
+    heads = "model", "accuracy %", "lost", "agreement %", "log loss", "calibration error %", "ties %", "size", "speed"
     print(f"\n{run.backbone}, {len(truth.truth)} test images; float32 {np.median(times[:, 0]):.1f} ms\n")
     print(f"| {' | '.join(heads)} |")
     print("| --- " * len(heads) + "|")
@@ -136,17 +139,17 @@ def compare(path: Path, limits: GateLimits, console: Console) -> None:
     if ours := next((name for name in models if name.startswith("edgeloop convert")), None):
         of = f"{run.backbone}, edgeloop convert"
         lost = 0.3 if run.backbone in ("efficientnet-lite0", "mobilenet-v2") else 1.0
-        tell(f"{of}, accuracy lost", 100 * (truth.accuracy - found[ours].accuracy), "points", at_most=lost)
-        tell(f"{of}, same answer", 100 * found[ours].agreement(truth), "%", at_least=97.0)
-        tell(f"{of}, size over float32", len(models[ours]) / len(original), at_most=0.3)
-        tell(f"{of}, speed over float32", ratios[list(models).index(ours)], at_least=2.0)
-        tell(f"{of}, time", spent["edgeloop convert, testing included"], "s", at_most=60.0)
+        record(f"{of}, accuracy lost", 100 * (truth.accuracy - found[ours].accuracy), "points", at_most=lost)
+        record(f"{of}, agreement with float", 100 * found[ours].agreement(truth), "%", at_least=97.0)
+        record(f"{of}, size over float32", len(models[ours]) / len(original), at_most=0.3)
+        record(f"{of}, speed over float32", ratios[list(models).index(ours)], at_least=2.0)
+        record(f"{of}, time", spent["edgeloop convert, testing included"], "s", at_most=60.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--min-agreement", type=float, default=0.0, help="what the last row has to reach, percent")
+    parser.add_argument("--min-agreement", type=float, default=0.0, help="minimum agreement of the last row, percent")
     arguments = parser.parse_args()
     limits = GateLimits(min_agreement=arguments.min_agreement, allowed=frozenset({"slow"}))
     for path in arguments.runs:

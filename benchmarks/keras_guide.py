@@ -1,17 +1,17 @@
-"""How much better and faster than the Keras guide's recipe? On at least 1,000 held-out images.
+"""Compares `edgeloop train` with the recipe of the Keras guide, on at least 1,000 held-out images.
 
     python -m benchmarks.keras_guide STAMPS
 
-STAMPS is an unpacked Debian package; benchmarks/support/synthetic_images.py says which and how.
+STAMPS is an unpacked Debian package, see benchmarks/support/synthetic_images.py.
 
 The baseline is the transfer learning recipe of Keras' own guide (keras.io, "Transfer learning &
 fine-tuning", end-to-end example) on the same network, weights, images and splits: random flips and
 rotations, the backbone frozen and in inference mode, dropout 0.2, Adam at 0.001 for 20 epochs, then all
-of the backbone at 0.00001 for 10 epochs; decoding done beforehand, batches of 32. It has no early stopping;
-here its test accuracy is the best it had after any epoch, which nobody could have chosen, in its favour.
+of the backbone at 0.00001 for 10 epochs; images decoded in advance, batches of 32. The recipe has no early stopping;
+in its favour, its result here is the best test accuracy after any epoch, which could not be selected in practice.
 
-`edgeloop train` runs as a user runs it, reading and report included. Its head alone is scored, too: the
-time after which its accuracy first equals the guide's decides the ratio.
+`edgeloop train` runs as users run it, including reading and the report, once with the head only and once with
+fine-tuning. The ratio of times compares when the guide's recipe first reaches the same accuracy.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from edge_agent.preprocess import PreprocessSpec
+from edge_agent.preprocessing import PreprocessSpec
 from trainer.backbones import build_backbone
 from trainer.backend import start_keras
 from trainer.data import Dataset, load_dataset
-from trainer.train import Reading, train
+from trainer.pipeline import Reading, train
 from trainer.training.recipe import Recipe
 
-from .support.figures import tell
+from .support.figures import record
 from .support.inputs import FRAMES, SHARES
 from .support.synthetic_images import write_frames
 
@@ -47,10 +47,10 @@ def arrays(dataset: Dataset, split: str) -> tuple[Any, Any]:
 
 
 def guide(dataset: Dataset, *, seed: int, head_epochs: int, fine_epochs: int) -> list[tuple[float, float]]:
-    """The guide's recipe.
+    """Train with the guide's recipe.
 
     Returns:
-        Seconds since the start and test accuracy in %, after every epoch; the time spent on testing is left out.
+        Seconds since the start, without the time for testing, and test accuracy in %, after every epoch.
     """
     keras = start_keras()
     keras.utils.set_random_seed(seed)
@@ -82,7 +82,7 @@ def guide(dataset: Dataset, *, seed: int, head_epochs: int, fine_epochs: int) ->
 
 
 def ours(data: Path, folder: Path, *, seed: int, fine_tune: Any) -> tuple[float, float]:
-    """Seconds and test accuracy in % of `edgeloop train`, from files to report."""
+    """Run `edgeloop train`, from files to report, and return its seconds and test accuracy in %."""
     start = time.monotonic()
     run = train(
         data,
@@ -98,8 +98,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stamps", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--head-epochs", type=int, default=20, help="of the guide's recipe")
-    parser.add_argument("--fine-epochs", type=int, default=10, help="of the guide's recipe")
+    parser.add_argument("--head-epochs", type=int, default=20, help="head epochs of the guide's recipe")
+    parser.add_argument("--fine-epochs", type=int, default=10, help="fine-tuning epochs of the guide's recipe")
     arguments = parser.parse_args()
     seed = arguments.seed
     with tempfile.TemporaryDirectory() as scratch:
@@ -110,26 +110,26 @@ def main() -> None:
         dataset = load_dataset(folder / "data", PreprocessSpec((SIDE, SIDE)), cache=folder / "cache")
         curve = guide(dataset, seed=seed, head_epochs=arguments.head_epochs, fine_epochs=arguments.fine_epochs)
     best = max(accuracy for _, accuracy in curve)
-    print(f"{len(dataset.indices('train'))} images to train on, {len(dataset.indices('test'))} to test on")
+    print(f"{len(dataset.indices('train'))} training images, {len(dataset.indices('test'))} test images")
     rows = {
         "guide, frozen backbone": curve[arguments.head_epochs - 1],
-        "guide, to its end": curve[-1],
-        "guide, at its best": next(point for point in curve if point[1] == best),
+        "guide, last epoch": curve[-1],
+        "guide, best epoch": next(point for point in curve if point[1] == best),
         "edgeloop, head only": (head_s, head),
         "edgeloop": (whole_s, whole),
     }
     for name, (seconds, accuracy) in rows.items():
-        tell(f"{name}, test accuracy", accuracy, "%")
-        tell(f"{name}, time", seconds, "s")
-    tell("edgeloop, points above the guide at its best", whole - best, "points", at_least=0.0)
+        record(f"{name}, test accuracy", accuracy, "%")
+        record(f"{name}, time", seconds, "s")
+    record("edgeloop, accuracy above the guide's best epoch", whole - best, "points", at_least=0.0)
     for name, seconds, accuracy in (("head only", head_s, head), ("whole", whole_s, whole)):
         equal = next((s for s, a in curve if a >= accuracy), None)
         if equal:
-            tell(
+            record(
                 f"the guide's time to the accuracy of edgeloop ({name}), over edgeloop's", equal / seconds, at_least=5.0
             )
         else:
-            print(f"the guide's recipe never comes to the {accuracy:.1f} % of edgeloop ({name})")
+            print(f"the guide's recipe never reaches the {accuracy:.1f} % of edgeloop ({name})")
     print(json.dumps({"curve": [(round(s, 1), round(a, 2)) for s, a in curve]}))
 
 

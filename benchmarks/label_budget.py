@@ -1,16 +1,16 @@
-"""Is it worth labelling what `edgeloop review` asks about first? Accuracy gained over labels, beside labels at random.
+"""Compares the accuracy gained by labelling the frames that `edgeloop review` proposes with random frames.
 
     python -m benchmarks.label_budget STAMPS [--draws 8] [--plot FILE.png]
 
-STAMPS is an unpacked Debian package; benchmarks/support/synthetic_images.py says which and how. A model that learned
-eight classes of photographed objects before three backgrounds meets a changed scene: other objects of the classes,
-other backgrounds, a darker light with another tint, a blurred and noisy camera. The device kept 2,000 frames: things
-come by for 5 to 24 frames each, moving, some of them often and most seldom (the k-th most frequent object 1/k as often
-as the first). Labelled are, one after the other, frames drawn at random, and those that `propose` asks about in rounds
-of ten, the head learning in between, as the page does it; and these with all frames that the page shows beside them,
-which one key labels, too. Heads learn the old images and the labelled frames, and are tested on other frames of the
-new scene, as many of each class. Everything was tuned on other classes of the package (clothes, music, christmas,
-halloween, roadsigns, vehicles, money, planets) and other draws.
+STAMPS is an unpacked Debian package, see benchmarks/support/synthetic_images.py. A model trained on eight classes of
+photographed objects on three backgrounds is used in a changed scene: other objects of the classes, other backgrounds,
+darker light with another tint, a blurred and noisy camera. The device has captured 2,000 frames: objects appear for 5
+to 24 frames each, moving, a few of them often and most rarely (the k-th most frequent object 1/k as often as the
+first). Three ways of labelling are compared: random frames; the frames that `propose` selects in rounds of ten, with
+the head retrained in between, as on the review page; and these together with the similar frames that the page shows
+next to them and labels with the same key. Heads are trained on the old images and the labelled frames and tested on
+other frames of the new scene, equally many of each class. All parameters were tuned on other classes of the package
+(clothes, music, christmas, halloween, roadsigns, vehicles, money, planets) and other draws.
 """
 
 from __future__ import annotations
@@ -27,17 +27,24 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
-from edge_agent.preprocess import Pixels, preprocess
-from trainer.active_learning.embeddings import Network, network_of
-from trainer.active_learning.feature_space import Floats, Places, Space, nearest_known, space_of, squared_distances
+from edge_agent.preprocessing import Pixels, preprocess
+from trainer.active_learning.embeddings import Network, load_network
+from trainer.active_learning.feature_space import (
+    Floats,
+    Indices,
+    Space,
+    build_space,
+    distances_to_known,
+    squared_distances,
+)
 from trainer.active_learning.ranking import fit_head, propose, uncertainty
 from trainer.review.session import ROUND
 
-from .support.figures import tell
+from .support.figures import record
 from .support.synthetic_images import CLASSES, backgrounds, cut_outs
 
 POOL, TRAIN, TEST = 2000, 60, 40
-"""Frames the device kept; old images and test frames of each class."""
+"""Number of frames captured by the device; numbers of old images and test frames per class."""
 BUDGETS = (0.01, 0.025, 0.05, 0.1)
 SHAPE = 360, 640
 FIRST_DRAW = 100
@@ -45,7 +52,7 @@ FIRST_DRAW = 100
 
 @dataclass(frozen=True)
 class Scene:
-    """What a camera makes of it: light, tint (BGR factors), blur (sigma, pixels), noise (sigma, levels)."""
+    """Conditions of a scene: light, tint (BGR factors), blur (sigma, pixels), noise (sigma, levels)."""
 
     split: str
     light: float = 1.0
@@ -56,15 +63,15 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """Features and classes of old images, kept frames and test frames."""
+    """Features and classes of old images, captured frames and test frames."""
 
-    old: tuple[Floats, Places]
-    pool: tuple[Floats, Places]
-    test: tuple[Floats, Places]
+    old: tuple[Floats, Indices]
+    pool: tuple[Floats, Indices]
+    test: tuple[Floats, Indices]
 
 
 def photographed(thing: Path, scene: Scene, place: Sequence[float], background: Pixels, random: Any) -> Pixels:
-    """A frame with an object at ``place``: across and down, 0 to 1, and its size as part of the shorter side."""
+    """Return a frame with an object at ``place``: horizontal and vertical position, 0 to 1, and relative size."""
     rows, columns = SHAPE
     across, down, size = place
     frame = cv2.resize(background, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -79,12 +86,12 @@ def photographed(thing: Path, scene: Scene, place: Sequence[float], background: 
     frame *= scene.light * random.uniform(0.85, 1.15) * np.array(scene.tint, np.float32)
     if scene.blur:
         frame = cv2.GaussianBlur(frame, (0, 0), scene.blur).astype(np.float32)
-    seen: Pixels = np.clip(frame + random.normal(0, scene.noise, frame.shape), 0, 255).astype(np.uint8)
-    return seen
+    noisy: Pixels = np.clip(frame + random.normal(0, scene.noise, frame.shape), 0, 255).astype(np.uint8)
+    return noisy
 
 
 def burst(thing: Path, count: int, scene: Scene, random: Any) -> list[Pixels]:
-    """Frames of one object that comes by."""
+    """Return frames of one moving object."""
     behind = backgrounds(scene.split)
     background = behind[int(random.integers(len(behind)))]
     place, step = np.array([random.random(), random.random(), random.uniform(0.35, 0.8)]), random.normal(0, 0.02, 3)
@@ -118,22 +125,22 @@ def draw(stamps: Path, network: Network, seed: int) -> Draw:
     while len(pool) < POOL:
         thing, place = things[int(random.choice(len(things), p=often / often.sum()))]
         pool += [(frame, place) for frame in burst(thing, int(random.integers(5, 25)), changed, random)]
-    return Draw(*(_seen(network, some) for some in (old, pool[:POOL], test)))
+    return Draw(*(_embedded(network, some) for some in (old, pool[:POOL], test)))
 
 
 def gains(drawn: Draw, seed: int) -> Mapping[str, list[float]]:
-    """Points of accuracy gained at each budget, by how the frames were chosen; and the accuracy before."""
+    """Return the accuracy gained at each budget, in points, by selection of the frames, and the accuracy before."""
     count = len(drawn.pool[0])
-    # The test frames are placed in the space, and have no say in it.
-    space = space_of(drawn.pool[0], drawn.old[0])
-    asked = space.projection.place(drawn.test[0])
+    # The test frames are projected into the space but do not influence it.
+    space = build_space(drawn.pool[0], drawn.old[0])
+    test_rows = space.projection.project(drawn.test[0])
     budgets = [round(share * count) for share in BUDGETS]
 
     def accuracy(chosen: Sequence[int], labels: Sequence[int]) -> float:
         rows = np.concatenate([space.known, space.frames[np.array(chosen, np.intp)]])
         head = fit_head(rows, np.concatenate([drawn.old[1], np.array(labels, np.intp)]))
         assert head is not None
-        return 100 * float((head.scores(asked, len(CLASSES)).argmax(axis=1) == drawn.test[1]).mean())
+        return 100 * float((head.scores(test_rows, len(CLASSES)).argmax(axis=1) == drawn.test[1]).mean())
 
     before = accuracy([], [])
     at_random = []
@@ -141,33 +148,33 @@ def gains(drawn: Draw, seed: int) -> Mapping[str, list[float]]:
         picks = [np.random.default_rng((seed, again)).permutation(count)[:budget].tolist() for again in range(5)]
         at_random.append(float(np.mean([accuracy(pick, drawn.pool[1][pick].tolist()) for pick in picks])) - before)
     found = {"before": [before], "at random": at_random}
-    for name, with_likes in (("proposed", False), ("proposed, with what is alike", True)):
-        labelled = proposed(space, drawn, budgets, with_likes=with_likes)
+    for name, with_similar in (("proposed", False), ("proposed, with similar frames", True)):
+        labelled = proposed(space, drawn, budgets, with_similar=with_similar)
         found[name] = [accuracy(*labelled[budget]) - before for budget in budgets]
     return found
 
 
 def proposed(
-    space: Space, drawn: Draw, budgets: Sequence[int], *, with_likes: bool
+    space: Space, drawn: Draw, budgets: Sequence[int], *, with_similar: bool
 ) -> dict[int, tuple[list[int], list[int]]]:
-    """Frames and the labels they got after so many decisions."""
-    nearest, is_open = nearest_known(space.frames, space.known), np.ones(len(space.frames), np.bool_)
+    """Return the labelled frames and their labels after each number of annotations in `budgets`."""
+    nearest, is_open = distances_to_known(space.frames, space.known), np.ones(len(space.frames), np.bool_)
     head = fit_head(space.known, drawn.old[1])
     chosen: list[int] = []
     labels: list[int] = []
-    kept, decisions = {}, 0
-    while decisions < max(budgets):
+    kept, annotations = {}, 0
+    while annotations < max(budgets):
         assert head is not None
         doubt = uncertainty(head.scores(space.frames, len(CLASSES)))
-        for group in propose(space, doubt, nearest, is_open, min(ROUND, max(budgets) - decisions)):
-            members = group if with_likes else group[:1]
+        for group in propose(space, doubt, nearest, is_open, min(ROUND, max(budgets) - annotations)):
+            members = group if with_similar else group[:1]
             chosen += members.tolist()
             labels += [int(drawn.pool[1][group[0]])] * len(members)
             is_open[members] = False
             np.minimum(nearest, squared_distances(space.frames[group[:1]], space.frames)[0], out=nearest)
-            decisions += 1
-            if decisions in budgets:
-                kept[decisions] = (list(chosen), list(labels))
+            annotations += 1
+            if annotations in budgets:
+                kept[annotations] = (list(chosen), list(labels))
         rows = np.concatenate([space.known, space.frames[chosen]])
         head = fit_head(rows, np.concatenate([drawn.old[1], np.array(labels, np.intp)]))
     return kept
@@ -185,7 +192,7 @@ def plot(path: Path, found: Sequence[Mapping[str, list[float]]]) -> None:
         error = rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
         shares = [100 * share for share in BUDGETS]
         axes.errorbar(shares, rows.mean(axis=0), error, label=name, color=colour, marker="o", capsize=3)
-    axes.set(xlabel="frames decided on, % of those the device kept", ylabel="accuracy gained, points", xlim=(0, 10.5))
+    axes.set(xlabel="annotations, % of the captured frames", ylabel="accuracy gained, points", xlim=(0, 10.5))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -199,23 +206,23 @@ def main() -> None:
     parser.add_argument("stamps", type=Path)
     parser.add_argument("--draws", type=int, default=8, help="at least 2")
     parser.add_argument("--plot", type=Path)
-    given = parser.parse_args()
-    network, console = network_of(None), Console(stderr=True)
-    seeds = range(FIRST_DRAW, FIRST_DRAW + given.draws)
+    arguments = parser.parse_args()
+    network, console = load_network(None), Console(stderr=True)
+    seeds = range(FIRST_DRAW, FIRST_DRAW + arguments.draws)
     shown = track(seeds, "Drawing scenes", console=console)
-    found = [gains(draw(given.stamps, network, seed), seed) for seed in shown]
-    tell("accuracy before", float(np.mean([one["before"] for one in found])), "%")
+    found = [gains(draw(arguments.stamps, network, seed), seed) for seed in shown]
+    record("accuracy before", float(np.mean([one["before"] for one in found])), "%")
     for place, share in enumerate(BUDGETS):
         means = {name: np.array([one[name][place] for one in found]) for name in list(found[0])[1:]}
         for name, values in means.items():
-            tell(f"{100 * share:g} % labelled, {name}, gained", float(values.mean()), "points")
+            record(f"{100 * share:g} % labelled, {name}, gained", float(values.mean()), "points")
             print(f"  standard error {values.std(ddof=1) / np.sqrt(len(values)):.1f}")
         for name in list(means)[1:]:
             aim = 1.5 if share == 0.05 else None
             ratio = float(means[name].mean() / means["at random"].mean())
-            tell(f"{100 * share:g} % labelled, {name}, over at random", ratio, at_least=aim)
-    if given.plot:
-        plot(given.plot, found)
+            record(f"{100 * share:g} % labelled, {name}, gain over at random", ratio, at_least=aim)
+    if arguments.plot:
+        plot(arguments.plot, found)
 
 
 _cut_outs: dict[Path, npt.NDArray[np.uint8]] = {}
@@ -229,7 +236,7 @@ def _cut_out(path: Path) -> npt.NDArray[np.uint8]:
     return _cut_outs[path]
 
 
-def _seen(network: Network, frames: Sequence[tuple[Pixels, int]]) -> tuple[Floats, Places]:
+def _embedded(network: Network, frames: Sequence[tuple[Pixels, int]]) -> tuple[Floats, Indices]:
     features = []
     for start in range(0, len(frames), 32):
         batch = np.zeros((32, *network.spec.shape), np.float32)

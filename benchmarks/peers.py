@@ -1,9 +1,10 @@
-"""From a frame to its label beside the peers: MediaPipe Tasks, ONNX Runtime, OpenCV with LiteRT; the same int8 network.
+"""Compares the latency from frame to label with MediaPipe Tasks, ONNX Runtime and OpenCV with LiteRT.
 
     python -m benchmarks.peers BUNDLE [--peers .venv-peers] [--turns 5]
 
-Photographs of 1280x720, decoded beforehand, then as a camera's JPEGs. Each way in a process of its own, all in turn;
-the median of the turns' medians. The peers' environment is made where it is not there yet (benchmarks/peers.txt).
+All run the same int8 network on photographs of 1280x720, decoded in advance or as a camera's JPEGs. Each runs in a
+separate process, all in turn; figures are medians of the medians of all turns. The environment of the other runtimes
+is created if it is missing (benchmarks/peers.txt).
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from edge_agent.bundle.archive import MODEL
 from edge_agent.cameras.frames import encoded
 from edge_agent.inference.interpreter import cores
 
-from .support.figures import tell
+from .support.figures import record
 from .support.inputs import photographs
 
 HERE = Path(__file__).parent
 RUNS = 200
 BARE, OURS = "LiteRT, invoke alone", "edgeloop"
-# The way, whether a process of the peers' Python runs it, and what it is given.
+# Name -> (way of contender.py, whether the peers' Python runs it, kind of model).
 WAYS = {
     BARE: ("bare", False, "tflite"),
     OURS: ("edgeloop", False, "bundle"),
@@ -41,19 +42,19 @@ WAYS = {
 
 
 def environment(folder: Path) -> Path:
-    """The peers' Python, installed where it is not yet or where other versions are wanted."""
-    python, stamp, wanted = folder / "bin" / "python", folder / "installed", HERE / "peers.txt"
-    if not stamp.exists() or stamp.read_text() != wanted.read_text():
+    """Return the peers' Python, after installing it if it is missing or the versions changed."""
+    python, stamp, requirements = folder / "bin" / "python", folder / "installed", HERE / "peers.txt"
+    if not stamp.exists() or stamp.read_text() != requirements.read_text():
         print(f"installing the peers into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", str(wanted)]
+        command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", str(requirements)]
         subprocess.run(command, check=True)
-        stamp.write_text(wanted.read_text())
+        stamp.write_text(requirements.read_text())
     return python
 
 
 def timed(python: Path, way: str, model: Path, source: Path, threads: int) -> tuple[float, float]:
-    """Time and CPU time a frame, milliseconds."""
+    """Return the time and the CPU time per frame, in milliseconds."""
     command = [python, "-m", "benchmarks.support.contender", way, model, source, str(threads), str(RUNS)]
     done = subprocess.run(
         [str(part) for part in command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -63,7 +64,7 @@ def timed(python: Path, way: str, model: Path, source: Path, threads: int) -> tu
 
 
 def compare(models: dict[str, Path], python: Path, source: Path, threads: int, turns: int) -> None:
-    # Without a frame there is none to decode.
+    # The bare networks take no frame, so they are measured only once.
     ways = {name: way for name, way in WAYS.items() if source.name == "png" or "alone" not in name}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(turns):
@@ -74,25 +75,25 @@ def compare(models: dict[str, Path], python: Path, source: Path, threads: int, t
     cpu = {name: statistics.median(one for _, one in times) for name, times in found.items()}
     of = f"{'JPEG' if source.name == 'jpeg' else 'decoded'} frame, {threads} thread{'s' if threads > 1 else ''}"
     for name in ways:
-        tell(f"{of}, {name}", wall[name], "ms")
-        tell(f"{of}, {name}, CPU", cpu[name], "ms")
+        record(f"{of}, {name}", wall[name], "ms")
+        record(f"{of}, {name}, CPU", cpu[name], "ms")
     for name in ways:
         if name != OURS:
             aim = 2.0 if WAYS[name][0] == "mediapipe" and source.name == "png" else None
-            tell(f"{of}, {name} over edgeloop", wall[name] / wall[OURS], at_least=aim)
+            record(f"{of}, {name} over edgeloop", wall[name] / wall[OURS], at_least=aim)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--peers", type=Path, default=Path(".venv-peers"), help="their environment")
+    parser.add_argument("--peers", type=Path, default=Path(".venv-peers"), help="environment of the other runtimes")
     parser.add_argument("--turns", type=int, default=5)
-    given = parser.parse_args()
-    python = environment(given.peers)
+    arguments = parser.parse_args()
+    python = environment(arguments.peers)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        models = {"bundle": given.bundle, "tflite": work / "model.tflite", "onnx": work / "model.onnx"}
-        models["tflite"].write_bytes(open_bundle(given.bundle).read(MODEL))
+        models = {"bundle": arguments.bundle, "tflite": work / "model.tflite", "onnx": work / "model.onnx"}
+        models["tflite"].write_bytes(open_bundle(arguments.bundle).read(MODEL))
         command = [python, HERE / "support" / "onnx_network.py", models["tflite"], models["onnx"]]
         subprocess.run([str(part) for part in command], check=True)
         for kind in ("png", "jpeg"):
@@ -102,7 +103,7 @@ def main() -> None:
             (work / "jpeg" / f"{number}.jpg").write_bytes(encoded(image))
         for threads in sorted({1, cores()}):
             for kind in ("png", "jpeg"):
-                compare(models, python, work / kind, threads, given.turns)
+                compare(models, python, work / kind, threads, arguments.turns)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What preparing a frame costs, beside what OpenCV alone would take, in one run on one core.
+"""Compares the time for preprocessing a frame with that of OpenCV's resize, in one run on one core.
 
 python -m benchmarks.preprocess
 """
@@ -11,9 +11,9 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from edge_agent.preprocess import PreprocessSpec, preprocess
+from edge_agent.preprocessing import PreprocessSpec, preprocess
 
-from .support.figures import tell
+from .support.figures import record
 
 ROUNDS = 400
 FRAME = (720, 1280)
@@ -32,7 +32,7 @@ def main() -> None:
         "cv2.resize, INTER_LINEAR (stretch, aliases)": lambda: cv2.resize(frame, SIZE, interpolation=cv2.INTER_LINEAR),
     }
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    # In turn, so that a slow moment of the machine hits all of them.
+    # In turn, so that a temporary slowdown of the machine affects all of them.
     for _ in range(ROUNDS):
         for name, prepare in contenders.items():
             start = time.perf_counter()
@@ -42,8 +42,8 @@ def main() -> None:
     reference = medians["cv2.resize, INTER_AREA (stretch)"]
     print(f"{FRAME[1]}x{FRAME[0]} to {SIZE[1]}x{SIZE[0]}, OpenCV {cv2.__version__}, medians of {ROUNDS}")
     for name, median in medians.items():
-        tell(name, median, "ms")
-        tell(f"{name}, over cv2.resize with INTER_AREA", median / reference)
+        record(name, median, "ms")
+        record(f"{name}, over cv2.resize with INTER_AREA", median / reference)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A push over a slow link: how much of its time moves the bundle's bytes, and what a second push moves.
+"""Measures a push over a slow link: the share of its time that transfers the bundle, and the bytes of a second push.
 
     python -m benchmarks.push BUNDLE [--rate-mb-s 1] [--runs 5]
 
-The device is a store of its own behind an SSH server on loopback (see tests/support/fleet.py); between it and the
-desktop is a link that carries RATE megabytes a second each way. Three parts of a push, told apart at the link: until
-the first of the bundle's bytes (connecting, asking what is there), moving them, and what the device does with them
-(hashes, signature, canary images in a process of its own). The bound is the size over the rate.
+The device is a store behind an SSH server on loopback (see tests/support/fleet.py), connected by a link of RATE
+megabytes per second in each direction. Three phases of a push are measured at the link: until the first byte of the
+bundle (connecting, asking the device what it has), the transfer, and the work of the device (hashes, signature, canary
+test in a separate process). The lower bound of the transfer is the size divided by the rate.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ import numpy as np
 
 from deploy.fleet.inventory import Host
 from deploy.fleet.push import Choices, Package, package, push
-from tests.edge_agent.store.test_store import repacked
+from tests.support.bundles import repacked
 from tests.support.fleet import fleet
 
-from .support.figures import tell
+from .support.figures import record
 
 NAME = "pi"
 _SLICE = 8192
 
 
 class Link:
-    """A link of so many bytes a second each way, and when the device got the first and the last full slice."""
+    """A link of `rate` bytes per second in each direction; records when the first and the last full slice arrived."""
 
     def __init__(self, port: int, rate: float) -> None:
         self._port, self._rate = port, rate
         self.first_s = self.last_s = 0.0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry a connection."""
+        """Forward a connection."""
         with suppress(ConnectionError, asyncio.CancelledError):
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
             self.first_s = 0.0
@@ -51,7 +51,7 @@ class Link:
         while data := await reader.read(_SLICE):
             if timed and len(data) == _SLICE:
                 self.first_s = self.first_s or time.monotonic()
-            # A sleep that lasts a little too long is made up for: the rate is that of the whole.
+            # Later slices make up for sleeps that last too long, so that the average rate is correct.
             free_at = max(free_at, time.monotonic() - 0.05) + len(data) / self._rate
             await asyncio.sleep(max(0.0, free_at - time.monotonic()))
             if timed and len(data) == _SLICE:
@@ -66,22 +66,22 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rate-mb-s", type=float, default=1.0)
     parser.add_argument("--runs", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeloop-push-") as folder:
         work = Path(folder)
         versions = [
-            package(repacked(given.bundle, work / f"{number}.edgeloop", version=str(number)))
-            for number in range(1, given.runs + 1)
+            package(repacked(arguments.bundle, work / f"{number}.edgeloop", version=str(number)))
+            for number in range(1, arguments.runs + 1)
         ]
         with fleet(work, [NAME]) as devices:
             text = devices.ssh_config.read_text()
             port = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("  Port "))
             slow = work / "slow_config"
             with asyncio.Runner() as runner:
-                link = Link(port, given.rate_mb_s * 1e6)
+                link = Link(port, arguments.rate_mb_s * 1e6)
                 server = runner.run(asyncio.start_server(link.serve, "127.0.0.1", 0))
                 slow.write_text(text.replace(f"Port {port}", f"Port {server.sockets[0].getsockname()[1]}"))
-                runner.run(measure(versions, given.rate_mb_s * 1e6, link, slow))
+                runner.run(measure(versions, arguments.rate_mb_s * 1e6, link, slow))
 
 
 async def measure(versions: list[Package], rate: float, link: Link, ssh_config: Path) -> None:
@@ -95,15 +95,15 @@ async def measure(versions: list[Package], rate: float, link: Link, ssh_config: 
         shares.append(moving / arrived)
         wholes.append(moving / took)
         print(
-            f"{what.size / 1e6:.2f} MB: {before:.2f} s until its first byte, {moving:.2f} s moving it (bound "
-            f"{what.size / rate:.2f}), {took - arrived:.2f} s until it ran"
+            f"{what.size / 1e6:.2f} MB: {before:.2f} s until its first byte, {moving:.2f} s transfer (lower bound "
+            f"{what.size / rate:.2f}), {took - arrived:.2f} s until the model ran"
         )
         second = await push(Host(NAME, NAME), what, choices, lambda _host, _event: None)
         again.append(second.moved_bytes)
-        print(f"the same again: {second.state}, {second.moved_bytes} bytes moved, {second.took_s:.2f} s")
-    tell("moving the bundle, of the time until it is there", float(np.median(shares)), at_least=0.9)
-    tell("moving the bundle, of the whole push with the device's proof", float(np.median(wholes)))
-    tell("moved by a second push", max(again), "bytes", at_most=0)
+        print(f"second push: {second.state}, {second.moved_bytes} bytes sent, {second.took_s:.2f} s")
+    record("transfer, share of the time until the bundle has arrived", float(np.median(shares)), at_least=0.9)
+    record("transfer, share of the whole push with the canary test", float(np.median(wholes)))
+    record("sent by a second push", max(again), "bytes", at_most=0)
 
 
 if __name__ == "__main__":

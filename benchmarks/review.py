@@ -1,10 +1,10 @@
-"""Is the review page as fast as the keys? A thousand frames decided in Chromium, one by one, and the server killed.
+"""Measures the response time of the review page: annotates a thousand frames in Chromium, then kills the server.
 
     python -m benchmarks.review RUN [--frames 1000]
 
-The frames are parts of the demo's photographs. From a key's event until the next frame's image is decoded and about
-to be painted; the server, the browser and the learning beside them share the cores. Once with keys as fast as frames
-come, hundreds a second, and once with ten a second, which nobody keeps up.
+The frames are parts of the demo's photographs. The time is measured from a key event until the image of the next frame
+is decoded and ready to be painted; server, browser and the training of the head share the cores. Keys are sent once as
+fast as frames appear, hundreds per second, and once at ten per second, faster than any person.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from deploy.pipelines.demo.photographs import load_areas
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 from tests.support.browser import Browser
 from tests.support.captured import keep
 from tests.trainer.review.test_review_browser import REVIEW, SHOWN
 from trainer.active_learning.annotations import Annotations
 
-from .support.figures import tell
+from .support.figures import record
 
 SIDE = 120
 PACE_MS = 100
@@ -37,19 +37,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--frames", type=int, default=1000)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     random, areas = np.random.default_rng(0), load_areas()
     names = sorted(areas)
     images = []
-    for number in range(given.frames):
+    for number in range(arguments.frames):
         area = areas[names[number % len(names)]]["video"]
         top, left = (int(random.integers(0, limit - SIDE)) for limit in area.shape[:2])
         images.append(np.ascontiguousarray(area[top : top + SIDE, left : left + SIDE]))
-    for pace_ms, said in ((0, "at once"), (PACE_MS, f"{1000 // PACE_MS} keys a second")):
-        measure(images, names, given.run, pace_ms, said)
+    for pace_ms, pace in ((0, "keys without a pause"), (PACE_MS, f"{1000 // PACE_MS} keys per second")):
+        measure(images, names, arguments.run, pace_ms, pace)
 
 
-def measure(images: Sequence[Pixels], names: Sequence[str], run: Path, pace_ms: int, said: str) -> None:
+def measure(images: Sequence[Pixels], names: Sequence[str], run: Path, pace_ms: int, pace: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         captures = Path(folder) / "captures"
         frames = set(keep(captures, images, [names[0]] * len(images), classes=names))
@@ -62,14 +62,14 @@ def measure(images: Sequence[Pixels], names: Sequence[str], run: Path, pace_ms: 
                 browser.open(address)
                 while not browser.evaluate(SHOWN):
                     time.sleep(0.01)
-                tell(f"{said}: until the page shows its first frames", time.perf_counter() - start, "s", at_most=2.0)
+                record(f"{pace}: until the page shows its first frames", time.perf_counter() - start, "s", at_most=2.0)
                 measured = json.loads(str(browser.evaluate(f"{REVIEW}({pace_ms})")))
                 server.kill()
         lost = frames - set(Annotations(captures).latest)
-    tell(f"{said}: from a key to the next frame, median", measured["median_ms"], "ms")
-    tell(f"{said}: from a key to the next frame, p99", measured["p99_ms"], "ms")
-    tell(f"{said}: from a key to the next frame, at most", measured["most_ms"], "ms", at_most=50.0)
-    tell(f"{said}: decisions lost when the server was killed", len(lost), at_most=0)
+    record(f"{pace}: from a key to the next frame, median", measured["median_ms"], "ms")
+    record(f"{pace}: from a key to the next frame, p99", measured["p99_ms"], "ms")
+    record(f"{pace}: from a key to the next frame, maximum", measured["most_ms"], "ms", at_most=50.0)
+    record(f"{pace}: annotations lost when the server was killed", len(lost), at_most=0)
 
 
 if __name__ == "__main__":

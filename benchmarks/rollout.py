@@ -1,11 +1,11 @@
-"""A roll-out in waves to many simulated devices, bad ones among them: who got it, who went back, and how long it took.
+"""Measures a rollout in waves to many simulated devices, some of them faulty.
 
     python -m benchmarks.rollout BUNDLE [--devices 200] [--bad 5]
 
-Each device is a store and an agent of its own, started again when it ends as systemd would, publishing to one broker;
-an SSH server leads to them by their names. BUNDLE is packed again as versions 1 and 2. The bad ones: an agent that is
-killed every other second (three of five), no disk (one), nobody who answers (one). Wants some 100 MB a device, and a
-network that reaches no further than loopback.
+Each device has its own store and an agent that is restarted when it exits, as systemd would, and publishes to a common
+broker; an SSH server routes to the devices by name. BUNDLE is repacked as versions 1 and 2. Of five faulty devices
+three have an agent that is killed every other second, one has an unusable store and one does not answer. Needs about
+100 MB per device and only the loopback network.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from edge_agent.bundle import open_bundle
 from edge_agent.store.canary import CanaryLimits
 from edge_agent.store.model_store import ModelStore
 from tests.conftest import start_mosquitto
-from tests.edge_agent.store.test_store import repacked
+from tests.support.bundles import repacked
 from tests.support.fleet import agents, fleet
 
-from .support.figures import tell
+from .support.figures import record
 
 FPS = 3
-"""Of each camera: two hundred agents share the cores of one machine."""
+"""Frame rate of each camera; low, because two hundred agents share the cores of one machine."""
 AT_ONCE = 64
 
 
@@ -41,14 +41,14 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--devices", type=int, default=200)
     parser.add_argument("--bad", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeloop-rollout-") as work:
-        measure(given.bundle, given.devices, given.bad, Path(work))
+        measure(arguments.bundle, arguments.devices, arguments.bad, Path(work))
 
 
 def measure(bundle: Path, count: int, bad: int, work: Path) -> None:
     names = [f"pi-{number:03d}" for number in range(count)]
-    # In the last wave, which tolerates a tenth: a bad one among the first ten per cent would rightly stop it all.
+    # Faulty devices are in the last wave, which tolerates 10 %; one in an earlier wave could stop the rollout.
     chosen = [
         names[number] for number in np.random.default_rng(1).choice(range(count // 10, count), bad, replace=False)
     ]
@@ -76,12 +76,12 @@ def measure(bundle: Path, count: int, bad: int, work: Path) -> None:
             start = time.monotonic()
             command = ["deploy", "push", str(new), "--inventory", str(devices.inventory()), "--json"]
             command += ["-F", str(devices.ssh_config), "--timeout-s", "3600", "--at-once", str(AT_ONCE)]
-            told = subprocess.run(
+            pushed = subprocess.run(
                 [sys.executable, "-m", "edge_agent.cli", *command], stdout=subprocess.PIPE, text=True, check=False
             )
             took_s = time.monotonic() - start
-        report = json.loads(told.stdout)
-        tell(f"roll-out to {count} devices, {bad} of them bad", took_s, "s")
+        report = json.loads(pushed.stdout)
+        record(f"rollout to {count} devices, {bad} of them faulty", took_s, "s")
         print(f"states: {dict(Counter(one['state'] for one in report['outcomes']))}")
         for one in report["outcomes"]:
             if one["state"] != "good":
@@ -90,8 +90,8 @@ def measure(bundle: Path, count: int, bad: int, work: Path) -> None:
         versions = Counter("none" if one is None else one.version for one in current.values())
         print(f"versions in the stores: {dict(versions)}; stopped: {report['stopped']}")
         named = {one["host"] for one in report["outcomes"] if one["state"] != "good"}
-        tell("bad devices named", len(named & set(chosen)), at_least=bad)
-        tell("sound devices that did not get the model", len(named - set(chosen)), at_most=0)
+        record("faulty devices reported", len(named & set(chosen)), at_least=bad)
+        record("working devices that did not get the model", len(named - set(chosen)), at_most=0)
 
 
 def make_video(path: Path) -> Path:
@@ -104,7 +104,7 @@ def make_video(path: Path) -> Path:
 
 
 def wait_for_agents(work: Path, count: int, port: int) -> None:
-    """Until as many said that they are there."""
+    """Wait until `count` agents have published their status."""
     command = ["mosquitto_sub", "-p", str(port), "-t", "edgeloop/+/status", "-F", "%t"]
     with open(work / "online", "wb") as file, subprocess.Popen(command, stdout=file) as listening:
         while len(set((work / "online").read_text().split())) < count:

@@ -1,10 +1,10 @@
-"""How near does `edgeloop serve` come to the bare interpreter, with 16 clients at once?
+"""Compares the throughput of `edgeloop serve` with 16 concurrent clients to the bare interpreter.
 
     python -m benchmarks.serve BUNDLE [--seconds 10] [--clients 16]
 
-The service in a process of its own, as a user starts it; the clients in another, each sending photographs of 640x480
-as JPEG over a connection that stays open, as soon as the last answer is there. Bare is `invoke` alone, with one thread
-and with one a core. Clients and service share the cores. Also what a batch in one invoke would bring.
+The service runs in a separate process, as users start it. All clients run in another process; each sends 640x480 JPEG
+photographs over a persistent connection, the next as soon as it has the last response. Bare means `invoke` alone, with
+one thread and with one thread per core. Clients and service share the cores. Also measures batches in one invoke.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edge_agent.bundle.archive import MODEL
 from edge_agent.cameras.frames import encoded
 from edge_agent.inference.interpreter import cores
 
-from .support.figures import tell
+from .support.figures import record
 from .support.inputs import photographs
 
 ROUNDS = 5
@@ -41,14 +41,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--against", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.against:
-        rate, times = answered(given.against, given.clients, given.seconds)
+    arguments = parser.parse_args()
+    if arguments.against:
+        rate, times = answered(arguments.against, arguments.clients, arguments.seconds)
         print(rate, statistics.median(times), np.percentile(times, 99))
         return
-    model = open_bundle(given.bundle).read(MODEL)
+    model = open_bundle(arguments.bundle).read(MODEL)
     bare = {threads: bare_rate(model, threads) for threads in sorted({1, cores()})}
-    command = [sys.executable, "-m", "edge_agent.cli", "serve", str(given.bundle), "--port", "0"]
+    command = [sys.executable, "-m", "edge_agent.cli", "serve", str(arguments.bundle), "--port", "0"]
     with (
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as service,
@@ -57,20 +57,20 @@ def main() -> None:
         port = service.stdout.readline().split("/v1/classify")[0].rsplit(":", 1)[1]
         rounds = []
         for _ in range(ROUNDS):
-            client = [sys.executable, "-m", "benchmarks.serve", str(given.bundle), "--against", port]
-            client += ["--seconds", str(given.seconds / ROUNDS), "--clients", str(given.clients)]
-            said = subprocess.run(client, check=True, capture_output=True, text=True).stdout
-            rounds.append([float(word) for word in said.split()])
+            client = [sys.executable, "-m", "benchmarks.serve", str(arguments.bundle), "--against", port]
+            client += ["--seconds", str(arguments.seconds / ROUNDS), "--clients", str(arguments.clients)]
+            output = subprocess.run(client, check=True, capture_output=True, text=True).stdout
+            rounds.append([float(word) for word in output.split()])
         service.terminate()
     after = {threads: bare_rate(model, threads) for threads in bare}
     rate, median, p99 = np.median(rounds, axis=0)
-    tell(f"{given.clients} clients, answers", rate, "/s")
-    tell(f"{given.clients} clients, an answer's time, median", 1000 * median, "ms")
-    tell(f"{given.clients} clients, an answer's time, p99", 1000 * p99, "ms")
+    record(f"{arguments.clients} clients, responses", rate, "/s")
+    record(f"{arguments.clients} clients, response time, median", 1000 * median, "ms")
+    record(f"{arguments.clients} clients, response time, p99", 1000 * p99, "ms")
     for threads, before in bare.items():
         both = (before + after[threads]) / 2
-        tell(f"bare invoke, {threads} thread(s)", both, "/s")
-        tell(f"answers over bare invoke with {threads} thread(s)", rate / both, at_least=0.8)
+        record(f"bare invoke, {threads} thread(s)", both, "/s")
+        record(f"responses over bare invoke with {threads} thread(s)", rate / both, at_least=0.8)
     batch(model)
 
 
@@ -91,8 +91,8 @@ def loaded(model: bytes, threads: int, batch: int = 1) -> Any:
 
     interpreter = Interpreter(model_content=model, num_threads=threads)
     if batch > 1:
-        given = interpreter.get_input_details()[0]
-        interpreter.resize_tensor_input(given["index"], (batch, *given["shape"][1:]))
+        details = interpreter.get_input_details()[0]
+        interpreter.resize_tensor_input(details["index"], (batch, *details["shape"][1:]))
     interpreter.allocate_tensors()
     return interpreter
 
@@ -109,11 +109,11 @@ def batch(model: bytes, size: int = 8) -> None:
         times["one by one"].append(between - start)
         times["at once"].append(time.perf_counter() - between)
     ratio = statistics.median(times["at once"]) / statistics.median(times["one by one"])
-    tell(f"{size} images in one invoke over {size} invokes, time", ratio)
+    record(f"{size} images in one invoke over {size} invokes, time", ratio)
 
 
 def answered(port: int, clients: int, seconds: float) -> tuple[float, list[float]]:
-    """Answers a second, and the time each took."""
+    """Send requests from many clients; returns the responses per second and the time of each response."""
     requests = []
     for image in photographs():
         jpeg = encoded(np.asarray(cv2.resize(image, (640, 480)), np.uint8))
@@ -135,7 +135,7 @@ def answered(port: int, clients: int, seconds: float) -> tuple[float, list[float
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         chosen.register(connection, selectors.EVENT_READ)
         send(connection)
-    # The first answers are of a service that is still cold.
+    # Exclude the first responses, because the service has to warm up.
     begin = time.perf_counter() + 0.5
     times: list[float] = []
     waiting: dict[socket.socket, bytes] = {}

@@ -1,10 +1,10 @@
-"""A million captures ranked: on one process, on several workers, and as the review page would, frame by frame.
+"""Measures the ranking of a million captures: in one process, with several workers, and as on the review page.
 
     python -m benchmarks.shortlist [IMAGES] [--frames 1000000] [--picks 1000] [--workers 2]
 
-The frames are made up: features of things that come by in bursts of 5 to 24 frames, as wide as EfficientNet-Lite0's,
-and scores of eight classes; 3 GB in a temporary folder. All three rankings have to be the same. With IMAGES, a
-folder of images, it also tells how fast images are looked at, which is nearly all of the work in practice.
+The captures are synthetic: features of objects that appear in bursts of 5 to 24 frames, with the dimension of
+EfficientNet-Lite0's features, and scores of eight classes; 3 GB in a temporary folder. All rankings must be equal.
+With IMAGES, a folder of images, it also measures how fast embeddings are computed, in practice most of the work.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from rich.console import Console
 from rich.progress import track
 
 from trainer.active_learning.captured_frames import CapturedFrame, images_of
-from trainer.active_learning.embeddings import network_of
-from trainer.active_learning.feature_space import Floats, nearest_known, space_of
+from trainer.active_learning.embeddings import load_network
+from trainer.active_learning.feature_space import Floats, build_space, distances_to_known
 from trainer.active_learning.ranking import propose, uncertainty
-from trainer.shortlist.chunk_tasks import Part, looking
-from trainer.shortlist.chunks import CHUNK, Looked, chunks_of, read_looked, write_looked
-from trainer.shortlist.executor import Spread, here, on_ray
+from trainer.shortlist.chunk_tasks import Part, chunk_embedder
+from trainer.shortlist.chunks import CHUNK, ChunkEmbeddings, chunks_of, read_embeddings, write_embeddings
+from trainer.shortlist.executor import Executor, local_executor, ray_executor
 from trainer.shortlist.ranking import Ranking, rank
 
-from .support.figures import tell
+from .support.figures import record
 
 FEATURES, CLASSES, KINDS, THINGS, KNOWN = 1280, 8, 60, 5000, 5000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path, nargs="?")
+    parser.add_argument("images", type=Path, nargs="?")
     parser.add_argument("--frames", type=int, default=1_000_000)
     parser.add_argument("--picks", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -52,30 +52,32 @@ def main() -> None:
         spread_out = random.normal(0, 0.3, (KINDS, FEATURES)).astype(np.float32)
         known = features_of(things[random.integers(0, THINGS // 10, KNOWN)], spread_out, random)
         parts = []
-        for number in track(range(-(-given.frames // CHUNK)), "Making frames up", console=console):
-            count = min(CHUNK, given.frames - number * CHUNK)
-            looked = made_up(number, count, things, spread_out, random)
-            write_looked(work, f"{number:06d}", looked)
+        for number in track(range(-(-arguments.frames // CHUNK)), "Creating frames", console=console):
+            count = min(CHUNK, arguments.frames - number * CHUNK)
+            embeddings = made_up(number, count, things, spread_out, random)
+            write_embeddings(work, f"{number:06d}", embeddings)
             parts.append(Part(f"{number:06d}", np.ones(count, np.bool_), np.ones(count, np.bool_)))
-        counted = Counted(here(console))
-        alone, took = timed(work, parts, known, given.picks, counted)
-        tell(f"{given.frames:,} frames ranked on one process", took, "s")
-        tell(f"Passes over all frames for {given.picks:,} picks", counted.passes)
-        with on_ray(console, workers=given.workers) as spread:
-            together, took_together = timed(work, parts, known, given.picks, spread)
-        tell(f"{given.frames:,} frames ranked on {given.workers} workers", took_together, "s")
-        tell("Several workers over one process", took / took_together, "times as fast")
-        tell("Picks that several workers give as one process does", same(alone, together), "", at_least=1)
+        counted = Counted(local_executor(console))
+        alone, took = timed(work, parts, known, arguments.picks, counted)
+        record(f"{arguments.frames:,} frames ranked on one process", took, "s")
+        record(f"Passes over all frames for {arguments.picks:,} picks", counted.passes)
+        with ray_executor(console, workers=arguments.workers) as executor:
+            together, took_together = timed(work, parts, known, arguments.picks, executor)
+        record(f"{arguments.frames:,} frames ranked on {arguments.workers} workers", took_together, "s")
+        record("Speedup of several workers over one process", took / took_together)
+        record("Share of picks equal with several workers and one process", same(alone, together), "", at_least=1)
         start = time.monotonic()
-        plain = by_frame(work, parts, known, given.picks, console)
-        tell("The same, frame by frame in memory", time.monotonic() - start, "s")
-        tell("Picks that are as frame by frame", float(np.mean(alone.numbers == plain)), "", at_least=1)
-    if given.images:
-        look(given.images.resolve(), given.workers, console)
+        plain = by_frame(work, parts, known, arguments.picks, console)
+        record("Ranked frame by frame in memory", time.monotonic() - start, "s")
+        record("Share of picks equal to frame by frame", float(np.mean(alone.numbers == plain)), "", at_least=1)
+    if arguments.images:
+        look(arguments.images.resolve(), arguments.workers, console)
 
 
-def made_up(number: int, count: int, things: Floats, spread_out: Floats, random: np.random.Generator) -> Looked:
-    """A chunk of frames: things come by, often the same ones."""
+def made_up(
+    number: int, count: int, things: Floats, spread_out: Floats, random: np.random.Generator
+) -> ChunkEmbeddings:
+    """Create a chunk of synthetic frames; some objects appear much more often than others."""
     which: list[int] = []
     while len(which) < count:
         which += [int(len(things) * random.random() ** 3)] * int(random.integers(5, 25))
@@ -85,7 +87,7 @@ def made_up(number: int, count: int, things: Floats, spread_out: Floats, random:
     frames = tuple(
         CapturedFrame(f"{number}/{i}.jpg", hashlib.sha256(f"{number} {i}".encode()).hexdigest()) for i in range(count)
     )
-    return Looked(
+    return ChunkEmbeddings(
         frames,
         features_of(things[thing], spread_out, random).astype(np.float16),
         scores.astype(np.float32),
@@ -95,47 +97,49 @@ def made_up(number: int, count: int, things: Floats, spread_out: Floats, random:
 
 
 def features_of(things: Floats, spread_out: Floats, random: np.random.Generator) -> Floats:
-    seen = things + random.normal(0, 0.15, things.shape)
-    return np.asarray(np.maximum(seen @ spread_out, 0), np.float32)
+    noisy = things + random.normal(0, 0.15, things.shape)
+    return np.asarray(np.maximum(noisy @ spread_out, 0), np.float32)
 
 
 class Counted:
-    """A spread that counts the passes that rank."""
+    """An executor that counts the passes that rank."""
 
-    def __init__(self, spread: Spread) -> None:
-        self._spread, self.passes = spread, 0
+    def __init__(self, executor: Executor) -> None:
+        self._executor, self.passes = executor, 0
 
-    def __call__(self, work: Callable[..., Any], items: Sequence[Any], what: str, *, loads: bool = False) -> list[Any]:
-        """As `Spread`."""
-        self.passes += what.startswith("Ranking")
-        return self._spread(work, items, what, loads=loads)
+    def __call__(
+        self, function: Callable[..., Any], items: Sequence[Any], description: str, *, factory: bool = False
+    ) -> list[Any]:
+        """As `Executor`."""
+        self.passes += description.startswith("Ranking")
+        return self._executor(function, items, description, factory=factory)
 
 
-def timed(work: Path, parts: Sequence[Part], known: Floats, picks: int, spread: Spread) -> tuple[Ranking, float]:
+def timed(work: Path, parts: Sequence[Part], known: Floats, picks: int, executor: Executor) -> tuple[Ranking, float]:
     start = time.monotonic()
-    found = rank(work, parts, known, picks, spread)
+    found = rank(work, parts, known, picks, executor)
     return found, time.monotonic() - start
 
 
 def same(one: Ranking, other: Ranking) -> float:
-    """Share of picks that are the same frame in the same place, worth the same, with the same frames like it."""
+    """Return the share of picks with the same frame, the same value and the same similar frames in both rankings."""
     if len(one.numbers) != len(other.numbers):
         return 0.0
-    pairs = zip(one.numbers, other.numbers, one.worth, other.worth, one.likes, other.likes, strict=True)
+    pairs = zip(one.numbers, other.numbers, one.worth, other.worth, one.similar, other.similar, strict=True)
     return float(np.mean([a == b and v == w and np.array_equal(some, others) for a, b, v, w, some, others in pairs]))
 
 
 def by_frame(work: Path, parts: Sequence[Part], known: Floats, picks: int, console: Console) -> np.ndarray:
-    """As the page ranks: all frames in memory, all of them looked at after each pick."""
+    """Rank as the review page does: all frames in memory, all of them updated after each pick."""
     features, doubt = [], []
     for part in parts:
-        looked = read_looked(work, part.name)
-        assert looked is not None
-        features.append(looked.features)
-        doubt.append(uncertainty(looked.scores))
+        embeddings = read_embeddings(work, part.name)
+        assert embeddings is not None
+        features.append(embeddings.features)
+        doubt.append(uncertainty(embeddings.scores))
     with console.status("Frame by frame"):
-        space = space_of(np.concatenate(features), known)
-        nearest = nearest_known(space.frames, space.known)
+        space = build_space(np.concatenate(features), known)
+        nearest = distances_to_known(space.frames, space.known)
         free = np.ones(len(nearest), np.bool_)
         groups = propose(space, np.concatenate(doubt), nearest, free, picks, most=len(nearest))
     return np.array([group[0] for group in groups])
@@ -143,19 +147,19 @@ def by_frame(work: Path, parts: Sequence[Part], known: Floats, picks: int, conso
 
 def look(images: Path, workers: int, console: Console) -> None:
     names = images_of(images)
-    chunks = chunks_of(images, names, network_of(None).key)
+    chunks = chunks_of(images, names, load_network(None).key)
     rates = []
-    for what, spreading in (
-        ("one process", nullcontext(here(console))),
-        (f"{workers} workers", on_ray(console, workers=workers)),
+    for what, executors in (
+        ("one process", nullcontext(local_executor(console))),
+        (f"{workers} workers", ray_executor(console, workers=workers)),
     ):
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
-            with spreading as spread:
-                spread(partial(looking, Path(folder), images, None), chunks, "Looking", loads=True)
+            with executors as executor:
+                executor(partial(chunk_embedder, Path(folder), images, None), chunks, "Embeddings", factory=True)
             rates.append(len(names) / (time.monotonic() - start))
-            tell(f"Images looked at by {what}, start included", rates[-1], "a second")
-    tell("Looking, several workers over one process", rates[1] / rates[0], "times as fast")
+            record(f"Embeddings computed by {what}, including the start", rates[-1], "images/s")
+    record("Speedup of embeddings, several workers over one process", rates[1] / rates[0])
 
 
 if __name__ == "__main__":

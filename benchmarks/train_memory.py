@@ -1,9 +1,9 @@
-"""Does training need more memory for more images? Peak memory of `edgeloop train` at 1,000 and 20,000.
+"""Compares the peak memory of `edgeloop train` with 1,000 and with 20,000 images.
 
     python -m benchmarks.train_memory [--counts 1000 20000]
 
-Peak of the process's anonymous memory, sampled ten times a second: what it has allocated itself. Pages of
-the files it maps are left out: the kernel keeps as many of those as there is room for, and takes them back.
+Samples the anonymous memory of the process, which it has allocated itself, ten times per second. Pages of mapped files
+are not counted: the kernel keeps them only while memory is free.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from .support.figures import tell
+from .support.figures import record
 from .train_throughput import write_images
 
 
 def peak_mib(command: list[str]) -> float:
-    """Run a command to its end; the largest RssAnon it was seen with, MiB."""
+    """Run a command and return its largest RssAnon, in MiB."""
     process = subprocess.Popen(command)
     peak = 0
     while process.poll() is None:
@@ -54,9 +54,9 @@ def main() -> None:
             ]
             peaks[count] = peak_mib([*command, "--cache", str(folder / "cache"), "--image-size", "64", "--epochs", "1"])
     for count, peak in peaks.items():
-        tell(f"peak memory of training on {count} images", peak, "MiB")
+        record(f"peak memory of training on {count} images", peak, "MiB")
     few, many = peaks.values()
-    tell("peak of the many over that of the few", many / few)
+    record("peak memory with more images over that with fewer", many / few)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Does reading images slow the training down? Steps from the pixel cache against one batch that is there already.
+"""Measures how much reading images slows down training: steps from the pixel cache compared with one resident batch.
 
     python -m benchmarks.train_throughput [--images 2000] [--batch-size 32]
 
-Both run the same compiled training step, augmentation and all, through Keras' own `fit`. The one is
-fed from the cache as `edgeloop train` feeds it, in shuffled order; the other is given one and the same batch
-again and again. They take turns, and the ratio is the median of the rounds'.
+Both run the same compiled training step, including augmentation, with Keras' `fit`. One reads from the cache in
+shuffled order, as `edgeloop train` does; the other uses the same batch repeatedly. They take turns, and the ratio is
+the median over all rounds.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from edge_agent.preprocess import PreprocessSpec
+from edge_agent.preprocessing import PreprocessSpec
 from trainer.backbones import build_backbone, find_backbone
 from trainer.backend import has_accelerator, start_keras
 from trainer.data import load_dataset
 from trainer.training.recipe import Recipe, plan, room_for
 
-from .support.figures import tell
+from .support.figures import record
 
 SIDE, CLASSES = 224, 8
 
 
 def write_images(folder: Path, count: int) -> None:
-    """``count`` different images of 360x640 in eight folders."""
+    """Write ``count`` different images of 640x360 in eight folders."""
     random = np.random.default_rng(0)
     for number in range(count):
         target = folder / f"class{number % CLASSES}"
@@ -44,7 +44,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def again(batch: Any) -> Iterator[Any]:
-    """The same batch forever: a generator, as Keras wants one."""
+    """Yield the same batch forever; Keras needs a generator."""
     while True:
         yield batch
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=4, help="a round")
+    parser.add_argument("--steps", type=int, default=4, help="training steps per round")
     arguments = parser.parse_args()
     start_keras()
     from trainer.training.batches import Batches
@@ -87,7 +87,7 @@ def main() -> None:
         student.fit(again(resident), steps_per_epoch=3, shuffle=False, verbose=0)
         seconds: dict[str, list[float]] = {"cache": [], "resident": []}
         for turn in track(range(arguments.rounds), console=Console(stderr=True)):
-            # Rounds are short and go first by turns: a busy machine's slow seconds then meet both alike.
+            # Rounds are short and the order alternates, so that slow moments of the machine affect both equally.
             for name in sorted(seconds, reverse=bool(turn % 2)):
                 data = batches(np.arange(len(truth))).for_fit(turn) if name == "cache" else again(resident)
                 start = time.perf_counter()
@@ -96,10 +96,10 @@ def main() -> None:
     rates = {name: arguments.steps * batch / statistics.median(times) for name, times in seconds.items()}
     ratios = [resident / cache for resident, cache in zip(seconds["resident"], seconds["cache"], strict=True)]
     for name, rate in rates.items():
-        tell(f"training from {'the cache' if name == 'cache' else 'one resident batch'}", rate, "images/s")
+        record(f"training from {'the cache' if name == 'cache' else 'one resident batch'}", rate, "images/s")
     low, middle, high = statistics.quantiles(ratios, n=4)
-    tell("from the cache over one resident batch", middle, at_least=0.9)
-    print(f"in half of the rounds {low:.3f} to {high:.3f}")
+    record("from the cache over one resident batch", middle, at_least=0.9)
+    print(f"middle half of the rounds: {low:.3f} to {high:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write docs/schemas/: the JSON Schema of every message and command. `--check` says whether they are up to date."""
+"""Writes the JSON Schema of every message and command to docs/schemas/; `--check` only checks that they are current."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ MESSAGES: dict[str, type[msgspec.Struct]] = {
 
 
 def schemas() -> dict[str, str]:
-    """File name to content."""
+    """Return the content of each schema by file name."""
     return {f"{name}.json": _text(name, kind) for name, kind in MESSAGES.items()}
 
 
 def _text(name: str, kind: type[msgspec.Struct]) -> str:
     schema = msgspec.json.schema(kind)
     if not name.startswith("cmd-"):
-        # Fields may be added, so readers must not refuse them; what we send has no others.
+        # Later versions may add fields to messages, so readers must accept unknown ones; commands accept none.
         for definition in schema["$defs"].values():
             definition.setdefault("additionalProperties", True)
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": name, **schema}
-    # msgspec ends its patterns as Python does; JSON Schema's dialect knows only $.
+    # msgspec uses Python's \Z at the end of patterns; JSON Schema's dialect has only $.
     return json.dumps(document, indent=2).replace("\\\\Z", "$") + "\n"
 
 
 def main() -> int:
-    """Write, or with ``--check`` compare; 1 when they differ."""
-    wanted = schemas()
+    """Write the schemas, or compare them with ``--check``; returns 1 if they differ."""
+    expected = schemas()
     found = {path.name: path.read_text() for path in FOLDER.glob("*.json")}
     if "--check" in sys.argv:
-        return int(found != wanted)
+        return int(found != expected)
     FOLDER.mkdir(exist_ok=True)
-    for name in found.keys() - wanted.keys():
+    for name in found.keys() - expected.keys():
         (FOLDER / name).unlink()
-    for name, text in wanted.items():
+    for name, text in expected.items():
         (FOLDER / name).write_text(text)
     return 0
 

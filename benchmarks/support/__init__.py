@@ -1,1 +1,1 @@
-"""What several benchmarks share: images, figures, other runtimes."""
+"""Shared parts of the benchmarks: images, figures, other runtimes."""

@@ -1,8 +1,8 @@
-"""One way from a frame to its label, timed by itself: `contender.py WAY MODEL SOURCE THREADS RUNS`.
+"""Measures one way of classifying frames: `contender.py WAY MODEL SOURCE THREADS RUNS`.
 
-Started by benchmarks/peers.py in a process of its own, with the Python that has what the way needs. Prints the median
-of time and the mean CPU time a frame, milliseconds. SOURCE is a folder of images: PNG files are decoded beforehand,
-JPEG files are what a camera sends, and decoding them counts.
+benchmarks/peers.py starts it in a separate process, with the Python that has the packages for this way. Prints the
+median time and the mean CPU time per frame, in milliseconds. SOURCE is a folder of images: PNG files are decoded before
+the measurement; JPEG files stand for frames of a camera, and decoding them is part of the measurement.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Classify = Callable[[Image], object]
 
 
 def bare(model: Path, threads: int) -> Classify:
-    """Nothing but the network, on whatever is in its input."""
+    """Only the network, without input."""
     interpreter = litert(model, threads)
     return lambda _frame: interpreter.invoke()
 
 
 def edgeloop(model: Path, threads: int) -> Classify:
-    """What the agent does with a frame: MODEL is a bundle."""
+    """The agent's classification of a frame; MODEL is a bundle."""
     from edge_agent.bundle import open_bundle
     from edge_agent.inference.classifier import Classifier
 
@@ -41,12 +41,12 @@ def edgeloop(model: Path, threads: int) -> Classify:
 
 
 def opencv(model: Path, threads: int) -> Classify:
-    """Resized by OpenCV, then LiteRT: what the examples for Raspberry Pi do."""
+    """Resize with OpenCV, then LiteRT, as in the examples for Raspberry Pi."""
     interpreter = litert(model, threads)
-    given, scores = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    pixels, scores = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
     def classify(frame: Image) -> int:
-        interpreter.set_tensor(given, resized(frame))
+        interpreter.set_tensor(pixels, resized(frame))
         interpreter.invoke()
         return int(np.argmax(interpreter.get_tensor(scores)))
 
@@ -54,21 +54,21 @@ def opencv(model: Path, threads: int) -> Classify:
 
 
 def onnxruntime(model: Path, threads: int) -> Classify:
-    """The same, with ONNX Runtime: MODEL is the same network by benchmarks/support/onnx_network.py."""
+    """Resize with OpenCV, then ONNX Runtime; MODEL is the network converted by benchmarks/support/onnx_network.py."""
     session = onnx_session(model, threads)
     name = session.get_inputs()[0].name
     return lambda frame: int(np.argmax(session.run(None, {name: resized(frame)})[0]))
 
 
 def onnxruntime_bare(model: Path, threads: int) -> Classify:
-    """The network alone."""
+    """Only the network, with ONNX Runtime."""
     session = onnx_session(model, threads)
-    given = {session.get_inputs()[0].name: np.zeros((1, SIDE, SIDE, 3), np.uint8)}
-    return lambda _frame: session.run(None, given)
+    inputs = {session.get_inputs()[0].name: np.zeros((1, SIDE, SIDE, 3), np.uint8)}
+    return lambda _frame: session.run(None, inputs)
 
 
 def mediapipe(model: Path, _threads: int) -> Classify:
-    """MediaPipe Tasks; it takes no number of threads."""
+    """MediaPipe Tasks, whose number of threads cannot be set."""
     import mediapipe as mp
     from mediapipe.tasks.python import BaseOptions, vision
 
@@ -83,7 +83,7 @@ def mediapipe(model: Path, _threads: int) -> Classify:
 
 
 def resized(frame: Image) -> Image:
-    """Uint8, 1 x 224 x 224 x RGB."""
+    """Return the frame as (1, 224, 224, 3) uint8 RGB."""
     return cv2.cvtColor(cv2.resize(frame, (SIDE, SIDE)), cv2.COLOR_BGR2RGB)[np.newaxis]
 
 
@@ -109,20 +109,20 @@ WAYS: dict[str, Callable[[Path, int], Classify]] = {
 
 
 def opened(source: Path, way: str) -> Iterator[Callable[[], Image]]:
-    """How each frame is come by: at hand from PNG files, to be decoded from a camera's JPEGs. Without end."""
+    """Yield endlessly functions that return a frame: decoded in advance from PNG files, or decoded then from JPEGs."""
     images = [cv2.imread(str(path)) for path in sorted(source.glob("*.png"))]
     jpegs = [path.read_bytes() for path in sorted(source.glob("*.jpg"))]
     spec = None
     if way == "edgeloop":
-        from edge_agent.preprocess import PreprocessSpec
+        from edge_agent.preprocessing import PreprocessSpec
 
         spec = PreprocessSpec((SIDE, SIDE), "letterbox")
     ways = [partial(decoded, data, spec) for data in jpegs]
-    return itertools.cycle([*ways, *(partial(as_it_is, image) for image in images)])
+    return itertools.cycle([*ways, *(partial(unchanged, image) for image in images)])
 
 
 def decoded(data: bytes, spec: Any) -> Image:
-    """As the agent does it, no larger than the network needs; or, without ``spec``, whole."""
+    """Decode a JPEG as the agent does, no larger than the network needs; without ``spec`` at full size."""
     if spec is None:
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     from edge_agent.cameras.jpeg import JpegFrame
@@ -131,7 +131,7 @@ def decoded(data: bytes, spec: Any) -> Image:
     return view(JpegFrame(data=data, seq=0), spec)
 
 
-def as_it_is(image: Image) -> Image:
+def unchanged(image: Image) -> Image:
     return image
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: photographs, runs and bundles, made once into a folder."""
+"""Inputs of the benchmarks: photographs, runs and bundles, created once in a folder."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ import cv2
 import numpy as np
 import skimage
 
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from .synthetic_images import write_frames
 
 SIZE = (1280, 720)
 PACKAGE = "tuxpaint-stamps-default"
-# 880 images to train on, 240 to validate, 1,200 to test; a third of the objects is tested with alone.
+# 880 images for training, 240 for validation, 1,200 for testing; a third of the objects is used only for testing.
 FRAMES = {"train": 110, "val": 30, "test": 150}
 SHARES = {"val": 1 / 6, "test": 1 / 3}
 
 
 def photographs() -> list[Pixels]:
-    """A camera's frames: uint8, 720 x 1280 x BGR."""
+    """Return photographs as camera frames: (720, 1280, 3) uint8 BGR."""
     folder = Path(skimage.__file__).parent / "data"
     images = [cv2.imread(str(folder / name)) for name in ("coffee.png", "rocket.jpg", "motorcycle_left.png")]
     return [np.asarray(cv2.resize(image, SIZE), np.uint8) for image in images if image is not None]
 
 
 def stamps(work: Path) -> Path:
-    """The unpacked Debian package of benchmarks/support/synthetic_images.py; needs apt."""
+    """Download and unpack the Debian package of benchmarks/support/synthetic_images.py; needs apt."""
     target = work / "stamps"
     if not target.exists():
-        half = work / "stamps.part"
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
-        subprocess.run(["apt-get", "download", "-qq", PACKAGE], cwd=half, check=True)
-        (package,) = half.glob("*.deb")
-        subprocess.run(["dpkg", "-x", package, half], check=True)
-        half.rename(target)
+        unfinished = work / "stamps.part"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        subprocess.run(["apt-get", "download", "-qq", PACKAGE], cwd=unfinished, check=True)
+        (package,) = unfinished.glob("*.deb")
+        subprocess.run(["dpkg", "-x", package, unfinished], check=True)
+        unfinished.rename(target)
     return target
 
 
 def images(work: Path) -> Path:
-    """Frames made of the stamps, as `edgeloop train` takes them."""
+    """Create frames from the stamps, in the layout that `edgeloop train` reads."""
     target = work / "pictures"
     if not target.exists():
-        half = work / "images.part"
-        shutil.rmtree(half, ignore_errors=True)
-        write_frames(half, stamps(work), FRAMES, seed=0, shares=SHARES)
-        half.rename(target)
+        unfinished = work / "images.part"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write_frames(unfinished, stamps(work), FRAMES, seed=0, shares=SHARES)
+        unfinished.rename(target)
     return target
 
 
 def run(work: Path, backbone: str, *options: str) -> Path:
-    """A run on the stamps; ``options`` are those of `edgeloop train`."""
+    """Train a run on the stamps; ``options`` are options of `edgeloop train`."""
     target = work / f"run-{backbone}"
     if not target.exists():
         edgeloop("train", images(work), "--out", target, "--backbone", backbone, "--cache", work / "cache", *options)
@@ -63,10 +63,10 @@ def run(work: Path, backbone: str, *options: str) -> Path:
 
 
 def bundle(work: Path, backbone: str) -> Path:
-    """An int8 bundle of 224 x 224 pixels.
+    """Create an int8 bundle with an input of 224x224 pixels.
 
-    EfficientNet-Lite0 is the trained run. Another network's weights would be downloaded; as its latency does not depend
-    on them they are random, only its head is trained, and the gate's opinion of that is set aside.
+    EfficientNet-Lite0 is trained. The weights of other networks would have to be downloaded; since latency does not
+    depend on them, they stay random, only the head is trained, and all checks of the gate are allowed to fail.
     """
     target = work / f"{backbone}-1.edgeloop"
     if not target.exists():

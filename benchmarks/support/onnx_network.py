@@ -1,9 +1,9 @@
-"""The very int8 network of a .tflite file, for ONNX Runtime: `onnx_network.py MODEL.tflite MODEL.onnx`.
+"""Converts the int8 network of a .tflite file for ONNX Runtime: `onnx_network.py MODEL.tflite MODEL.onnx`.
 
-Weights, scales and zero points are the same; each operation stands between DequantizeLinear and QuantizeLinear, which
-ONNX Runtime fuses into its integer kernels. Activations are shifted by 128 from int8 to uint8, the form its x86-64
-kernels are fastest with (its documentation, "Quantize ONNX models"). tf2onnx 1.17 does not get through such a network,
-with pixels of uint8 and scores of float32. What the networks here do not contain is not translated.
+Weights, scales and zero points stay the same; each operation is placed between DequantizeLinear and QuantizeLinear,
+which ONNX Runtime fuses into its integer kernels. Activations are shifted by 128 from int8 to uint8, the form that its
+x86-64 kernels run fastest (its documentation, "Quantize ONNX models"). tf2onnx 1.17 cannot convert such a network with
+uint8 pixels and float32 scores. Only operations of the networks used here are supported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DTYPES = {
 
 
 class Network:
-    """An ONNX graph as it grows: for each tensor the name of its float value, and so of its quantized one."""
+    """An ONNX graph under construction, with the name of each TFLite tensor's float value in `floats`."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.graph = model, model.subgraphs[0]
@@ -37,29 +37,29 @@ class Network:
         self.floats: dict[int, str] = {}
 
     def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
-        """A node more; the name of what it makes."""
+        """Add a node and return the name of its output."""
         output = f"{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
     def constant(self, value: Any) -> str:
-        """The name of an array."""
+        """Add a constant array and return its name."""
         name = f"constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
     def data(self, index: int) -> Any:
-        """A constant tensor's array."""
+        """Return the array of a constant tensor."""
         tensor = self.graph.tensors[index]
         raw = bytes(self.model.buffers[tensor.buffer].data)
         return np.frombuffer(raw, DTYPES[tensor.type]).reshape(tensor.shape)
 
     def is_constant(self, index: int) -> bool:
-        """Whether a tensor is part of the model."""
+        """Return True if the model contains the tensor's values."""
         return self.model.buffers[self.graph.tensors[index].buffer].data is not None
 
     def weights(self, index: int, order: tuple[int, ...] | None = None) -> str:
-        """A constant as floats, in another order of its axes, after which its scales lie along the first."""
+        """Add a constant as floats and return its name; `order` transposes it so that its scales belong to axis 0."""
         value, quantization = self.data(index), self.graph.tensors[index].quantization
         value = value if order is None else value.transpose(order)
         if quantization is None or quantization.scale is None:
@@ -71,18 +71,18 @@ class Network:
         return self.add("DequantizeLinear", [*map(self.constant, (value, scale, zero))], axis=0)
 
     def value(self, index: int) -> str:
-        """A tensor as floats: channels first, as ONNX has them."""
+        """Return the name of a tensor's float value, channels first as in ONNX."""
         if index not in self.floats and self.is_constant(index):
             axes = len(self.graph.tensors[index].shape)
             name = self.weights(index, (0, 3, 1, 2) if axes == 4 else None)
-            # A value for each channel.
+            # One value per channel.
             self.floats[index] = (
                 self.add("Reshape", [name, self.constant(np.array([-1, 1, 1], np.int64))]) if axes == 1 else name
             )
         return self.floats[index]
 
-    def is_made(self, index: int, name: str) -> None:
-        """An operation's result, quantized as the tensor says."""
+    def set_result(self, index: int, name: str) -> None:
+        """Record the result of an operation, quantized with the tensor's parameters."""
         tensor = self.graph.tensors[index]
         if tensor.type == schema.TensorType.FLOAT32:
             self.floats[index] = name
@@ -103,7 +103,7 @@ LIMITS = {
 
 
 def activated(network: Network, name: str, operator: Any) -> str:
-    """What an operation makes, limited where its 8 bits do not limit it to the same."""
+    """Apply the fused activation of an operation, unless its 8-bit range already has the same limits."""
     low, high = LIMITS[operator.builtinOptions.fusedActivationFunction]
     tensor = network.graph.tensors[int(operator.outputs[0])]
     least, most, step = -np.inf, np.inf, 0.0
@@ -131,8 +131,8 @@ def convolved(network: Network, operator: Any, *, depthwise: bool) -> str:
     return activated(network, name, operator)
 
 
-def translated(network: Network, operator: Any) -> str:  # noqa: PLR0911 - one for each kind
-    """The float name of what one operation makes."""
+def translated(network: Network, operator: Any) -> str:  # noqa: PLR0911 - one return per kind
+    """Convert one operation and return the name of its float result."""
     name = OPERATIONS[network.model.operatorCodes[operator.opcodeIndex].builtinCode]
     inputs, options = [int(index) for index in operator.inputs], operator.builtinOptions
     if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
@@ -156,21 +156,21 @@ def translated(network: Network, operator: Any) -> str:  # noqa: PLR0911 - one f
         return activated(network, network.add("Gemm", values, transB=1), operator)
     if name == "SOFTMAX":
         return network.add("Softmax", [network.value(inputs[0])], axis=-1)
-    raise SystemExit(f"{name} is not translated")
+    raise SystemExit(f"the operation {name} is not supported")
 
 
 def main() -> None:
     source, target = map(Path, sys.argv[1:])
     model = schema.ModelT.InitFromPackedBuf(source.read_bytes(), 0)
     network = Network(model)
-    (given,), (scores,) = network.graph.inputs, network.graph.outputs
-    tensor = network.graph.tensors[given]
+    (pixels,), (scores,) = network.graph.inputs, network.graph.outputs
+    tensor = network.graph.tensors[pixels]
     scale = network.constant(np.float32(tensor.quantization.scale[0]))
     zero = network.constant(np.uint8(tensor.quantization.zeroPoint[0]))
     first = network.add("Transpose", ["pixels"], perm=[0, 3, 1, 2])
-    network.floats[given] = network.add("DequantizeLinear", [first, scale, zero])
+    network.floats[pixels] = network.add("DequantizeLinear", [first, scale, zero])
     for operator in network.graph.operators:
-        network.is_made(int(operator.outputs[0]), translated(network, operator))
+        network.set_result(int(operator.outputs[0]), translated(network, operator))
     last = network.floats[scores]
     shape = [int(size) for size in network.graph.tensors[scores].shape]
     graph = helper.make_graph(

@@ -1,10 +1,10 @@
-"""Camera-like images of real objects, in any number: cut-out photographs pasted on photographed backgrounds.
+"""Generates camera-like images: cut-out photographs of real objects on photographed backgrounds.
 
-The objects are those of the Debian package `tuxpaint-stamps-default`, which come with transparency:
+The objects, with transparency, come from the Debian package `tuxpaint-stamps-default`:
 
     apt-get download tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default_*.deb stamps
 
-Whole objects are held out for validation and for the test, and the test's backgrounds are its own.
+Objects of validation and test are not used for training, and the test has other backgrounds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import skimage
 
 from edge_agent.images import read_image
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 CLASSES = {
     "birds": "animals/birds",
@@ -37,16 +37,16 @@ BACKGROUNDS = {
 
 
 def cut_outs(stamps: Path, label: str) -> list[Path]:
-    """Photographs of one class; drawings lie in folders of their own."""
+    """Return the photographs of one class; drawings are in other folders."""
     root = stamps / "usr/share/tuxpaint/stamps" / CLASSES[label]
     found = sorted(path for path in root.rglob("*.png") if "cartoon" not in path.parts and "_mirror" not in path.stem)
     if not found:
-        raise SystemExit(f"{root}: no stamps there; see the top of benchmarks/support/synthetic_images.py")
+        raise SystemExit(f"{root}: no stamps found; see the top of benchmarks/support/synthetic_images.py")
     return found
 
 
 def backgrounds(split: str) -> list[Pixels]:
-    """The photographs behind the objects of a split."""
+    """Return the background photographs of a split."""
     folder = Path(skimage.__file__).parent / "data"
     return [read_image(folder / name) for name in BACKGROUNDS["test" if split == "test" else "train"]]
 
@@ -54,7 +54,7 @@ def backgrounds(split: str) -> list[Pixels]:
 def hold_out(
     objects: Sequence[Path], shares: Mapping[str, float], random: np.random.Generator
 ) -> dict[str, list[Path]]:
-    """Whole objects for each split: ``shares`` of them, at least one each, and the rest to train on."""
+    """Divide the objects into splits: ``shares`` of them, at least one each, and the rest for training."""
     order = [objects[i] for i in random.permutation(len(objects))]
     split: dict[str, list[Path]] = {}
     for name, share in shares.items():
@@ -66,7 +66,7 @@ def hold_out(
 def compose(
     stamp: Path, background: Pixels, size: tuple[int, int], across: tuple[float, float], random: np.random.Generator
 ) -> Pixels:
-    """One frame with the object at 35 to 80 % of the frame's shorter side."""
+    """Compose a frame in which the object covers 35 to 80 % of the frame's shorter side."""
     rows, columns = size
     frame = cv2.resize(background, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32)
     image = cv2.imread(str(stamp), cv2.IMREAD_UNCHANGED)
@@ -94,16 +94,16 @@ def write_frames(
     sizes: Mapping[str, tuple[int, int]] | None = None,
     across: tuple[float, float] = (0.0, 0.5),
 ) -> None:
-    """Folders of classes, within folders of splits.
+    """Write frames as ``folder/<split>/<class>/<number>.jpg``.
 
     Args:
-        folder: where they go.
+        folder: folder to write to.
         stamps: the unpacked package.
-        counts: frames a class, for each split.
-        seed: of objects, places and lights.
-        shares: of the objects, held out for a split.
-        sizes: height and width of a split's frames in pixels; as a camera's where left out.
-        across: where objects are across the frame, 0 left to 1 right, mirrored at random.
+        counts: number of frames per class, by split.
+        seed: random seed for objects, positions and light.
+        shares: share of the objects held out for a split, by split.
+        sizes: height and width of a split's frames in pixels, by split; `CAMERA` by default.
+        across: range of horizontal positions of objects, 0 left to 1 right, mirrored at random.
     """
     random = np.random.default_rng(seed)
     behind = {split: backgrounds(split) for split in counts}

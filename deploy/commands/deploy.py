@@ -70,8 +70,8 @@ def _row(status: StoreStatus | EdgeloopError) -> list[str]:
     if one is None:
         return ["none", "no model is installed", "", "", ""]
     state = f"{one.status}: {one.reason}" if one.reason else one.status
-    proof = one.canary
-    shown = ["", ""] if proof is None else [f"{100 * proof.accuracy:.0f} %", f"{proof.p50_ms:.1f} ms"]
+    canary = one.canary
+    shown = ["", ""] if canary is None else [f"{100 * canary.accuracy:.0f} %", f"{canary.p50_ms:.1f} ms"]
     before = status.previous
     previous = (
         "" if before is None else f"{before.name} {before.version}{' (failed)' if before.status == 'failed' else ''}"

@@ -196,7 +196,7 @@ def _check_state(out: Path, state: _SearchState) -> None:
 def _trained(data: Path, run: Path, candidate: SearchCandidate, seed: int, console: Console) -> str:
     """Train a head on frozen features, if not yet done, and return the fingerprint of its images."""
     from converter.run_reader import open_run
-    from trainer.train import train
+    from trainer.pipeline import train
     from trainer.training.checkpoint import unfinished_path
     from trainer.training.recipe import Recipe
 
@@ -207,7 +207,7 @@ def _trained(data: Path, run: Path, candidate: SearchCandidate, seed: int, conso
 
 
 def _converted(folder: Path, candidate: SearchCandidate, key: Path | None, console: Console) -> Bundle:
-    from converter.convert import convert
+    from converter.pipeline import convert
 
     path = folder / f"{candidate.name}-1.edgeloop"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""What a benchmark tells is gathered, held against its aim, and written as a page."""
+"""Figures of a benchmark are collected, compared with their targets, and written as a page."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as every
-from benchmarks.support.figures import GATHERED, Figure, read_figures, tell
+from benchmarks.support.figures import GATHERED, Figure, read_figures, record
 
 
 @pytest.mark.parametrize(
-    ("figure", "wanted", "reached", "told"),
+    ("figure", "target", "reached", "text"),
     [
         (Figure(name="a", value=0.95, at_least=0.95), "at least 0.95", True, "0.95"),
         (Figure(name="a", value=0.949, at_least=0.95), "at least 0.95", False, "0.949"),
@@ -22,19 +22,19 @@ from benchmarks.support.figures import GATHERED, Figure, read_figures, tell
         (Figure(name="a", value=3.14159, unit="s"), "", None, "3.14 s"),
     ],
 )
-def test_a_figure_knows_whether_its_aim_is_met(figure: Figure, wanted: str, reached: object, told: str) -> None:
-    assert (figure.wanted, figure.reached, figure.told) == (wanted, reached, told)
+def test_a_figure_knows_whether_its_target_is_reached(figure: Figure, target: str, reached: object, text: str) -> None:
+    assert (figure.target, figure.reached, figure.text) == (target, reached, text)
 
 
 def test_figures_become_a_page_that_says_what_was_missed_and_what_was_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(GATHERED, str(tmp_path / "push.figures"))
-    tell("moving the bundle", 0.5, at_least=0.9)
-    tell("moved again", 0, "bytes", at_most=0)
+    record("moving the bundle", 0.5, at_least=0.9)
+    record("moved again", 0, "bytes", at_most=0)
     assert capsys.readouterr().out.splitlines() == [
-        "moving the bundle: 0.5 (wanted at least 0.9: missed)",
-        "moved again: 0 bytes (wanted at most 0: reached)",
+        "moving the bundle: 0.5 (target at least 0.9: missed)",
+        "moved again: 0 bytes (target at most 0: reached)",
     ]
     assert [figure.value for figure in read_figures(tmp_path / "push.figures")] == [0.5, 0]
     (tmp_path / "push.json").write_text(json.dumps({"date": "2026-11-28", "took_s": 3}))

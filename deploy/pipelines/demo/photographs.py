@@ -15,7 +15,7 @@ import numpy as np
 
 from edge_agent.errors import MissingExtraError
 from edge_agent.images import read_image
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 FRAME = (240, 320)
 """Height and width of every photo and video frame in pixels, as of a small camera."""

@@ -68,8 +68,8 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
         EdgeloopError: a stage failed; the message explains which and why.
     """
     # Heavy imports, needed only when the demo runs.
-    from converter.convert import convert
-    from trainer.train import Reading, train
+    from converter.pipeline import convert
+    from trainer.pipeline import Reading, train
     from trainer.training.recipe import Recipe
 
     started = time.monotonic()

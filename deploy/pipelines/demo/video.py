@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from .photographs import FRAME, SCALES, light, view
 

@@ -14,13 +14,13 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from converter.convert import convert
 from converter.gate import GateLimits
 from converter.packaging.pack import parse_name
+from converter.pipeline import convert
 from edge_agent.atomic_files import replacing
 from edge_agent.errors import DataError, GateError
+from trainer.pipeline import Reading, train
 from trainer.run_writer import read_photos, refuse_existing
-from trainer.train import Reading, train
 from trainer.training.recipe import Recipe
 
 from .comparison import MAX_CLASS_DROP, MAX_DROP, Comparison, PairedResults, compare
