@@ -1,4 +1,4 @@
-"""Writing files so that a crash or a power cut leaves the old one or the new one, never half of one."""
+"""Atomic file writes: after a crash or a power cut, a file has either its old or its new content, never a part."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import BinaryIO, cast
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """A new file that takes ``path``'s place when the block ends, and vanishes when the block raises.
+    """Open a new file that replaces ``path`` at the end of the block, or is removed if the block raises.
 
-    The bytes reach the disk before the rename, and the rename before the block's caller goes on.
+    The content is flushed to the disk before the rename, and the rename before the context manager returns.
 
     Args:
-        path: the final name; its directory must exist.
-        mode: permission bits of the new file, whatever the umask.
+        path: final name of the file; its directory must exist.
+        mode: permission bits of the new file, regardless of the umask.
     """
     path = Path(path)
     with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".part", dir=path.parent, delete=False) as file:
@@ -36,7 +36,7 @@ def replacing(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[Bi
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the folder's entries, such as a new file's name, are on the disk."""
+    """Flush the entries of a folder, such as the name of a new file, to the disk."""
     directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -45,9 +45,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file that is never written to a second name: a hard link, or a copy on another disk.
+    """Give a read-only file a second name: a hard link, or a copy if the target is on another disk.
 
-    A name that is taken keeps what it has. Raises OSError.
+    An existing target is kept. Raises OSError.
     """
     try:
         os.link(source.resolve(), target)

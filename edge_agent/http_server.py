@@ -1,6 +1,6 @@
-"""HTTP as all our pages and services speak it: who may ask, how much, and what browsers may do with the answer.
+"""HTTP server with access control, limits and security headers; all web pages and services of edgeloop use it.
 
-Needs the extra ``review`` (starlette and uvicorn), which is imported only when it is used.
+Needs the extra ``review`` (starlette and uvicorn), which is imported only on use.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 CONNECTIONS = 64
-"""At once; a browser takes up to six. More are closed unanswered: each costs a file handle."""
+"""Largest number of open connections; a browser opens up to six. Others are closed: each needs a file handle."""
 HEADER_BYTES = 16 * 1024
 _REQUEST_S = 10.0
-"""For a request to arrive whole."""
+"""Seconds within which a request must arrive completely."""
 _COOKIE = "edgeloop"
 
 HEADERS = {
@@ -39,7 +39,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
-    # Images of the cameras are neither kept by browsers nor shown inside other sites.
+    # Browsers must not cache camera images, and other sites must not embed them.
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
@@ -47,15 +47,15 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses what nobody has to ask here, and says in every answer what browsers may do with it.
+    """ASGI middleware that refuses unwanted requests and adds security headers to every response.
 
     Args:
-        app: what is guarded.
-        loopback: refuse hosts that are not this machine: another site whose name was made to point
-            here would otherwise read the images through its visitor's browser (DNS rebinding).
-        methods: the others are refused. Those that change something are refused from other sites' pages, too.
-        token: who does not know it is refused. It comes in the address once (``?token=``) and is kept as a cookie, or
-            as ``Authorization: Bearer``.
+        app: the application to protect.
+        loopback: refuse requests whose Host header is not this machine. Otherwise another site could point its
+            name here and read the images through a visitor's browser (DNS rebinding).
+        methods: accepted methods. Methods that change something are also refused for pages of other sites.
+        token: token that clients must send: once in the URL (``?token=``), from then on as a cookie, or as
+            ``Authorization: Bearer``.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Guard:
         self.token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         from starlette.datastructures import MutableHeaders
         from starlette.requests import ClientDisconnect
         from starlette.responses import PlainTextResponse
@@ -84,49 +84,49 @@ class Guard:
         headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
         host, answer = headers.get(b"host", ""), self.app
         if scope["method"] not in self.methods:
-            named = " and ".join(self.methods)
-            answer = PlainTextResponse(f"only {named}\n", 405, {"allow": ", ".join(self.methods)})
+            allowed = " and ".join(self.methods)
+            answer = PlainTextResponse(f"method not allowed; use {allowed}\n", 405, {"allow": ", ".join(self.methods)})
         elif self.loopback and not is_this_machine(host):
-            answer = PlainTextResponse("this page answers to localhost and 127.0.0.1 only\n", 421)
+            answer = PlainTextResponse("this server is available only as localhost or 127.0.0.1\n", 421)
         elif scope["method"] not in ("GET", "HEAD") and not _is_own_page(headers, host):
-            answer = PlainTextResponse("refused: asked by the page of another site\n", 403)
+            answer = PlainTextResponse("refused: the request comes from a page of another site\n", 403)
         elif self.token is not None:
-            answer = self._answer_to(self.token, scope, headers)
-        # Who leaves in the middle of a request is nobody's mistake, and could fill the log.
+            answer = self._check_token(self.token, scope, headers)
+        # A client that disconnects during a request is not an error and must not fill the log.
         with suppress(ClientDisconnect):
             await answer(scope, receive, guarded)
 
-    def _answer_to(
+    def _check_token(
         self, token: str, scope: Scope, headers: dict[bytes, str]
     ) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         from http.cookies import CookieError, SimpleCookie
 
         from starlette.responses import PlainTextResponse, RedirectResponse
 
-        # Browsers share cookies between the ports of a machine.
+        # With the port in the name, because browsers share cookies between the ports of a machine.
         cookie = f"{_COOKIE}-{scope['server'][1]}"
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         if _same(query.get("token", [""])[0], token) and scope["method"] == "GET":
-            # Out of the address at once, where it would be shown, bookmarked and passed on.
+            # Remove the token from the URL at once, where it could be seen, bookmarked or shared.
             answer = RedirectResponse(scope["path"], 303)
             answer.set_cookie(cookie, token, httponly=True, samesite="strict")
             return answer
         try:
-            kept = SimpleCookie(headers.get(b"cookie", "")).get(cookie)
+            stored = SimpleCookie(headers.get(b"cookie", "")).get(cookie)
         except CookieError:
-            kept = None
+            stored = None
         bearer = headers.get(b"authorization", "").removeprefix("Bearer ")
-        if _same(bearer, token) or (kept is not None and _same(kept.value, token)):
+        if _same(bearer, token) or (stored is not None and _same(stored.value, token)):
             return self.app
-        return PlainTextResponse("open the whole address that was printed, with its token\n", 401)
+        return PlainTextResponse("the token is missing or wrong; open the complete URL that was printed\n", 401)
 
 
-def _same(given: str, token: str) -> bool:
-    return hmac.compare_digest(given.encode("latin-1", "replace"), token.encode())
+def _same(value: str, token: str) -> bool:
+    return hmac.compare_digest(value.encode("latin-1", "replace"), token.encode())
 
 
 def _is_own_page(headers: dict[bytes, str], host: str) -> bool:
-    """Whether a request that changes something comes from no browser, or from a page of this very server."""
+    """Return whether a request comes from a page of this server, or not from a browser at all."""
     if headers.get(b"sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return False
     origin = headers.get(b"origin")
@@ -134,15 +134,15 @@ def _is_own_page(headers: dict[bytes, str], host: str) -> bool:
 
 
 def theme() -> bytes:
-    """The style sheet that all pages share: colours by day and by night, type, cards, buttons."""
+    """Return the style sheet that all pages share: light and dark colours, fonts, cards, buttons."""
     return (files(__package__) / "theme.css").read_bytes()
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """A request's body.
+    """Read the body of a request.
 
     Raises:
-        HTTPException: 413, it is over ``limit`` bytes.
+        HTTPException: 413 if the body has more than ``limit`` bytes.
     """
     from starlette.exceptions import HTTPException
 
@@ -150,12 +150,12 @@ async def read_body(request: Request, limit: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            raise HTTPException(413, f"over {limit} bytes\n")
+            raise HTTPException(413, f"more than {limit} bytes\n")
     return bytes(body)
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a Host header names the loopback interface itself, with any port or none."""
+    """Return whether a Host header names the loopback interface, with or without a port."""
     name, colon, port = host.rpartition(":")
     if not colon or host.endswith("]"):
         name, port = host, ""
@@ -163,7 +163,7 @@ def is_this_machine(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen at is reached from this machine alone."""
+    """Return whether a listening address can be reached only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -171,19 +171,19 @@ def is_loopback(host: str) -> bool:
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
-    """A server whose connections are bounded in number, in size and in patience."""
+    """Create a server with limits on the number of connections, the size of headers and the time of a request."""
     import h11
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Bounded(H11Protocol):
-        """Closes connections over the limit, and those whose request does not come to an end."""
+        """Closes connections over the limit, and those whose request does not arrive in time."""
 
         _deadline: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # theirs, too
-            # asyncio does so only for sockets that were made with the protocol's number; an answer's two writes
-            # would else wait 40 ms for one another.
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+            # asyncio sets this option only for sockets created with an explicit protocol number. Without it, the
+            # second write of a response is delayed by 40 ms.
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             super().connection_made(transport)
             if len(self.connections) > CONNECTIONS:
@@ -215,7 +215,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
         loop="asyncio",
         lifespan="off",
         log_config=None,
-        # Below it are mere complaints about clients, which anybody who sends rubbish could fill the log with.
+        # Lower levels report invalid requests, with which any client could fill the log.
         log_level="error",
         access_log=False,
         server_header=False,
@@ -229,18 +229,18 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 
 
 def listen(host: str, port: int, *, what: str, remedy: str) -> list[socket.socket]:
-    """Sockets that listen there; ``localhost`` may be two.
+    """Open listening sockets; ``localhost`` may give two.
 
     Args:
-        host: a name or an address of this machine.
-        port: 0 for any that is free.
-        what: listens there, for the message.
-        remedy: what to do where that is not possible, for the message.
+        host: host name or address of this machine.
+        port: port number; 0 picks any free port.
+        what: name of the server for error messages.
+        remedy: remedy for error messages.
 
     Raises:
-        ConfigError: none can.
+        ConfigError: no socket can listen on this address.
     """
-    where = f"{what}: cannot listen at {host}:{port}"
+    where = f"{what}: cannot listen on {host}:{port}"
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -248,7 +248,7 @@ def listen(host: str, port: int, *, what: str, remedy: str) -> list[socket.socke
     sockets, problem = [], ""
     for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
         try:
-            # IPv6's "everywhere" is meant to be everywhere.
+            # "::" means all addresses, including those of IPv4.
             both = address[0] == "::" and socket.has_dualstack_ipv6()
             sockets.append(socket.create_server(address[:2], family=family, backlog=CONNECTIONS, dualstack_ipv6=both))
         except OSError as error:

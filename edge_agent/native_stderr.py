@@ -1,4 +1,4 @@
-"""Silence for native libraries that write to standard error past every Python setting."""
+"""Hide the output of native libraries that write to standard error directly, past Python's settings."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from contextlib import contextmanager
 
 @contextmanager
 def native_noise_hidden(*, even_on_errors: bool = False) -> Iterator[None]:
-    """Within the block, what C and C++ code writes to standard error is kept back.
+    """Hide what C and C++ code writes to standard error within the block.
 
-    Python's own `sys.stderr` still reaches the terminal (progress bars go on). When the block
-    raises, what was kept back is printed after all: it may hold the cause. Not so with
-    ``even_on_errors``, for libraries that repeat it all in their exceptions. The whole process is
-    affected, so use it around start-up and conversion, not in a running agent.
+    Python's own `sys.stderr` still reaches the terminal, so progress bars keep working. If the block
+    raises, the hidden output is printed, because it may contain the cause; ``even_on_errors`` disables this for
+    libraries that repeat it in their exceptions. The redirection affects the whole process, so use it for
+    start-up and conversion, not in a running agent.
     """
     sys.stderr.flush()
     python_stderr = sys.stderr
-    with tempfile.TemporaryFile() as kept:
+    with tempfile.TemporaryFile() as hidden:
         terminal = os.dup(2)
-        os.dup2(kept.fileno(), 2)
+        os.dup2(hidden.fileno(), 2)
         sys.stderr = io.TextIOWrapper(
             os.fdopen(os.dup(terminal), "wb", 0), write_through=True, errors="backslashreplace"
         )
@@ -32,9 +32,9 @@ def native_noise_hidden(*, even_on_errors: bool = False) -> Iterator[None]:
             yield
         except Exception:
             if not even_on_errors:
-                kept.seek(0)
+                hidden.seek(0)
                 with os.fdopen(os.dup(terminal), "wb") as out:
-                    shutil.copyfileobj(kept, out)
+                    shutil.copyfileobj(hidden, out)
             raise
         finally:
             sys.stderr.close()

@@ -1,1 +1,1 @@
-"""Latency of a model on this machine, and how far it can be trusted."""
+"""Benchmark: latency of models on this machine, with checks of whether the measurement is reliable."""

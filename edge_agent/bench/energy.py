@@ -1,4 +1,4 @@
-"""Energy a stretch of work takes, where the machine tells it: Intel's and AMD's counter, a Raspberry Pi 5's PMIC."""
+"""Energy measurement with the counter of Intel and AMD processors (RAPL) or the PMIC of a Raspberry Pi 5."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Self
 
 _EVERY_S = 1.0
-"""Between two readings of the PMIC, each of which starts a program: a hundredth of a core."""
+"""Interval between two readings of the PMIC. Each starts a program; together they use a hundredth of a core."""
 _RAIL = re.compile(r"^\s*(\w+)_([AV]) (?:current|volt)\(\d+\)=([0-9.]+)[AV]$", re.MULTILINE)
 
 
 class EnergyMeter:
-    """Measures while it is open.
+    """Context manager that measures the energy used within its block.
 
-    The counter (RAPL, of the processor alone) is exact and mostly root's to read. A Raspberry Pi 5's power is what its
-    PMIC measures at this moment, once a second: the sum over its rails of current times voltage. That is the board
-    without the PMIC's own losses and without what hangs on USB and the header.
+    The RAPL counter covers only the processor; it is exact, but usually only root can read it. On a Raspberry Pi 5, the
+    power is read from the PMIC once a second, as the sum of current times voltage over its rails. This covers the board
+    without the losses of the PMIC itself and without devices on USB and on the header.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -32,11 +32,11 @@ class EnergyMeter:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self.joules: float | None = None
-        """What it took, once closed; None where the machine does not tell."""
+        """Energy used, set at the end of the block; None if the machine cannot measure it."""
 
     def __enter__(self) -> Self:
-        """Begin."""
-        self._started_s, before = time.monotonic(), self._counted()
+        """Start the measurement."""
+        self._started_s, before = time.monotonic(), self._read_counter()
         if before is not None:
             self._before, self._has_counter = before, True
         elif (watts := pmic_watts()) is not None:
@@ -46,18 +46,18 @@ class EnergyMeter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End."""
+        """End the measurement."""
         if self._thread is not None:
             self._ended.set()
             self._thread.join()
-            # The first was taken before the work began.
+            # The first reading was taken before the work began.
             watts = self._watts[1:] or self._watts
             self.joules = statistics.fmean(watts) * (time.monotonic() - self._started_s)
-        elif self._has_counter and (now := self._counted()) is not None and now >= self._before:
-            # A counter that wrapped tells nothing.
+        elif self._has_counter and (now := self._read_counter()) is not None and now >= self._before:
+            # If the counter has wrapped, there is no result.
             self.joules = now - self._before
 
-    def _counted(self) -> float | None:
+    def _read_counter(self) -> float | None:
         try:
             return int(self._counter.read_text(encoding="ascii")) / 1e6
         except (OSError, ValueError):
@@ -70,14 +70,14 @@ class EnergyMeter:
 
 
 def pmic_watts() -> float | None:
-    """What a Raspberry Pi 5's PMIC measures now (`vcgencmd pmic_read_adc`); None on other machines."""
+    """Return the present power from a Raspberry Pi 5's PMIC (`vcgencmd pmic_read_adc`); None on other machines."""
     program = shutil.which("vcgencmd")
     if program is None:
         return None
     try:
-        said = subprocess.run([program, "pmic_read_adc"], capture_output=True, text=True, timeout=5, check=True).stdout
+        done = subprocess.run([program, "pmic_read_adc"], capture_output=True, text=True, timeout=5, check=True)
         rails: dict[str, dict[str, float]] = {}
-        for name, kind, value in _RAIL.findall(said):
+        for name, kind, value in _RAIL.findall(done.stdout):
             rails.setdefault(name, {})[kind] = float(value)
     except (OSError, ValueError, subprocess.SubprocessError):
         return None

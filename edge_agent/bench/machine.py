@@ -1,4 +1,4 @@
-"""What a benchmark has to know of its machine: what it is, how hot and how fast, and who else works on it."""
+"""Properties of the machine that a benchmark records: hardware, temperature, clock, and load by other processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def describe(root: Path = Path("/")) -> Machine:
-    """This machine."""
+    """Describe this machine."""
     return Machine(
         hostname=platform.node(),
         model=_read(root / "proc/device-tree/model"),
@@ -36,7 +36,7 @@ def describe(root: Path = Path("/")) -> Machine:
 
 
 def clock_mhz(root: Path = Path("/")) -> float | None:
-    """The fastest core's clock now; None where it cannot be told, as in most virtual machines."""
+    """Return the present clock of the fastest core; None if it is not available, as in most virtual machines."""
     found = [
         int(text) / 1000
         for path in (root / "sys/devices/system/cpu/cpufreq").glob("policy*/scaling_cur_freq")
@@ -47,7 +47,15 @@ def clock_mhz(root: Path = Path("/")) -> float | None:
 
 @dataclass(frozen=True)
 class Load:
-    """Processor seconds since boot: of everybody, of this process and its children's, stolen by other machines."""
+    """Processor time since boot.
+
+    Attributes:
+        at_s: monotonic time of the reading, seconds.
+        busy_s: processor seconds of all processes.
+        own_s: processor seconds of this process.
+        stolen_s: processor seconds that the host gave to other virtual machines.
+        preempted: number of involuntary context switches of this process.
+    """
 
     at_s: float
     busy_s: float
@@ -56,17 +64,17 @@ class Load:
     preempted: int
 
     def others_since(self, before: Load) -> float:
-        """Cores that others kept busy since then."""
-        passed = max(1e-3, self.at_s - before.at_s)
-        return max(0.0, (self.busy_s - before.busy_s - (self.own_s - before.own_s)) / passed)
+        """Return how many cores other processes kept busy since an earlier reading, on average."""
+        elapsed = max(1e-3, self.at_s - before.at_s)
+        return max(0.0, (self.busy_s - before.busy_s - (self.own_s - before.own_s)) / elapsed)
 
     def stolen_since(self, before: Load) -> float:
-        """Cores that the machine's host gave to others since then."""
+        """Return how many cores the host gave to other virtual machines since an earlier reading, on average."""
         return max(0.0, (self.stolen_s - before.stolen_s) / max(1e-3, self.at_s - before.at_s))
 
 
 def load(root: Path = Path("/")) -> Load:
-    """What the processor was used for until now (proc(5), /proc/stat)."""
+    """Read the processor time since boot (proc(5), /proc/stat)."""
     import resource
 
     first = (_read(root / "proc/stat") or "cpu").split("\n", 1)[0].split()

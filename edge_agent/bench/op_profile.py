@@ -1,8 +1,8 @@
-"""Where the time goes: the model cut after each of its operations, and timed.
+"""Operation profile: time of each operation, measured by cutting the model after each operation.
 
-LiteRT keeps its profiler from Python. A model that ends after its first n operations takes as long as those n do, so
-an operation's time is what it adds. XNNPACK fuses and reorders within what it is given, so this is where the time goes,
-not what an operation costs alone; the parts add up to the whole by construction.
+LiteRT's profiler is not available from Python. A model that ends after its first n operations takes as long as these
+operations, so the time of an operation is the time that it adds. XNNPACK fuses and reorders operations, so the result
+shows where the time is spent, not the cost of an operation alone; by construction, the parts add up to the whole.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ RUNS = 30
 
 
 def cut_after_each(model: bytes) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
-    """Kind and output shape of each operation, and the model that ends with it.
+    """Yield the kind and output shape of each operation, and the model that ends after it.
 
     Raises:
-        ModelError: the model's format cannot be read here.
+        ModelError: the model cannot be read on this machine.
     """
     try:
         import flatbuffers
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as error:
         raise ModelError(
-            f"operations are told apart with LiteRT's own schema: {error}; 32-bit systems have none"
+            f"an operation profile needs LiteRT's schema, which is not available on 32-bit systems: {error}"
         ) from error
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     parsed = schema.ModelT.InitFromPackedBuf(bytearray(model), 0)
     if len(parsed.subgraphs) != 1:
-        raise ModelError(f"the model has {len(parsed.subgraphs)} graphs; one with a single graph can be cut")
-    # A cut model has other outputs than its signature says.
+        raise ModelError(
+            f"the model has {len(parsed.subgraphs)} graphs; an operation profile needs a model with a single graph"
+        )
+    # The signature would not match the outputs of a cut model.
     parsed.signatureDefs = None
     graph = parsed.subgraphs[0]
     operations = list(graph.operators)
@@ -50,11 +52,11 @@ def cut_after_each(model: bytes) -> Iterator[tuple[str, tuple[int, ...], bytes]]
 
 
 def shares(kinds: Sequence[tuple[str, tuple[int, ...]]], until_ms: Sequence[float]) -> tuple[Operation, ...]:
-    """Each operation with what it adds to the time until its end; one that noise makes negative adds nothing.
+    """Return each operation with the time that it adds; a negative value, caused by noise, counts as zero.
 
     Args:
-        kinds: kind and output shape of each.
-        until_ms: time of the model that ends with it, milliseconds.
+        kinds: kind and output shape of each operation.
+        until_ms: time of the model that ends after each operation, milliseconds.
     """
     until = np.maximum.accumulate(np.asarray(until_ms, np.float64))
     added = np.diff(until, prepend=0.0)

@@ -1,4 +1,4 @@
-"""What a benchmark found, as it is saved: one JSON document, whose schema is docs/schemas/bench.json."""
+"""Benchmark report: one JSON document; docs/schemas/bench.json is its schema."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_BYTES = 64 * 2**20
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """How long something took: ``count`` times, milliseconds, exact percentiles and the largest."""
+    """Distribution of ``count`` times in milliseconds: exact percentiles and maximum."""
 
     count: int
     p50: float
@@ -29,13 +29,13 @@ class Spread(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, times_ms: Sequence[float]) -> Spread:
-        """Of times in milliseconds; at least one."""
+        """Compute the distribution of times in milliseconds; at least one is needed."""
         p50, p90, p95, p99 = (round(float(value), 4) for value in np.percentile(times_ms, (50, 90, 95, 99)))
         return cls(len(times_ms), p50, p90, p95, p99, round(float(np.max(times_ms)), 4))
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """Where it ran. What cannot be told is None."""
+    """Machine on which the benchmark ran. Unknown values are None."""
 
     hostname: str
     model: str | None
@@ -51,7 +51,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """A bundle that was measured. ``accuracy``: of its model on its test images, as its manifest says."""
+    """A measured bundle. ``accuracy``: accuracy of the model on its test images, from the manifest."""
 
     name: str
     version: str
@@ -64,9 +64,9 @@ class Subject(msgspec.Struct, frozen=True):
 
 
 class Start(msgspec.Struct, frozen=True):
-    """From nothing to the first label, milliseconds.
+    """Cold start up to the first label, in milliseconds.
 
-    A new process, Python and its libraries, the verified bundle, the interpreter, and the first inference.
+    Start of the process, imports, verification of the bundle, loading of the interpreter, and the first inference.
     """
 
     process_ms: float
@@ -78,10 +78,10 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class Stages(msgspec.Struct, frozen=True):
-    """A frame's way, part by part.
+    """Times of the pipeline stages of a frame.
 
-    ``decode`` from a camera's JPEG, only as large as needed; ``preprocess`` to the model's input; ``invoke``;
-    ``decide`` the label over time; ``publish`` it as JSON, without the network.
+    ``decode``: the camera's JPEG, only as large as needed. ``preprocess``: to the model input. ``invoke``: run the
+    model. ``decide``: the label over time. ``publish``: encode the message as JSON, without the network.
     """
 
     decode: Spread
@@ -92,22 +92,23 @@ class Stages(msgspec.Struct, frozen=True):
 
 
 class Steady(msgspec.Struct, frozen=True):
-    """One bundle, with so many threads and that delegate, once warm.
+    """Steady-state latency of one bundle with one number of threads and one delegate, after warm-up.
 
     Attributes:
-        bundle: digest.
+        bundle: digest of the bundle.
         threads: inference threads.
-        delegate: shared library; None on the CPU.
+        delegate: shared library of the delegate; None for the CPU.
         runtime: package and version of the interpreter.
-        invoke: of all rounds together, each in a process of its own.
-        rounds_p50_ms: median of each round: how well the machine repeats itself.
-        frames_per_s: one after the other, invoke alone.
-        warmup_runs: inferences until the times were steady, the most of all rounds.
-        start: of the first round.
-        stages: None where they were not asked for.
-        memory_mb: peak resident of the process.
-        energy_mj: of the whole machine per inference; None where it tells none.
-        notes: what disturbed it; empty when nothing was noticed.
+        invoke: times of invoke in all rounds; each round runs in a separate process.
+        rounds_p50_ms: median of each round; shows how repeatable the measurement is.
+        frames_per_s: inferences per second, one after the other, invoke only.
+        warmup_runs: inferences until the times were steady; maximum of all rounds.
+        start: cold start of the first round.
+        stages: times of the pipeline stages; None if they were not measured.
+        memory_mb: peak resident memory of the process.
+        energy_mj: energy of the whole machine per inference; None if the machine cannot measure it.
+        notes: anything that disturbed the measurement; empty if nothing was detected.
+        times_ms: times of invoke, thinned out in long measurements.
     """
 
     bundle: str
@@ -127,7 +128,7 @@ class Steady(msgspec.Struct, frozen=True):
 
 
 class Second(msgspec.Struct, frozen=True, array_like=True):
-    """A second of sustained work. ``throttled``: flags of a Raspberry Pi's firmware that were set."""
+    """One second of sustained load. ``throttled``: flags that the firmware of a Raspberry Pi had set."""
 
     at_s: float
     count: int
@@ -139,7 +140,7 @@ class Second(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Sustained(msgspec.Struct, frozen=True):
-    """Minutes of work without a pause. ``slowdown``: median of the last quarter over that of the first ten seconds."""
+    """Sustained load. ``slowdown``: median of the last quarter divided by the median of the first ten seconds."""
 
     bundle: str
     threads: int
@@ -151,7 +152,7 @@ class Sustained(msgspec.Struct, frozen=True):
 
 
 class EndToEnd(msgspec.Struct, frozen=True):
-    """The agent itself on a camera, without a broker."""
+    """Measurement of the whole agent on a camera, without a broker."""
 
     bundle: str
     threads: int
@@ -165,7 +166,7 @@ class EndToEnd(msgspec.Struct, frozen=True):
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """What one operation of a model adds to its time; ``share`` is of the whole."""
+    """Time that one operation adds to the model's time; ``share`` is its share of the whole time, 0 to 1."""
 
     kind: str
     output: tuple[int, ...]
@@ -174,7 +175,7 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """Where a model's time goes, operation by operation; see `edge_agent.bench.op_profile`."""
+    """Times of a model's operations; see `edge_agent.bench.op_profile`."""
 
     bundle: str
     threads: int
@@ -182,14 +183,14 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """What could not be measured, and why."""
+    """A measurement that failed, with the reason."""
 
     what: str
     reason: str
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A whole benchmark. ``complete`` is false where it was broken off or something failed."""
+    """A benchmark report. ``complete`` is false if the benchmark was interrupted or a measurement failed."""
 
     v: Annotated[int, msgspec.Meta(ge=VERSION, le=VERSION)]
     at: str
@@ -203,31 +204,31 @@ class Report(msgspec.Struct, frozen=True):
     complete: bool = True
 
     def subject(self, digest: str) -> Subject | None:
-        """The bundle of a digest; None where the report does not describe it."""
+        """Return the bundle with this digest; None if the report does not contain it."""
         return next((one for one in self.bundles if one.digest == digest), None)
 
     def name_of(self, digest: str) -> str:
-        """What to call a bundle: name, version and kind of its model."""
+        """Return the display name of a bundle: name, version and kind of its model."""
         one = self.subject(digest)
         return digest[:12] if one is None else f"{one.name} {one.version} {one.kind}"
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write the report atomically."""
         with replacing(path) as file:
             file.write(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
 
 
 def load(path: Path) -> Report:
-    """A report from its file.
+    """Read a report from a file.
 
     Raises:
-        ConfigError: it is none, or of another version.
+        ConfigError: the file is not a report, or has another version.
     """
     try:
         if os.stat(path).st_size > MOST_BYTES:
-            raise ConfigError(f"{path}: too large for a benchmark's report")
+            raise ConfigError(f"{path}: too large for a report; at most {MOST_BYTES} bytes are allowed")
         return msgspec.json.decode(path.read_bytes(), type=Report)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no report of edgeloop bench, version {VERSION}: {error}") from error
+        raise ConfigError(f"{path}: expected a report of edgeloop bench, version {VERSION}: {error}") from error

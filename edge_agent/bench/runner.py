@@ -1,4 +1,4 @@
-"""A benchmark from its plan to its report: children one after the other, nothing else of ours running meanwhile."""
+"""Run of a benchmark from plan to report: one child process after the other, with this process idle in between."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ from .report import (
     Sustained,
 )
 from .steady_state import disturbances
-from .worker import Do, Ended, Round, Task
+from .worker import Kind, Outcome, Round, Task
 
 _PATIENCE_S = 120.0
-"""Beyond what a child was asked for: loading a large model from a slow card."""
+"""Seconds that a child may take in addition to its task, for example to load a large model from a slow SD card."""
 _MOST_TIMES = 2000
 _PROFILE_S = 30.0
-"""What a profile is allowed for; some 80 operations, 60 runs of each cut."""
+"""Estimated seconds of a profile; about 80 operations, 60 runs of each cut."""
 _BURST_S = 10.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure.
+    """Plan of a benchmark.
 
     Attributes:
-        bundles: verified files or directories.
-        threads: inference threads, each in turn; those the agent would take when empty.
-        delegates: external delegates, each in turn; None is the CPU.
-        seconds: of a round.
-        rounds: of each, in processes of their own, all configurations in turn.
-        stages: a frame's way part by part, too.
-        sustained_s: seconds of work without a pause; 0 does none.
-        source: camera for the agent to look through; empty does not.
-        profile: where each bundle's time goes, operation by operation, too.
+        bundles: bundle files or directories.
+        threads: thread counts to measure; if empty, the agent's default.
+        delegates: external delegates to measure; None stands for the CPU.
+        seconds: length of a round.
+        rounds: number of rounds per configuration. Each round runs in a new process, and configurations alternate.
+        stages: measure the pipeline stages too.
+        sustained_s: seconds of sustained load; 0 skips this measurement.
+        source: camera on which to measure the whole agent; empty skips this measurement.
+        profile: measure the time of each operation too.
     """
 
     bundles: Sequence[Path]
@@ -76,16 +76,19 @@ class Plan:
 
 
 Progress = Callable[[str, float], Any]
-"""What is being measured, and the share of the whole that is done."""
+"""Callback with the name of the present measurement and the share of the benchmark that is done, 0 to 1."""
 
 
 def measure(plan: Plan, progress: Progress, keep: Callable[[Report], Any]) -> Report:
-    """Carry out a plan. What cannot be measured is noted, and the rest goes on; Ctrl-C ends it with what there is.
+    """Run a benchmark.
+
+    A measurement that fails is recorded in the report, and the others continue. Ctrl-C ends the benchmark and keeps the
+    results so far.
 
     Args:
-        plan: what to measure.
-        progress: told how far it is.
-        keep: given the report as far as it is, again and again.
+        plan: the measurements.
+        progress: called with the progress.
+        keep: called with the unfinished report after each measurement, and with the final one.
 
     Raises:
         BundleError: a bundle is damaged.
@@ -97,18 +100,18 @@ def measure(plan: Plan, progress: Progress, keep: Callable[[Report], Any]) -> Re
     try:
         for what, share in jobs.steps():
             progress(what, share)
-            if jobs.has_news():
-                # Only then: while a child measures, this process had better do nothing.
-                keep(jobs.into(report))
+            if jobs.has_new_results():
+                # Only then, because this process should stay idle while a child measures.
+                keep(jobs.add_to(report))
     except KeyboardInterrupt:
-        jobs.failed.append(Failed("the rest", "broken off"))
-    report = msgspec.structs.replace(jobs.into(report), complete=not jobs.failed)
+        jobs.failed.append(Failed("the rest", "interrupted"))
+    report = msgspec.structs.replace(jobs.add_to(report), complete=not jobs.failed)
     keep(report)
     return report
 
 
 class _Jobs:
-    """The children of a plan, and what they have said so far."""
+    """Child processes of a plan, and their results so far."""
 
     def __init__(self, plan: Plan, bundles: Sequence[Bundle]) -> None:
         self.plan = plan
@@ -122,47 +125,49 @@ class _Jobs:
         self.end_to_end: list[EndToEnd] = []
         self.profiles: list[Profile] = []
         self.failed: list[Failed] = []
-        self._told = 0
+        self._reported = 0
 
     def steps(self) -> Iterator[tuple[str, float]]:
-        """Do it all; after and within each piece what is done, and which share of the whole that is."""
-        plan, total = self.plan, len(self.configurations)
-        whole = total * (plan.rounds * (plan.seconds + 1) + plan.sustained_s + bool(plan.source) * plan.seconds)
-        whole += total * plan.profile * _PROFILE_S
-        past = 0.0
+        """Run all measurements; yields the name of the present one and the share of the benchmark that is done."""
+        plan, count = self.plan, len(self.configurations)
+        total_s = count * (plan.rounds * (plan.seconds + 1) + plan.sustained_s + bool(plan.source) * plan.seconds)
+        total_s += count * plan.profile * _PROFILE_S
+        done_s = 0.0
         for number in range(plan.rounds):
-            # All in turn, so that what changes with time meets each alike.
+            # Configurations alternate, so that slow changes of the machine affect all of them alike.
             for key in self.configurations:
                 yield from self._steps(
                     f"round {number + 1}: {self._name(key)}",
-                    past,
+                    done_s,
                     plan.seconds + 1,
-                    whole,
+                    total_s,
                     self._round(key, stages=plan.stages and number == 0),
                 )
-                past += plan.seconds + 1
+                done_s += plan.seconds + 1
         for key in self.configurations:
             if plan.source:
-                yield from self._steps(f"camera: {self._name(key)}", past, plan.seconds, whole, self._camera(key))
-                past += plan.seconds
+                yield from self._steps(f"camera: {self._name(key)}", done_s, plan.seconds, total_s, self._camera(key))
+                done_s += plan.seconds
             if plan.profile and key[2] is None:
-                yield from self._steps(f"operations: {self._name(key)}", past, _PROFILE_S, whole, self._profile(key))
-                past += _PROFILE_S
+                yield from self._steps(
+                    f"operations: {self._name(key)}", done_s, _PROFILE_S, total_s, self._profile(key)
+                )
+                done_s += _PROFILE_S
             if plan.sustained_s:
                 yield from self._steps(
-                    f"sustained: {self._name(key)}", past, plan.sustained_s, whole, self._sustain(key)
+                    f"sustained: {self._name(key)}", done_s, plan.sustained_s, total_s, self._sustain(key)
                 )
-                past += plan.sustained_s
+                done_s += plan.sustained_s
 
     def _steps(
-        self, what: str, past: float, own: float, whole: float, work: Iterator[float]
+        self, what: str, done_s: float, own_s: float, total_s: float, work: Iterator[float]
     ) -> Iterator[tuple[str, float]]:
         try:
             for share in work:
-                yield what, (past + own * share) / whole
+                yield what, (done_s + own_s * share) / total_s
         except EdgeloopError as error:
             self.failed.append(Failed(what, str(error)))
-            yield what, (past + own) / whole
+            yield what, (done_s + own_s) / total_s
 
     def _name(self, key: tuple[str, int, str | None]) -> str:
         digest, threads, delegate = key
@@ -170,64 +175,64 @@ class _Jobs:
         on = f", {Path(delegate).name}" if delegate else ""
         return f"{manifest.name} {manifest.version}, {threads} thread{'s' * (threads > 1)}{on}"
 
-    def _task(self, key: tuple[str, int, str | None], do: Do, **more: Any) -> Task:
+    def _task(self, key: tuple[str, int, str | None], do: Kind, **more: Any) -> Task:
         digest, threads, delegate = key
         bundle = os.fspath(Path(self.bundles[digest].path).absolute())
         return Task(do=do, bundle=bundle, threads=threads, delegate=delegate, **more)
 
-    def _asked(self, task: Task, take: Callable[[Any], object]) -> Iterator[float]:
-        """Run a child, and take its result; the share that is done."""
-        for said in _children(task):
-            if isinstance(said, float):
-                yield said
-            elif said.get("result") is not None:
-                take(said["result"])
+    def _run_task(self, task: Task, on_result: Callable[[Any], object]) -> Iterator[float]:
+        """Run a task in a child and pass on its result; yields the share that is done."""
+        for message in _run_child(task):
+            if isinstance(message, float):
+                yield message
+            elif message.get("result") is not None:
+                on_result(message["result"])
         yield 1.0
 
     def _round(self, key: tuple[str, int, str | None], *, stages: bool) -> Iterator[float]:
         if any(failure.what.endswith(self._name(key)) for failure in self.failed):
             return  # it would fail again
         task = self._task(key, "round", seconds=self.plan.seconds, stages=stages)
-        yield from self._asked(
-            task, lambda found: self.rounds.setdefault(key, []).append(msgspec.convert(found, Round))
+        yield from self._run_task(
+            task, lambda result: self.rounds.setdefault(key, []).append(msgspec.convert(result, Round))
         )
 
     def _camera(self, key: tuple[str, int, str | None]) -> Iterator[float]:
-        def take(found: dict[str, float]) -> None:
-            rates = (found["seconds"], found["captured_per_s"], found["classified_per_s"])
-            latencies = (found["p50"], found["p95"], found["p99"])
+        def add(result: dict[str, float]) -> None:
+            rates = (result["seconds"], result["captured_per_s"], result["classified_per_s"])
+            latencies = (result["p50"], result["p95"], result["p99"])
             self.end_to_end.append(EndToEnd(key[0], key[1], self.plan.source, *rates, *latencies))
 
-        yield from self._asked(self._task(key, "agent", seconds=self.plan.seconds, source=self.plan.source), take)
+        yield from self._run_task(self._task(key, "agent", seconds=self.plan.seconds, source=self.plan.source), add)
 
     def _profile(self, key: tuple[str, int, str | None]) -> Iterator[float]:
-        def take(found: Any) -> None:
-            self.profiles.append(Profile(key[0], key[1], msgspec.convert(found, tuple[Operation, ...])))
+        def add(result: Any) -> None:
+            self.profiles.append(Profile(key[0], key[1], msgspec.convert(result, tuple[Operation, ...])))
 
-        yield from self._asked(self._task(key, "profile", seconds=_PROFILE_S), take)
+        yield from self._run_task(self._task(key, "profile", seconds=_PROFILE_S), add)
 
     def _sustain(self, key: tuple[str, int, str | None]) -> Iterator[float]:
         seconds: list[Second] = []
         try:
-            for said in _children(self._task(key, "sustain", seconds=self.plan.sustained_s)):
-                if isinstance(said, float):
-                    yield said
-                elif "second" in said:
-                    seconds.append(msgspec.convert(said["second"], Second))
+            for message in _run_child(self._task(key, "sustain", seconds=self.plan.sustained_s)):
+                if isinstance(message, float):
+                    yield message
+                elif "second" in message:
+                    seconds.append(msgspec.convert(message["second"], Second))
         finally:
             if seconds:
                 self.sustained.append(_sustained(key, seconds))
         yield 1.0
 
-    def has_news(self) -> bool:
-        """Whether there is more than when this was last asked."""
+    def has_new_results(self) -> bool:
+        """Return whether there are new results since the last call."""
         count = sum(map(len, self.rounds.values())) + len(self.sustained) + len(self.end_to_end)
         count += len(self.profiles) + len(self.failed)
-        news, self._told = count > self._told, count
-        return news
+        has_new, self._reported = count > self._reported, count
+        return has_new
 
-    def into(self, report: Report) -> Report:
-        """The report with all there is."""
+    def add_to(self, report: Report) -> Report:
+        """Return the report with all results so far."""
         return msgspec.structs.replace(
             report,
             steady=tuple(_steady(key, rounds) for key, rounds in self.rounds.items()),
@@ -238,15 +243,15 @@ class _Jobs:
         )
 
 
-def _children(task: Task) -> Iterator[Any]:
-    """Run a child; its progress as numbers, other lines as they are decoded.
+def _run_child(task: Task) -> Iterator[Any]:
+    """Run a task in a child process; yields its progress as numbers, and other messages decoded.
 
     Raises:
-        EdgeloopError: it said why it could not, hung, or died.
+        EdgeloopError: the child reported an error, hung or crashed.
     """
     task = msgspec.structs.replace(task, spawned_ns=time.monotonic_ns())
     child = subprocess.Popen(
-        # -P: a file in the working directory must not pass for one of our modules.
+        # -P: a file in the working directory must not be imported instead of one of our modules.
         [sys.executable, "-P", "-m", "edge_agent.bench.worker", msgspec.json.encode(task).decode()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -255,30 +260,30 @@ def _children(task: Task) -> Iterator[Any]:
     ended: dict[str, Any] | None = None
     try:
         for line in _lines(child.stdout, task.seconds + _PATIENCE_S):
-            said = msgspec.json.decode(line)
-            if "done" in said:
-                yield float(said["done"])
+            message = msgspec.json.decode(line)
+            if "done" in message:
+                yield float(message["done"])
             else:
-                ended = said if "error" in said or "result" in said else ended
-                yield said
+                ended = message if "error" in message or "result" in message else ended
+                yield message
     finally:
         child.kill()
         child.wait()
         if child.stdout is not None:
             child.stdout.close()
-    told = Ended() if ended is None else msgspec.convert(ended, Ended)
-    if ended is None or told.error is not None:
-        raise EdgeloopError(told.error or "the process that measured it died")
+    outcome = Outcome() if ended is None else msgspec.convert(ended, Outcome)
+    if ended is None or outcome.error is not None:
+        raise EdgeloopError(outcome.error or "the measuring process crashed")
 
 
 def _lines(pipe: IO[bytes] | None, timeout_s: float) -> Iterator[bytes]:
-    """Lines as they come."""
+    """Yield the lines of a pipe as they arrive."""
     handle = -1 if pipe is None else pipe.fileno()
     deadline, rest = time.monotonic() + timeout_s, b""
     while True:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([handle], [], [], left)[0]:
-            raise EdgeloopError(f"no end after {timeout_s:.0f} s")
+            raise EdgeloopError(f"the measuring process did not finish within {timeout_s:.0f} s")
         block = os.read(handle, 65536)
         if not block:
             return
@@ -306,20 +311,20 @@ def _subject(bundle: Bundle) -> Subject:
 
 def _steady(key: tuple[str, int, str | None], rounds: Sequence[Round]) -> Steady:
     digest, threads, delegate = key
-    times = [value for found in rounds for value in found.times_ms]
-    medians = tuple(round(float(np.median(found.times_ms)), 4) for found in rounds)
-    meanwhile = [found.meanwhile for found in rounds]
+    times = [value for one in rounds for value in one.times_ms]
+    medians = tuple(round(float(np.median(one.times_ms)), 4) for one in rounds)
+    conditions = [one.conditions for one in rounds]
     notes = disturbances(
-        [found.times_ms for found in rounds],
-        others=max(one.others for one in meanwhile),
-        stolen=max(one.stolen for one in meanwhile),
-        throttled=sorted({flag for one in meanwhile for flag in one.throttled}),
-        hotter_c=max(one.hotter_c for one in meanwhile),
+        [one.times_ms for one in rounds],
+        others=max(one.others for one in conditions),
+        stolen=max(one.stolen for one in conditions),
+        throttled=sorted({flag for one in conditions for flag in one.throttled}),
+        hotter_c=max(one.hotter_c for one in conditions),
     )
     if threads > cores():
         notes.append(f"{threads} threads on {cores()} cores")
     stages = rounds[0].stages
-    energies = [found.energy_mj for found in rounds if found.energy_mj is not None]
+    energies = [one.energy_mj for one in rounds if one.energy_mj is not None]
     return Steady(
         bundle=digest,
         threads=threads,
@@ -328,10 +333,10 @@ def _steady(key: tuple[str, int, str | None], rounds: Sequence[Round]) -> Steady
         invoke=Spread.of(times),
         rounds_p50_ms=medians,
         frames_per_s=round(1000 / float(np.mean(times)), 2),
-        warmup_runs=max(found.warmup_runs for found in rounds),
+        warmup_runs=max(one.warmup_runs for one in rounds),
         start=Start(**rounds[0].start),
         stages=Stages(**{name: Spread.of(values) for name, values in stages.items()}) if stages else None,
-        memory_mb=max(found.memory_mb for found in rounds),
+        memory_mb=max(one.memory_mb for one in rounds),
         energy_mj=round(float(np.median(energies)), 3) if energies else None,
         notes=tuple(notes),
         times_ms=tuple(times[:: max(1, len(times) // _MOST_TIMES)]),

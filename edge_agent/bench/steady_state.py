@@ -1,4 +1,4 @@
-"""When a model has warmed up, and whether what was measured can be trusted: arithmetic on times alone."""
+"""Detection of warm-up and of disturbances, from the measured times."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ import numpy as np
 import numpy.typing as npt
 
 BATCH = 5
-MOST_DRIFT = 0.05
-"""Between two halves, or two rounds, of what should be the same: the promise of a report."""
-MOST_OTHERS = 0.1
-"""Cores that others may keep busy: 5 % of a Pi's four is what its system takes now and then."""
-MOST_STOLEN = 0.02
+MAX_DRIFT = 0.05
+"""Largest relative difference between two halves of a round, or two rounds, that a report does not mark as noise."""
+MAX_OTHERS = 0.1
+"""Cores that other processes may keep busy; the system of a Pi occasionally needs this much of its four cores."""
+MAX_STOLEN = 0.02
+"""Cores that the host of a virtual machine may give to others."""
 
 
 def warm_from(times_ms: Sequence[float]) -> int | None:
-    """Index from which times are steady; None while they are not yet.
+    """Return the index from which the times are steady; None if they are not steady yet.
 
-    The truncation that makes the rest's standard error least (MSER-5: White, Cobb and Spratt, "A comparison of five
-    steady-state truncation heuristics for simulation", 2000), on medians of five where they take means: a time that the
-    system interrupted is no sign of warming up. Looked for in the first half, for a few last times vary little by
-    chance; least at its end says that there are too few to tell.
+    Truncates where the standard error of the rest is smallest (MSER-5: White, Cobb and Spratt, "A comparison of five
+    steady-state truncation heuristics for simulation", 2000), but with medians of five values instead of means, because
+    an interruption by the system is not a sign of warm-up. Only the first half is searched, because a few last values
+    may vary little by chance. If the minimum is at the end of that half, there are too few values for a decision.
 
     Args:
-        times_ms: in their order.
+        times_ms: times in the order of measurement, milliseconds.
     """
     grouped = np.asarray(times_ms[: len(times_ms) // BATCH * BATCH], np.float64).reshape(-1, BATCH)
     batches = np.median(grouped, axis=1)
     count = len(batches)
     if count < 4:
         return None
-    # Sums from each batch to the end: the variance of every tail at once.
+    # Sums from each batch to the end give the variance of every tail at once.
     left = np.arange(count, 0, -1)
     sums, squares = np.cumsum(batches[::-1])[::-1], np.cumsum(batches[::-1] ** 2)[::-1]
     errors = (squares - sums**2 / left) / left**2
@@ -40,7 +41,7 @@ def warm_from(times_ms: Sequence[float]) -> int | None:
 
 
 def drift(times_ms: npt.ArrayLike) -> float:
-    """How far the medians of the first and the second half are apart, of the lower one."""
+    """Return the difference between the medians of the first and the second half, relative to the lower one."""
     times = np.asarray(times_ms, np.float64)
     if len(times) < 2:
         return 0.0
@@ -51,27 +52,27 @@ def drift(times_ms: npt.ArrayLike) -> float:
 def disturbances(
     rounds_ms: Sequence[Sequence[float]], *, others: float, stolen: float, throttled: Sequence[str], hotter_c: float
 ) -> list[str]:
-    """What speaks against what was measured, for people; empty where nothing does.
+    """Return notes for people on anything that disturbed the measurement; empty if nothing did.
 
     Args:
-        rounds_ms: times of each round, once warm; the rounds should be the same.
-        others: cores that other processes kept busy meanwhile.
+        rounds_ms: times of each round after warm-up; the rounds should be alike.
+        others: cores that other processes kept busy during the measurement.
         stolen: cores that the host of a virtual machine gave to others.
-        throttled: flags of a Raspberry Pi's firmware.
-        hotter_c: degrees the processor gained in a round.
+        throttled: flags of a Raspberry Pi's firmware that were set.
+        hotter_c: rise of the processor temperature in a round, degrees Celsius.
     """
     notes = []
     medians = sorted(float(np.median(times)) for times in rounds_ms)
-    if medians[0] > 0 and medians[-1] / medians[0] - 1 > MOST_DRIFT:
-        notes.append(f"the machine is noisy: its rounds differ by {100 * (medians[-1] / medians[0] - 1):.0f} %")
-    changed = max(drift(times) for times in rounds_ms)
-    if changed > MOST_DRIFT:
-        cause = f", {hotter_c:.0f} degrees warmer" if hotter_c >= 5 else ""
-        notes.append(f"a round changed by {100 * changed:.0f} % from its first to its second half{cause}")
-    if others > MOST_OTHERS:
+    if medians[0] > 0 and medians[-1] / medians[0] - 1 > MAX_DRIFT:
+        notes.append(f"the machine is noisy: the rounds differ by {100 * (medians[-1] / medians[0] - 1):.0f} %")
+    change = max(drift(times) for times in rounds_ms)
+    if change > MAX_DRIFT:
+        cause = f"; the processor became {hotter_c:.0f} degrees warmer" if hotter_c >= 5 else ""
+        notes.append(f"the median changed by {100 * change:.0f} % between the two halves of a round{cause}")
+    if others > MAX_OTHERS:
         notes.append(f"other processes kept {others:.1f} cores busy")
-    if stolen > MOST_STOLEN:
+    if stolen > MAX_STOLEN:
         notes.append(f"the host of this virtual machine took {100 * stolen:.0f} % of a core")
     if throttled:
-        notes.append(f"the firmware says {', '.join(throttled)}")
+        notes.append(f"the firmware reported {', '.join(throttled)}")
     return notes

@@ -1,7 +1,7 @@
-"""One benchmark in a process of its own, for only a new process starts cold, and one that crashes takes nothing along.
+"""Child process for one measurement: only a new process has a cold start, and a crash does not affect the others.
 
-`python -P -m edge_agent.bench.worker JSON` prints lines of JSON; what each task says is in `Started`, `Round` and
-so on.
+`python -P -m edge_agent.bench.worker JSON` runs one `Task` and prints lines of JSON: progress, the results of
+single seconds under sustained load, and at the end an `Outcome`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 
 _BEGUN_NS = time.monotonic_ns()
 
-import sys  # noqa: E402  the time before the first import counts
+import sys  # noqa: E402  the time of the imports is measured
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, Literal  # noqa: E402
@@ -22,21 +22,21 @@ from ..errors import EdgeloopError, one_line  # noqa: E402
 if TYPE_CHECKING:
     from ..bundle import Bundle
     from ..inference.classifier import Classifier
-    from ..preprocess import Pixels
+    from ..preprocessing import Pixels
 
-MOST_WARMUP_S = 20.0
-_LEAST_RUNS = 100
+MAX_WARMUP_S = 20.0
+_MIN_RUNS = 100
 _FRAME = (720, 1280)
 _STAGE_RUNS = 300
 
 
-Do = Literal["round", "sustain", "agent", "profile"]
+Kind = Literal["round", "sustain", "agent", "profile"]
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do. ``spawned_ns``: of the monotonic clock, when the process was asked for."""
+    """One measurement. ``spawned_ns``: monotonic time at which the parent started the process, in nanoseconds."""
 
-    do: Do
+    do: Kind
     bundle: str
     threads: int
     delegate: str | None
@@ -46,8 +46,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     spawned_ns: int = 0
 
 
-class Meanwhile(msgspec.Struct, frozen=True, kw_only=True):
-    """What else went on; see `edge_agent.bench.steady_state.disturbances`."""
+class Conditions(msgspec.Struct, frozen=True, kw_only=True):
+    """Conditions during a measurement; see `edge_agent.bench.steady_state.disturbances`."""
 
     others: float
     stolen: float
@@ -56,7 +56,7 @@ class Meanwhile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """What a round found."""
+    """Result of a round."""
 
     runtime: str
     times_ms: list[float]
@@ -65,48 +65,48 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     stages: dict[str, list[float]] | None
     memory_mb: float
     energy_mj: float | None
-    meanwhile: Meanwhile
+    conditions: Conditions
 
 
-class Ended(msgspec.Struct, frozen=True):
-    """The last line: a result, or why there is none."""
+class Outcome(msgspec.Struct, frozen=True):
+    """Last line of the output: a result or an error."""
 
     result: Any = None
     error: str | None = None
 
 
 def main(argument: str) -> int:
-    """Do one task, and say how it went."""
+    """Run one task and print its outcome."""
     try:
         task = msgspec.json.decode(argument, type=Task)
         result = {"round": _round, "sustain": _sustain, "agent": _agent, "profile": _profile}[task.do](task)
-        _say(Ended(result))
+        _print_line(Outcome(result))
     except EdgeloopError as error:
-        _say(Ended(error=one_line(error)))
+        _print_line(Outcome(error=one_line(error)))
         return 1
     return 0
 
 
-def _say(what: object) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(what) + b"\n")
+def _print_line(message: object) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
     sys.stdout.flush()
 
 
 def _progress(share: float) -> None:
-    _say({"done": round(share, 3)})
+    _print_line({"done": round(share, 3)})
 
 
-# --- once warm ---
+# --- steady state ---
 
 
 def _round(task: Task) -> Round:
-    started = _Start(task)
+    started = _ColdStart(task)
     with started.classifier as classifier:
-        levels = _levels(started.bundle)
+        levels = _model_inputs(started.bundle)
         first = classifier.infer(next(levels))[1]
-        start = started.told(first)
+        start = started.times_ms(first)
         warmup = _warm_up(classifier, levels)
-        times, meanwhile, energy = _measure(classifier, levels, task.seconds)
+        times, conditions, energy = _measure(classifier, levels, task.seconds)
         stages = _stages(started.bundle, classifier) if task.stages else None
         from ..monitoring.system import peak_memory_mb
 
@@ -118,12 +118,12 @@ def _round(task: Task) -> Round:
             stages=stages,
             memory_mb=round(peak_memory_mb("self"), 1),
             energy_mj=energy,
-            meanwhile=meanwhile,
+            conditions=conditions,
         )
 
 
-class _Start:
-    """From nothing to a model that is loaded, each part timed."""
+class _ColdStart:
+    """Loading of a model in a new process, with the time of each part."""
 
     def __init__(self, task: Task) -> None:
         begun = _BEGUN_NS
@@ -141,20 +141,20 @@ class _Start:
             name: (later - earlier) / 1e6 for name, earlier, later in zip(names, marks, marks[1:], strict=False)
         }
 
-    def told(self, first_inference_ms: float) -> dict[str, float]:
-        """All parts, and their sum."""
+    def times_ms(self, first_inference_ms: float) -> dict[str, float]:
+        """Return the times of all parts, and their sum."""
         parts = {**self._parts, "first_inference_ms": first_inference_ms}
         return {name: round(value, 3) for name, value in {**parts, "total_ms": sum(parts.values())}.items()}
 
 
-def _levels(bundle: Bundle) -> Iterator[Pixels]:
-    """Images as the model wants them, again and again: those it carries, or grey where it has none."""
+def _model_inputs(bundle: Bundle) -> Iterator[Pixels]:
+    """Yield model inputs in an endless cycle: the bundle's canary images, or a grey image if it has none."""
     import itertools
 
     import numpy as np
 
     from ..images import decode_image
-    from ..preprocess import preprocess
+    from ..preprocessing import preprocess
 
     spec = bundle.manifest.preprocess
     images = [preprocess(decode_image(bundle.read(image.file), image.file), spec) for image in bundle.canary()]
@@ -162,48 +162,48 @@ def _levels(bundle: Bundle) -> Iterator[Pixels]:
 
 
 def _warm_up(classifier: Classifier, levels: Iterator[Pixels]) -> int:
-    """Run until times are steady; how many runs that took."""
+    """Run the model until the times are steady, and return the number of runs that this took."""
     from .steady_state import warm_from
 
     times: list[float] = []
-    deadline, wanted = time.monotonic() + MOST_WARMUP_S, 50
+    deadline, count = time.monotonic() + MAX_WARMUP_S, 50
     while time.monotonic() < deadline:
-        while len(times) < wanted and time.monotonic() < deadline:
+        while len(times) < count and time.monotonic() < deadline:
             times.append(classifier.infer(next(levels))[1])
         warm = warm_from(times)
         if warm is not None:
             return warm
-        wanted *= 2
+        count *= 2
     return len(times)
 
 
 def _measure(
     classifier: Classifier, levels: Iterator[Pixels], seconds: float
-) -> tuple[list[float], Meanwhile, float | None]:
+) -> tuple[list[float], Conditions, float | None]:
     from .energy import EnergyMeter
     from .machine import load, temperature_c, throttled
 
     times: list[float] = []
     before, heat = load(), temperature_c()
     with EnergyMeter() as energy:
-        start, told = time.monotonic(), 0.0
-        while (passed := time.monotonic() - start) < seconds or len(times) < _LEAST_RUNS:
+        start, reported = time.monotonic(), 0.0
+        while (elapsed := time.monotonic() - start) < seconds or len(times) < _MIN_RUNS:
             times.append(classifier.infer(next(levels))[1])
-            if passed - told > 0.5:
-                told = passed
-                _progress(min(1.0, passed / seconds))
+            if elapsed - reported > 0.5:
+                reported = elapsed
+                _progress(min(1.0, elapsed / seconds))
     now, warmer = load(), temperature_c()
-    meanwhile = Meanwhile(
+    conditions = Conditions(
         others=now.others_since(before),
         stolen=now.stolen_since(before),
         throttled=tuple(flag for flag in throttled() or () if not flag.endswith("_occurred")),
         hotter_c=0.0 if heat is None or warmer is None else warmer - heat,
     )
-    return times, meanwhile, None if energy.joules is None else round(1e3 * energy.joules / len(times), 3)
+    return times, conditions, None if energy.joules is None else round(1e3 * energy.joules / len(times), 3)
 
 
 def _stages(bundle: Bundle, classifier: Classifier) -> dict[str, list[float]]:
-    """A camera's JPEG of 1280x720 to a message, part by part, as the agent does it."""
+    """Measure each pipeline stage as in the agent, from a camera's JPEG of 1280x720 to the encoded message."""
     import itertools
 
     import cv2
@@ -213,7 +213,7 @@ def _stages(bundle: Bundle, classifier: Classifier) -> dict[str, list[float]]:
     from ..images import decode_image
     from ..inference.decision import Decision, Rules, decide
     from ..messages import VERSION, ModelId, Observation, Timing, TopScore, timestamp
-    from ..preprocess import preprocess
+    from ..preprocessing import preprocess
 
     named = [(image.file, bundle.read(image.file)) for image in bundle.canary()[:8]]
     frames = [cv2.resize(decode_image(data, name), _FRAME[::-1]) for name, data in named]
@@ -246,14 +246,14 @@ def _stages(bundle: Bundle, classifier: Classifier) -> dict[str, list[float]]:
         )
         published = time.perf_counter_ns()
         if seq < len(jpegs):
-            continue  # each once, unmeasured
+            continue  # warm-up: process each image once without measuring
         parts = (marks[1] - marks[0], marks[2] - marks[1], took_ms * 1e6, decided - inferred, published - decided)
         for name, part in zip(names, parts, strict=True):
             times[name].append(part / 1e6)
     return times
 
 
-# --- minutes without a pause ---
+# --- sustained load ---
 
 
 def _sustain(task: Task) -> list[Any]:
@@ -262,10 +262,10 @@ def _sustain(task: Task) -> list[Any]:
     from .machine import clock_mhz, temperature_c, throttled
     from .report import Second
 
-    started = _Start(task)
+    started = _ColdStart(task)
     seconds: list[Second] = []
     with started.classifier as classifier:
-        levels = _levels(started.bundle)
+        levels = _model_inputs(started.bundle)
         classifier.infer(next(levels))
         start = time.monotonic()
         while (at := time.monotonic() - start) < task.seconds:
@@ -275,8 +275,8 @@ def _sustain(task: Task) -> list[Any]:
             p50, p99 = (round(float(value), 4) for value in np.percentile(times, (50, 99)))
             flags = tuple(flag for flag in throttled() or () if not flag.endswith("_occurred"))
             seconds.append(Second(round(at, 2), len(times), p50, p99, temperature_c(), clock_mhz(), flags))
-            # One by one, so that what was measured is kept should the machine go away.
-            _say({"second": seconds[-1]})
+            # Printed every second, so that the results are kept if the machine goes down.
+            _print_line({"second": seconds[-1]})
             _progress(min(1.0, (at + 1) / task.seconds))
     return list(seconds)
 
@@ -293,7 +293,7 @@ def _profile(task: Task) -> list[Any]:
     from .op_profile import RUNS, cut_after_each, shares
 
     bundle = open_bundle(task.bundle)
-    image = next(_levels(bundle))
+    image = next(_model_inputs(bundle))
     kinds, until_ms = [], []
     cuts = list(cut_after_each(bundle.read(MODEL)))
     for number, (kind, shape, content) in enumerate(cuts, 1):
@@ -307,7 +307,7 @@ def _profile(task: Task) -> list[Any]:
                 model.invoke()
                 times.append((time.perf_counter_ns() - start) / 1e6)
         kinds.append((kind, shape))
-        # The lower quartile: what an interruption adds is no operation's.
+        # The lower quartile excludes interruptions by the system, which no operation causes.
         until_ms.append(float(np.percentile(times[RUNS:], 25)))
         _progress(number / len(cuts))
     return list(shares(kinds, until_ms))
@@ -324,7 +324,7 @@ def _agent(task: Task) -> dict[str, Any]:
     from ..inference.decision import Rules
     from ..publishers import RecordingPublisher
 
-    started = _Start(task)
+    started = _ColdStart(task)
     source: int | str = int(task.source) if task.source.isdecimal() else task.source
     settings = CameraSettings(source, loop=not task.source.isdecimal() and Path(task.source).exists())
     thresholds = started.bundle.manifest.thresholds
@@ -337,13 +337,13 @@ def _agent(task: Task) -> dict[str, Any]:
         if agent.counts["camera"].classified == 0:
             failure = agent.failures.get("camera")
             raise EdgeloopError(
-                f"{task.source}: {failure or 'no frame within 15 s; edgeloop cameras lists what is there'}"
+                f"{task.source}: {failure or 'no frame within 15 s; list the cameras with: edgeloop cameras'}"
             )
         agent.latencies.capture_to_publish.take()
         before, start = (agent.counts["camera"].captured, agent.counts["camera"].classified), time.monotonic()
-        while (passed := time.monotonic() - start) < task.seconds:
+        while (elapsed := time.monotonic() - start) < task.seconds:
             time.sleep(min(0.5, task.seconds))
-            _progress(min(1.0, passed / task.seconds))
+            _progress(min(1.0, elapsed / task.seconds))
         count, took = agent.counts["camera"], time.monotonic() - start
         spread = agent.latencies.capture_to_publish.take()
         return {

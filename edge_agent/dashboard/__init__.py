@@ -1,4 +1,4 @@
-"""The live page and Prometheus' metrics: what the agent publishes, over HTTP. Needs the extra ``review``."""
+"""Dashboard and Prometheus metrics: the agent's messages over HTTP. Needs the extra ``review``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live page: takes the agent's messages, and serves them from a thread of its own."""
+"""Dashboard: receives the agent's messages and serves them to browsers from its own thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..config import DashboardSettings
 from ..errors import MissingExtraError
 from ..http_server import is_loopback, listen, make_server
 from ..messages import CameraState, Health, Info, Observation, Tunables
-from ..preprocess import Pixels
+from ..preprocessing import Pixels
 from .images import Images
 from .prometheus import Counts
 from .server import Region, Sources, make_app, stop
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_GOODBYE_S = 2.0
+_STOP_S = 2.0
 
 
 class Dashboard:
-    """Shows what the agent publishes to browsers and to Prometheus. A context manager, and a `Publisher`.
+    """Publisher that shows the agent's messages in the browser and as Prometheus metrics. A context manager.
 
-    Publishing only notes the message, whoever is looking; it works outside the block, too.
+    Publishing only stores the message, however many browsers are connected; it also works outside the ``with`` block.
 
     Args:
-        settings: where to listen.
-        device: this device's name.
-        frame: a camera's newest frame, None before the first.
-        prepared: what the model last saw of a camera, (height, width, 3) uint8, BGR; None before the first.
-        region: the part of a camera's image that is classified: left, top, right, bottom, as fractions.
-        counts: what became of a camera's frames; None leaves them out of the metrics.
+        settings: address to listen on.
+        device: name of this device.
+        frame: returns the newest frame of a camera; None before the first one.
+        prepared: returns the last model input of a camera, (height, width, 3) uint8, BGR; None before the first one.
+        region: returns the part of a camera's image that is classified: left, top, right, bottom, as fractions.
+        counts: returns the frame counts of a camera; None leaves them out of the metrics.
 
     Raises:
-        ConfigError: on entering, when it cannot listen there.
-        MissingExtraError: on entering, when the extra ``review`` is not installed.
+        ConfigError: on entering, if the server cannot listen on the address.
+        MissingExtraError: on entering, if the extra ``review`` is not installed.
     """
 
     wants_results = True
@@ -60,7 +60,7 @@ class Dashboard:
         counts: Callable[[str], Counts | None] = lambda _name: None,
     ) -> None:
         self._settings = settings
-        self._board = DashboardState(device)
+        self._state = DashboardState(device)
         self._frame, self._prepared = frame, prepared
         self._region, self._counts = region, counts
 
@@ -69,64 +69,64 @@ class Dashboard:
             try:
                 import_module(module)
             except ImportError as error:
-                raise MissingExtraError("the live page", "review", error.name) from error
+                raise MissingExtraError("the dashboard", "review", error.name) from error
         listening = listen(
             self._settings.host,
             self._settings.port,
-            what="page",
+            what="dashboard",
             remedy="set another dashboard.port, or an address of this device as dashboard.host",
         )
         images = Images(frame=self._frame, prepared=self._prepared)
-        self._sources = Sources(self._board, images, self._region, self._counts)
+        self._sources = Sources(self._state, images, self._region, self._counts)
         self._server = make_server(make_app(self._sources, loopback=is_loopback(self._settings.host)))
         self._loop = asyncio.new_event_loop()
         arguments = (self._loop, self._server, listening)
-        self._thread = threading.Thread(target=_serve, args=arguments, name="page", daemon=True)
+        self._thread = threading.Thread(target=_serve, args=arguments, name="dashboard", daemon=True)
         self._thread.start()
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
-        log.info("live page at http://%s:%d/", host, self._settings.port)
+        log.info("dashboard at http://%s:%d/", host, self._settings.port)
         return self
 
     def __exit__(self, *exception: object) -> None:
         try:
             self._loop.call_soon_threadsafe(stop, self._server, self._sources)
-        except RuntimeError:  # it ended by itself, and said why
-            log.debug("the page had ended")
-        self._thread.join(_GOODBYE_S)
+        except RuntimeError:  # the server had stopped, and logged the reason
+            log.debug("the dashboard had already stopped")
+        self._thread.join(_STOP_S)
         if self._thread.is_alive():
-            log.warning("the page thread does not end; leaving it")
+            log.warning("the dashboard thread did not stop within %g s; abandoning it", _STOP_S)
         self._sources.images.close()
 
     def info(self, info: Info) -> None:
         """See `Publisher`."""
-        self._board.info(info)
+        self._state.info(info)
 
     def label(self, observation: Observation) -> None:
         """See `Publisher`."""
-        self._board.label(observation)
+        self._state.label(observation)
 
     def event(self, observation: Observation) -> None:
         """See `Publisher`."""
-        self._board.event(observation)
+        self._state.event(observation)
 
     def result(self, observation: Observation) -> None:
         """See `Publisher`."""
-        self._board.result(observation)
+        self._state.result(observation)
 
     def camera(self, name: str, state: CameraState) -> None:
         """See `Publisher`."""
-        self._board.camera(name, state)
+        self._state.camera(name, state)
 
     def health(self, health: Health) -> None:
         """See `Publisher`."""
-        self._board.health(health)
+        self._state.health(health)
 
     def tunables(self, tunables: Tunables) -> None:
         """See `Publisher`."""
-        self._board.tunables(tunables)
+        self._state.tunables(tunables)
 
     def snapshot(self, camera: str, jpeg: bytes) -> None:
-        """See `Publisher`; the page shows the camera itself."""
+        """See `Publisher`. Ignored: the dashboard shows the live image of the camera."""
 
 
 def _serve(loop: asyncio.AbstractEventLoop, server: uvicorn.Server, listening: list[socket.socket]) -> None:
@@ -134,7 +134,7 @@ def _serve(loop: asyncio.AbstractEventLoop, server: uvicorn.Server, listening: l
     try:
         loop.run_until_complete(server.serve(sockets=listening))
     except Exception:
-        log.exception("the page: stopped by a bug; the agent goes on without it")
+        log.exception("dashboard: stopped by an unexpected error; the agent continues without it")
     finally:
         for listener in listening:
             listener.close()

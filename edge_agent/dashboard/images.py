@@ -1,4 +1,4 @@
-"""Images for the page: encoded when somebody looks, once for all who do, outside the event loop."""
+"""Images for the dashboard: encoded on demand, once for all viewers, outside the event loop."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 
 from ..cameras import Frame
 from ..errors import ImageError
-from ..preprocess import Pixels
+from ..preprocessing import Pixels
 
 WIDTH = 800
-"""Columns of a live image at most: what a card of the page shows, on screens of some density."""
+"""Largest width of a live image in pixels: enough for a card of the dashboard, also on high-density screens."""
 MIN_AGE_S = 0.25
-"""An image is not encoded again sooner, however many look: four a second and camera."""
+"""Shortest time between two encodings: at most four images per second and camera, however many viewers there are."""
 _QUALITY = 80
 _PNG_COMPRESSION = 1
-"""The fastest: these images are small, and it is the device that pays."""
+"""The fastest level: the images are small, and the device has to encode them."""
 
 Encode = Callable[[], bytes | None]
 
@@ -34,56 +34,56 @@ class _Encoded:
 
 
 class Images:
-    """Encodes the newest images, from one event loop; `close` when done.
+    """Encoder of the newest images. Use it from one event loop, and call `close` at the end.
 
     Args:
-        frame: a camera's newest frame.
-        prepared: what the model last saw of a camera: (height, width, 3) uint8, BGR.
+        frame: returns the newest frame of a camera.
+        prepared: returns the last model input of a camera, (height, width, 3) uint8, BGR.
     """
 
     def __init__(self, *, frame: Callable[[str], Frame | None], prepared: Callable[[str], Pixels | None]) -> None:
         self._frame = frame
         self._prepared = prepared
-        self._done: dict[tuple[str, str], _Encoded] = {}
-        self._under_way: dict[tuple[str, str], asyncio.Future[bytes | None]] = {}
-        # One: however many look at however many cameras, the agent loses at most one core to it.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="page-images")
+        self._encoded: dict[tuple[str, str], _Encoded] = {}
+        self._pending: dict[tuple[str, str], asyncio.Future[bytes | None]] = {}
+        # One thread, so that encoding uses at most one core, however many viewers and cameras there are.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="dashboard-images")
 
     def close(self) -> None:
-        """Let the worker end."""
+        """Stop the worker thread."""
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     async def live(self, camera: str) -> bytes | None:
-        """What the camera sees, at most `WIDTH` columns, as JPEG; None where there is nothing to be shown."""
+        """Return the newest frame of a camera as JPEG, at most `WIDTH` pixels wide; None if there is no image."""
         frame = self._frame(camera)
         return None if frame is None else await self._once(("live", camera), frame, lambda: live_jpeg(frame))
 
     async def model(self, camera: str) -> bytes | None:
-        """What the model last saw, pixel by pixel, as PNG; None before the first."""
+        """Return the last model input as PNG, with the exact pixels; None before the first one."""
         levels = self._prepared(camera)
         return None if levels is None else await self._once(("model", camera), levels, lambda: _encode(".png", levels))
 
     async def _once(self, key: tuple[str, str], source: object, encode: Encode) -> bytes | None:
-        done = self._done.get(key)
-        if done is not None and (done.source is source or time.monotonic() - done.at_s < MIN_AGE_S):
-            return done.data
-        if key not in self._under_way:
+        encoded = self._encoded.get(key)
+        if encoded is not None and (encoded.source is source or time.monotonic() - encoded.at_s < MIN_AGE_S):
+            return encoded.data
+        if key not in self._pending:
             future = asyncio.get_running_loop().run_in_executor(self._worker, encode)
-            self._under_way[key] = future
+            self._pending[key] = future
             started_s = time.monotonic()
 
             def finished(future: asyncio.Future[bytes | None]) -> None:
-                del self._under_way[key]
+                del self._pending[key]
                 if not future.cancelled() and future.exception() is None:
-                    self._done[key] = _Encoded(source, started_s, future.result())
+                    self._encoded[key] = _Encoded(source, started_s, future.result())
 
             future.add_done_callback(finished)
-        # Shielded: a viewer who leaves does not take the image away from the others.
-        return await asyncio.shield(self._under_way[key])
+        # Shielded: a viewer who disconnects must not cancel the encoding for the others.
+        return await asyncio.shield(self._pending[key])
 
 
 def live_jpeg(frame: Frame) -> bytes | None:
-    """A frame for the page, (H, W, 3) uint8 BGR inside, at most `WIDTH` columns; None if it cannot be decoded."""
+    """Encode a frame (decoded: (H, W, 3) uint8, BGR) as JPEG of at most `WIDTH` pixels width; None if undecodable."""
     try:
         rows, columns = frame.size
         width = min(WIDTH, columns)

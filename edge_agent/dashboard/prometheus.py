@@ -1,4 +1,4 @@
-"""What the page knows, as Prometheus' text; names begin with ``edgeloop_``, units are seconds and bytes."""
+"""Prometheus metrics from the dashboard's state; names begin with ``edgeloop_``, units are seconds and bytes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 FRAMES = {
     "captured": "Frames the camera delivered.",
     "classified": "Frames the model classified.",
-    "replaced": "Frames outrun by a newer one before they were classified.",
-    "unchanged": "Frames the motion gate passed over.",
+    "replaced": "Frames replaced by a newer one before they were classified.",
+    "unchanged": "Frames skipped by the motion gate.",
     "damaged": "Frames that could not be decoded.",
 }
 FLAGS = ("under_voltage", "frequency_capped", "throttled", "soft_temperature_limit")
@@ -23,7 +23,7 @@ _MB = 1e6
 
 
 class Counts(Protocol):
-    """What became of one camera's frames since the agent started; they only grow."""
+    """Frame counts of one camera since the agent started; the counts only increase."""
 
     captured: int
     classified: int
@@ -34,7 +34,7 @@ class Counts(Protocol):
 
 
 def metrics_text(board: DashboardState, counts: Callable[[str], Counts | None]) -> tuple[bytes, str]:
-    """All metrics and their content type."""
+    """Return all metrics in Prometheus' text format, and the content type."""
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
     from prometheus_client.registry import Collector
 
@@ -66,10 +66,10 @@ def _of_cameras(board: DashboardState, counts: Callable[[str], Counts | None]) -
     up = GaugeMetricFamily("edgeloop_camera_up", "1 while the camera delivers new images.", labels=["camera"])
     changes = CounterMetricFamily("edgeloop_label_changes", "Times the decided label changed.", labels=["camera"])
     score = GaugeMetricFamily(
-        "edgeloop_label_score", "Newest frame's score of the label decided now, 0 to 1.", labels=["camera", "label"]
+        "edgeloop_label_score", "Score of the decided label in the newest frame, 0 to 1.", labels=["camera", "label"]
     )
     latency = HistogramMetricFamily(
-        "edgeloop_latency_seconds", "How long each part of a frame's way took.", labels=["camera", "stage"]
+        "edgeloop_latency_seconds", "Duration of each pipeline stage.", labels=["camera", "stage"]
     )
     for name, camera in cameras.items():
         state = camera.value("state")
@@ -77,16 +77,16 @@ def _of_cameras(board: DashboardState, counts: Callable[[str], Counts | None]) -
         changes.add_metric([name], camera.changes)
         label: Observation | None = camera.value("label")
         if label is not None:
-            now = camera.value("score")
-            score.add_metric([name, label.label], label.score if now is None else now)
-        for stage, spread in camera.spreads.items():
-            # Copied first: a result may come in between, and buckets must add up to the count.
-            latency.add_metric([name, stage], _buckets(list(spread.counts)), spread.sum_ms / 1000)
+            newest = camera.value("score")
+            score.add_metric([name, label.label], label.score if newest is None else newest)
+        for stage, histogram in camera.latencies.items():
+            # Copied first: results arrive in another thread, and the buckets must add up to the count.
+            latency.add_metric([name, stage], _buckets(list(histogram.counts)), histogram.sum_ms / 1000)
     yield from (up, changes, score, latency)
 
 
 def _buckets(counts: list[int]) -> list[tuple[str, float]]:
-    """Cumulative counts by upper bound in seconds, the last without one."""
+    """Return cumulative counts by upper bound in seconds; the last bound is infinite."""
     buckets, total = [], 0
     for bound_ms, count in zip((*BOUNDS_MS, float("inf")), counts, strict=True):
         total += count
@@ -100,31 +100,37 @@ def _of_device(board: DashboardState) -> Iterator[Metric]:
     info: Info | None = board.value("info")
     if info is not None:
         model = {"name": info.model.name, "version": info.model.version, "digest": info.model.digest}
-        yield InfoMetricFamily("edgeloop_model", "The model that runs.", value=model)
+        yield InfoMetricFamily("edgeloop_model", "The current model.", value=model)
         versions = {"device": info.device, "edgeloop": info.edgeloop, "runtime": info.runtime, "python": info.python}
         yield InfoMetricFamily("edgeloop_agent", "The agent.", value=versions)
     health: Health | None = board.value("health")
     if health is None:
         return
     gauges = (
-        ("uptime_seconds", "Since the agent started.", health.uptime_s),
-        ("temperature_celsius", "Of the processor.", health.temperature_c),
-        ("load1", "Processes that run or wait, mean of a minute.", health.load_1min),
+        ("uptime_seconds", "Time since the agent started.", health.uptime_s),
+        ("temperature_celsius", "Temperature of the processor.", health.temperature_c),
+        ("load1", "Load average of the last minute.", health.load_1min),
         ("memory_bytes", "Resident memory of the agent.", _bytes(health.memory_mb)),
-        ("memory_free_bytes", "Memory of the device that is available.", _bytes(health.memory_free_mb)),
-        ("disk_free_bytes", "Where the agent keeps its state.", _bytes(health.disk_free_mb)),
-        ("spool_depth", "Events that wait for the broker.", None if health.spool is None else health.spool.depth),
+        ("memory_free_bytes", "Available memory of the device.", _bytes(health.memory_free_mb)),
+        ("disk_free_bytes", "Free disk space for the agent's state.", _bytes(health.disk_free_mb)),
+        ("spool_depth", "Events waiting for the broker.", None if health.spool is None else health.spool.depth),
     )
     for name, text, value in gauges:
         if value is not None:
             yield GaugeMetricFamily(f"edgeloop_{name}", text, value=value)
     if health.spool is not None:
-        yield CounterMetricFamily("edgeloop_spool_dropped", "Events lost to a full spool.", value=health.spool.dropped)
+        yield CounterMetricFamily(
+            "edgeloop_spool_dropped", "Events dropped because the spool was full.", value=health.spool.dropped
+        )
     if health.recorder is not None:
-        yield CounterMetricFamily("edgeloop_recorder_kept", "Frames kept.", value=health.recorder.kept)
-        yield GaugeMetricFamily("edgeloop_recorder_bytes", "Of captures.", value=health.recorder.megabytes * _MB)
+        yield CounterMetricFamily("edgeloop_recorder_kept", "Frames saved for retraining.", value=health.recorder.kept)
+        yield GaugeMetricFamily(
+            "edgeloop_recorder_bytes", "Size of all captures.", value=health.recorder.megabytes * _MB
+        )
     if health.throttled is not None:
-        throttled = GaugeMetricFamily("edgeloop_throttled", "1 while the flag of the Pi is set.", labels=["flag"])
+        throttled = GaugeMetricFamily(
+            "edgeloop_throttled", "1 while this flag of the Raspberry Pi is set.", labels=["flag"]
+        )
         for flag in FLAGS:
             throttled.add_metric([flag], float(flag in health.throttled))
             throttled.add_metric([f"{flag}_occurred"], float(f"{flag}_occurred" in health.throttled))

@@ -1,4 +1,4 @@
-"""The page's HTTP: which addresses there are, and how much each gives."""
+"""HTTP routes of the dashboard."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 VIEWERS = 8
-"""Streams of events at once; a page open in a browser takes one."""
+"""Largest number of simultaneous event streams; a dashboard open in a browser uses one."""
 _TICK_S = 0.2
-"""How often a viewer is told what is new: as often as an eye can read a label."""
+"""Interval between updates to a viewer; people cannot read labels that change faster."""
 _HEARTBEAT_TICKS = 25
-"""Ticks without news after which the time alone is sent: the page takes a longer silence for a lost connection."""
+"""Ticks without changes after which only the time is sent; after a longer silence the browser reconnects."""
 _ABORT_S = 0.5
 
 Region = tuple[float, float, float, float]
@@ -37,30 +37,30 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass
 class Sources:
-    """What the page shows: the messages, and where images, regions and counts come from."""
+    """Data that the dashboard shows: messages, images, regions and frame counts."""
 
-    board: DashboardState
+    state: DashboardState
     images: Images
     region: Callable[[str], Region]
     counts: Callable[[str], Counts | None]
     closing: bool = False
-    """Set when the streams are to end."""
+    """Set to end the event streams."""
     viewers: int = 0
 
-    def news(self, version: int) -> tuple[int, dict[str, Any]]:
-        """See `DashboardState.since`; everything also holds what does not change."""
-        newest, news = self.board.since(version)
+    def changes(self, version: int) -> tuple[int, dict[str, Any]]:
+        """Return the changes since a version (see `DashboardState.since`); for version 0, also the constant values."""
+        newest, changes = self.state.since(version)
         if not version:
-            news = {"v": 1, "device": self.board.device, "cameras": {}, "events": [], **news}
-            news["cameras"] = {
+            changes = {"v": 1, "device": self.state.device, "cameras": {}, "events": [], **changes}
+            changes["cameras"] = {
                 name: {"region": self.region(name), "points": [], "labels": [], **camera}
-                for name, camera in news["cameras"].items()
+                for name, camera in changes["cameras"].items()
             }
-        return newest, news
+        return newest, changes
 
 
 def make_app(sources: Sources, *, loopback: bool) -> ASGIApp:
-    """The web application; with ``loopback`` it answers only to the names of this machine itself."""
+    """Create the web application; with ``loopback``, it accepts only the host names of this machine."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.responses import PlainTextResponse, Response
@@ -74,7 +74,7 @@ def make_app(sources: Sources, *, loopback: bool) -> ASGIApp:
         return Response(static[request.url.path], media_type=_TYPES[suffix])
 
     async def state(_request: Request) -> Response:
-        return Response(_encode(sources.news(0)[1]), media_type="application/json")
+        return Response(_encode(sources.changes(0)[1]), media_type="application/json")
 
     async def events(request: Request) -> Response:
         if request.method == "HEAD":
@@ -83,19 +83,19 @@ def make_app(sources: Sources, *, loopback: bool) -> ASGIApp:
 
     async def image(request: Request) -> Response:
         name = request.path_params["camera"]
-        if name not in sources.board.cameras:
+        if name not in sources.state.cameras:
             return PlainTextResponse("no such camera\n", 404)
         live = request.url.path.endswith(".jpg")
         data = await (sources.images.live(name) if live else sources.images.model(name))
-        # No content is no error: a camera that has yet to deliver is an everyday thing.
+        # 204, not an error: a camera that has not delivered a frame yet is normal.
         return Response(status_code=204) if data is None else Response(data, media_type=_image_type(live=live))
 
     async def metrics(_request: Request) -> Response:
-        text, content_type = metrics_text(sources.board, sources.counts)
+        text, content_type = metrics_text(sources.state, sources.counts)
         return Response(text, headers={"content-type": content_type})
 
     async def healthy(_request: Request) -> Response:
-        started = sources.board.value("info") is not None
+        started = sources.state.value("info") is not None
         return PlainTextResponse("ok\n") if started else PlainTextResponse("starting\n", 503)
 
     async def nothing(_request: Request) -> Response:
@@ -121,7 +121,7 @@ def _image_type(*, live: bool) -> str:
 
 
 def _stream(sources: Sources) -> Response:
-    """Everything, then what is new, for as long as the viewer stays."""
+    """Stream the whole state, then the changes, until the viewer disconnects."""
     from starlette.responses import PlainTextResponse, Response
 
     class Stream(Response):
@@ -134,7 +134,7 @@ def _stream(sources: Sources) -> Response:
             gone = asyncio.ensure_future(_disconnected(receive))
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await _send_news(sources, send, gone)
+                await _send_changes(sources, send, gone)
             finally:
                 sources.viewers -= 1
                 gone.cancel()
@@ -149,15 +149,15 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _send_news(sources: Sources, send: Send, gone: asyncio.Future[None]) -> None:
+async def _send_changes(sources: Sources, send: Send, gone: asyncio.Future[None]) -> None:
     version, quiet = 0, 0
     while not (gone.done() or sources.closing):
         kind = b"changes" if version else b"state"
-        newest, news = sources.news(version)
+        newest, changes = sources.changes(version)
         quiet = quiet + 1 if newest == version else 0
         if quiet % _HEARTBEAT_TICKS == 0:
-            # Waits while this viewer's connection is full; what changes meanwhile is sent in one piece afterwards.
-            body = b"event: " + kind + b"\ndata: " + _encode(news) + b"\n\n"
+            # Waits while this viewer's connection is full; later changes are then sent together.
+            body = b"event: " + kind + b"\ndata: " + _encode(changes) + b"\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": True})
         version = newest
         await asyncio.wait({gone}, timeout=_TICK_S)
@@ -165,7 +165,7 @@ async def _send_news(sources: Sources, send: Send, gone: asyncio.Future[None]) -
 
 
 def stop(server: uvicorn.Server, sources: Sources) -> None:
-    """Begin to end, in the server's event loop: streams at once, those who do not read with force."""
+    """Start to stop the server, in its event loop: end all streams, then abort the connections that do not read."""
     sources.closing = server.should_exit = True
 
     def abort() -> None:

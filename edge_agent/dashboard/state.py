@@ -1,7 +1,7 @@
-"""What the page knows: the present, and the last minutes. Written by the agent's threads, read by the web server's.
+"""State of the dashboard: present values and the last minutes. The agent's threads write it, the web server reads it.
 
-Everything has a version that grows with each change, so that a viewer asks for what is newer than the last version it
-saw: nothing is queued for anybody, and who is slow gets the newest.
+Each value has a version that increases with every change, and a viewer asks for everything newer than the last version
+it received. So nothing is queued per viewer, and a slow viewer skips to the newest values.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import msgspec
 from ..messages import UNKNOWN, CameraState, Health, Info, Observation, Timing, Tunables, timestamp
 
 POINTS = 300
-"""Seconds of scores and latencies that are kept: five minutes, what the page shows."""
+"""Seconds of scores and latencies to keep: the five minutes that the dashboard shows."""
 LABELS = 200
 EVENTS = 50
 STAGES = ("preprocess", "inference", "capture_to_publish")
 BOUNDS_MS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
-"""Upper bounds of the latency histograms: from a fast desktop's preprocessing to a stuck network."""
+"""Upper bounds of the latency histograms, from preprocessing on a fast desktop to a stalled network."""
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
-    """One second of one camera's results. ``at_s`` is when it began; means but for ``age_most_ms``."""
+    """Results of one camera in one second: start of the second, number of results, means, and the highest age."""
 
     at_s: float
     results: int
@@ -39,7 +39,7 @@ class Point(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LabelChange(msgspec.Struct, frozen=True, array_like=True):
-    """From ``at_s`` on the camera's label was this; None while it shows nothing to be labelled."""
+    """Label of a camera from ``at_s`` on; None while the camera delivers no frames."""
 
     at_s: float
     label: str | None
@@ -48,20 +48,20 @@ class LabelChange(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass
 class BucketCounts:
-    """A histogram as Prometheus wants it: how many were at most each bound of `BOUNDS_MS`, the last without one."""
+    """Histogram with the bounds `BOUNDS_MS`; the last bucket has no upper bound."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_MS) + 1))
     sum_ms: float = 0.0
 
     def add(self, ms: float) -> None:
-        """Count one."""
+        """Count one value."""
         self.counts[bisect_left(BOUNDS_MS, ms)] += 1
         self.sum_ms += ms
 
 
 @dataclass
 class _Second:
-    """The second that is being added up."""
+    """Sums of the current second."""
 
     at_s: int
     results: int = 0
@@ -86,33 +86,33 @@ class _Second:
 
 
 @dataclass
-class CameraBoard:
-    """What is known of one camera. ``present`` and the three histories hold (version, value)."""
+class CameraHistory:
+    """Present values and history of one camera. ``present``, ``points`` and ``labels`` hold (version, value)."""
 
     present: dict[str, tuple[int, Any]] = field(default_factory=dict)
     points: deque[tuple[int, Point]] = field(default_factory=lambda: deque(maxlen=POINTS))
     labels: deque[tuple[int, LabelChange]] = field(default_factory=lambda: deque(maxlen=LABELS))
     results: int = 0
     changes: int = 0
-    spreads: dict[str, BucketCounts] = field(default_factory=lambda: {stage: BucketCounts() for stage in STAGES})
+    latencies: dict[str, BucketCounts] = field(default_factory=lambda: {stage: BucketCounts() for stage in STAGES})
     second: _Second | None = None
 
     def value(self, key: str) -> Any:
-        """The present ``state``, ``label``, ``score`` or ``result``; None before the first."""
+        """Return the present ``state``, ``label``, ``score`` or ``result``; None before the first one."""
         return self.present.get(key, (0, None))[1]
 
 
 class DashboardState:
-    """Holds the newest of every message and a bounded past. Every method takes microseconds and never waits long.
+    """Newest message of every kind and a limited history. Every method takes microseconds and holds the lock briefly.
 
     Args:
-        device: this device's name.
+        device: name of this device.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.cameras: dict[str, CameraBoard] = {}
-        """Only ever grows, by the cameras of this device."""
+        self.cameras: dict[str, CameraHistory] = {}
+        """Cameras of this device by name; cameras are never removed."""
         self._lock = threading.Lock()
         self._version = 0
         self._start_s = time.monotonic()
@@ -120,24 +120,24 @@ class DashboardState:
         self._events: deque[tuple[int, Observation]] = deque(maxlen=EVENTS)
 
     def info(self, info: Info) -> None:
-        """What runs here, and which cameras there are."""
+        """Store the description of the agent, and add its cameras."""
         with self._lock:
             for name in info.cameras:
                 self._camera(name)
             self._put("info", info)
 
     def health(self, health: Health) -> None:
-        """How the device is."""
+        """Store the health of the device."""
         with self._lock:
             self._put("health", health)
 
     def tunables(self, tunables: Tunables) -> None:
-        """What can be set."""
+        """Store the settings that can be changed at run time."""
         with self._lock:
             self._put("tunables", tunables)
 
     def camera(self, name: str, state: CameraState) -> None:
-        """A camera came or went: while it is gone it has no label."""
+        """Store the state of a camera; while it is not online, it has no label."""
         now_s, now = self.now_s(), timestamp(time.time_ns())
         with self._lock:
             camera = self._camera(name)
@@ -149,7 +149,7 @@ class DashboardState:
                 camera.labels.append((self._version, LabelChange(now_s, label.label, label.score)))
 
     def label(self, observation: Observation) -> None:
-        """What is decided."""
+        """Store the decided label of a camera."""
         now_s = self.now_s()
         with self._lock:
             camera = self._camera(observation.camera)
@@ -157,14 +157,14 @@ class DashboardState:
             camera.labels.append((self._version, LabelChange(now_s, observation.label, observation.score)))
 
     def event(self, observation: Observation) -> None:
-        """A label changed."""
+        """Store a change of label."""
         with self._lock:
             self._camera(observation.camera).changes += 1
             self._version += 1
             self._events.append((self._version, observation))
 
     def result(self, observation: Observation) -> None:
-        """One inference: the newest is kept, and the second it belongs to summed up."""
+        """Store one inference result as the newest, and add it to the sums of its second."""
         second, timing = int(self.now_s()), observation.timing_ms
         with self._lock:
             camera = self._camera(observation.camera)
@@ -173,33 +173,33 @@ class DashboardState:
             self._set(camera, "result", observation)
             camera.present["score"] = self._version, score
             camera.results += 1
-            spreads = camera.spreads
-            spreads["preprocess"].add(timing.preprocess)
-            spreads["inference"].add(timing.inference)
-            spreads["capture_to_publish"].add(timing.capture_to_publish)
+            latencies = camera.latencies
+            latencies["preprocess"].add(timing.preprocess)
+            latencies["inference"].add(timing.inference)
+            latencies["capture_to_publish"].add(timing.capture_to_publish)
             if camera.second is None or camera.second.at_s != second:
                 self._close_second(camera)
                 camera.second = _Second(second)
             camera.second.add(score, timing)
 
     def now_s(self) -> float:
-        """Seconds since this board was made: the clock of points and labels, which no clock jump moves."""
+        """Return seconds since this object was created: the monotonic clock of points and labels."""
         return round(time.monotonic() - self._start_s, 3)
 
     def since(self, version: int) -> tuple[int, dict[str, Any]]:
-        """What changed after a version, 0 for everything, and the version to ask with next.
+        """Return the newest version and the changes after the given one (0 returns everything).
 
-        Keys without news are left out: ``info``, ``health``, ``tunables``, ``events`` and, by name, ``cameras`` with
+        Keys without changes are left out: ``info``, ``health``, ``tunables``, ``events`` and, by name, ``cameras`` with
         ``state``, ``label``, ``score``, ``result``, ``points`` and ``labels``.
         """
         now_s = self.now_s()
-        news: dict[str, Any] = {"now_s": now_s}
+        changes: dict[str, Any] = {"now_s": now_s}
         with self._lock:
             for key, (changed, value) in self._present.items():
                 if changed > version:
-                    news[key] = value
+                    changes[key] = value
             if events := _newer(self._events, version):
-                news["events"] = events
+                changes["events"] = events
             cameras = {}
             for name, camera in self.cameras.items():
                 if camera.second is not None and camera.second.at_s < int(now_s):
@@ -212,21 +212,21 @@ class DashboardState:
                 if part or not version:
                     cameras[name] = part
             if cameras:
-                news["cameras"] = cameras
-            return self._version, news
+                changes["cameras"] = cameras
+            return self._version, changes
 
     def value(self, key: str) -> Any:
-        """The present ``info``, ``health`` or ``tunables``; None before the first."""
+        """Return the present ``info``, ``health`` or ``tunables``; None before the first one."""
         with self._lock:
             return self._present.get(key, (0, None))[1]
 
     # --- with the lock held ---
 
-    def _camera(self, name: str) -> CameraBoard:
+    def _camera(self, name: str) -> CameraHistory:
         camera = self.cameras.get(name)
         if camera is None:
-            # A new mapping, so that readers may walk the old one without the lock.
-            camera = CameraBoard()
+            # A new mapping, so that readers can iterate over the old one without the lock.
+            camera = CameraHistory()
             self.cameras = {**self.cameras, name: camera}
         return camera
 
@@ -234,11 +234,11 @@ class DashboardState:
         self._version += 1
         self._present[key] = self._version, value
 
-    def _set(self, camera: CameraBoard, key: str, value: Any) -> None:
+    def _set(self, camera: CameraHistory, key: str, value: Any) -> None:
         self._version += 1
         camera.present[key] = self._version, value
 
-    def _close_second(self, camera: CameraBoard) -> None:
+    def _close_second(self, camera: CameraHistory) -> None:
         if camera.second is not None:
             self._version += 1
             camera.points.append((self._version, camera.second.point()))
@@ -246,9 +246,9 @@ class DashboardState:
 
 
 def score_now(observation: Observation, decided: str | None) -> float:
-    """How much one frame speaks for the decided label; for ``unknown``, its highest score.
+    """Return the score of the decided label in one frame; for ``unknown``, the frame's highest score.
 
-    0 where the label is not among the frame's highest scores, which is all a message holds of them.
+    Returns 0 if the label is not among the top scores, because a message contains no others.
     """
     if decided is None or decided == UNKNOWN:
         return observation.top[0].score if observation.top else 0.0
@@ -256,7 +256,7 @@ def score_now(observation: Observation, decided: str | None) -> float:
 
 
 def _newer(entries: deque[tuple[int, Any]], version: int) -> list[Any]:
-    """Those after a version, oldest first; found from the end, where they are."""
+    """Return the entries after a version, oldest first; searches from the end, where the newest entries are."""
     found = []
     for changed, value in reversed(entries):
         if changed <= version:

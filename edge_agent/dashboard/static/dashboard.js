@@ -1,8 +1,8 @@
-// The live page. Everything the agent says is text: it goes through textContent or onto a canvas, never into markup.
+// The dashboard. All data from the agent is text: it is set with textContent or drawn on a canvas, never as markup.
 
-const SPAN_S = 300;          // what the plots show; the server keeps as much
-const IMAGE_MS = 500;      // between two images of a camera
-const SILENCE_MS = 12000;    // the server speaks every 5 s at the least
+const SPAN_S = 300;          // time span of the plots; the server keeps the same span
+const IMAGE_MS = 500;        // interval between two images of a camera
+const SILENCE_MS = 12000;    // the server sends data at least every 5 s
 const RETRY_MS = [500, 1000, 2000, 4000];
 const KEPT_LABELS = 200, KEPT_EVENTS = 50;
 const HUES = [152, 28, 262, 205, 338, 52, 300, 178, 8, 232];
@@ -19,12 +19,12 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 const percent = (score) => `${Math.round(100 * score)} %`;
 const clock = (rfc) => new Date(rfc).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 
-let state = null;            // the server's, merged; null before the first message
-let nowS = 0, heardAt = 0;   // the server's clock, and ours when it said so
+let state = null;            // merged state of the server; null before the first message
+let nowS = 0, receivedAt = 0;   // the server's clock, and our clock when we received it
 let source = null, attempt = 0, dirty = false;
 let cards = new Map();
 
-const serverNow = () => nowS + (performance.now() - heardAt) / 1000;
+const serverNow = () => nowS + (performance.now() - receivedAt) / 1000;
 
 function put(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -50,32 +50,32 @@ function duration(seconds) {
 function connect() {
   source?.close();
   source = new EventSource("/api/events");
-  source.addEventListener("state", (event) => heard(event, true));
-  source.addEventListener("changes", (event) => heard(event, false));
+  source.addEventListener("state", (event) => receive(event, true));
+  source.addEventListener("changes", (event) => receive(event, false));
   source.onerror = () => lose();
 }
 
-function heard(event, whole) {
-  const news = JSON.parse(event.data);
+function receive(event, whole) {
+  const changes = JSON.parse(event.data);
   if (whole) {
     state = { cameras: {}, events: [] };
     attempt = 0;
   }
-  merge(news);
-  nowS = news.now_s;
-  heardAt = performance.now();
+  merge(changes);
+  nowS = changes.now_s;
+  receivedAt = performance.now();
   $("#lost").hidden = true;
   show($("#link"), "link up", "live");
   dirty = true;
 }
 
-// The browser would try again by itself after most errors, but not after all of them.
+// The browser reconnects automatically after most errors, but not after all of them.
 function lose() {
   source?.close();
   source = null;
   show($("#link"), "link down", "not connected");
   if (state !== null) {
-    put($("#lost"), "The connection to the agent is lost; what stands here is old. Trying again.");
+    put($("#lost"), "The connection to the agent is lost. The data shown is out of date. Reconnecting.");
     $("#lost").hidden = false;
   }
   setTimeout(connect, RETRY_MS[Math.min(attempt++, RETRY_MS.length - 1)]);
@@ -86,10 +86,10 @@ function show(element, kind, text) {
   put(element, text);
 }
 
-function merge(news) {
-  for (const key of ["device", "info", "health", "tunables"]) if (key in news) state[key] = news[key];
-  state.events = [...state.events, ...(news.events ?? [])].slice(-KEPT_EVENTS);
-  for (const [name, part] of Object.entries(news.cameras ?? {})) {
+function merge(changes) {
+  for (const key of ["device", "info", "health", "tunables"]) if (key in changes) state[key] = changes[key];
+  state.events = [...state.events, ...(changes.events ?? [])].slice(-KEPT_EVENTS);
+  for (const [name, part] of Object.entries(changes.cameras ?? {})) {
     const camera = (state.cameras[name] ??= { points: [], labels: [] });
     const { points = [], labels = [], ...present } = part;
     Object.assign(camera, present);
@@ -135,8 +135,8 @@ function drawCamera(name, camera) {
   const score = camera.score ?? camera.label?.score;
   $(".meter i", root).style.width = `${100 * (score ?? 0)}%`;
   put($("output", root), score === undefined ? "" : percent(score));
-  const told = camera.labels.at(-1);
-  put($(".since", root), gone !== undefined ? "the last before that" : camera.label && told?.[1] ? `since ${clock(camera.label.captured_at)}, ${duration(serverNow() - told[0])}` : "");
+  const latest = camera.labels.at(-1);
+  put($(".since", root), gone !== undefined ? "last label before that" : camera.label && latest?.[1] ? `since ${clock(camera.label.captured_at)}, ${duration(serverNow() - latest[0])}` : "");
   drawTop($(".top", root), (camera.result ?? camera.label)?.top ?? []);
   drawRegion(card, camera.region);
   drawStrip($(".strip", root), card, camera);
@@ -168,7 +168,7 @@ function drawRegion(card, region = [0, 0, 1, 1]) {
   Object.assign(box.style, { left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%` });
 }
 
-// --- images: asked for again when the last one has been shown, so a slow link gets fewer ---
+// --- images: the next one is requested after the last one is shown, so that slow connections request fewer ---
 
 async function refresh(card, kind) {
   const figure = $(`.${kind}`, card.root);
@@ -183,11 +183,11 @@ async function refresh(card, kind) {
     try {
       await next.decode();
       await new Promise(requestAnimationFrame);
-      next.alt = kind === "live" ? `What camera ${card.name} sees` : `What the model sees of camera ${card.name}`;
+      next.alt = kind === "live" ? `Live image of camera ${card.name}` : `Model input from camera ${card.name}`;
       $(".shot", figure).replaceWith(next);
-      if (kind === "model") put($("figcaption", figure), `Model, ${next.naturalWidth} × ${next.naturalHeight}`);
+      if (kind === "model") put($("figcaption", figure), `Model input, ${next.naturalWidth} × ${next.naturalHeight}`);
     } catch {
-      // No image yet, or no connection, which the stream of events tells.
+      // No image yet, or no connection; the event stream reports a lost connection.
     }
   }
   setTimeout(() => {
@@ -240,7 +240,7 @@ function axes({ pen, width, height }, ticks, most, suffix) {
   return { x, y, bottom };
 }
 
-// Seconds without results, such as those of a lost camera, stay empty.
+// Seconds without results, for example while a camera is lost, leave a gap.
 function line(pen, points, x, y, colour) {
   pen.strokeStyle = colour;
   pen.lineWidth = 1.8;
@@ -264,7 +264,7 @@ function hue(card, label) {
   return card.hues.get(label);
 }
 
-// The text, or its beginning, or nothing where too little would be left to be read.
+// Returns the text, or its beginning if it is too long, or nothing if the rest would be too short to read.
 function fitting(pen, text, width) {
   if (pen.measureText(text).width <= width) return text;
   let length = text.length;
@@ -280,7 +280,7 @@ function drawStrip(canvas, card, camera) {
   pen.fillRect(LEFT, 0, width - LEFT - 6, height);
   pen.textBaseline = "middle";
   pen.textAlign = "left";
-  const said = [];
+  const shown = [];
   camera.labels.forEach(([at, label], index) => {
     const end = camera.labels[index + 1]?.[0] ?? now;
     if (label === null || end < now - SPAN_S || end === at) return;
@@ -290,9 +290,9 @@ function drawStrip(canvas, card, camera) {
     pen.fillRect(from, 0, Math.max(1, to - from), height);
     pen.fillStyle = known ? (dark ? "#fff" : "#1b211d") : css("--muted");
     pen.fillText(fitting(pen, label.slice(0, 80), to - from - 14), from + 7, height / 2 + 0.5);
-    said.push(label);
+    shown.push(label);
   });
-  canvas.setAttribute("aria-label", `Labels of the last five minutes: ${said.slice(-10).join(", ") || "none"}`);
+  canvas.setAttribute("aria-label", `Labels of the last five minutes: ${shown.slice(-10).join(", ") || "none"}`);
 }
 
 function drawSpark(canvas, card, camera) {
@@ -305,7 +305,7 @@ function drawSpark(canvas, card, camera) {
 
 const LINES = [["preprocess", 3, "--one"], ["inference", 4, "--two"], ["capture to publish", 5, "--three"]];
 
-// All cameras together, second by second: means weighted by results, the oldest frame of all.
+// All cameras together, per second: means weighted by the number of results, and the highest age of a frame.
 function seconds() {
   const all = new Map();
   for (const camera of Object.values(state.cameras)) {
@@ -347,7 +347,7 @@ function drawLatency(rows) {
     legend.lastElementChild.firstElementChild.style.opacity = "0.4";
   }
   LINES.forEach(([text, index], row) => put(legend.children[row].lastElementChild, `${text}${last ? ` ${last[index].toFixed(1)}` : ""}`));
-  put(legend.lastElementChild.lastElementChild, "worst of each second");
+  put(legend.lastElementChild.lastElementChild, "maximum per second");
 }
 
 // --- the device ---
@@ -376,7 +376,7 @@ function drawDevice(rows) {
     put($("#model"), `${info.model.name} ${info.model.version}`);
     $("#model").title = info.model.digest;
     put($("#versions"), `edgeloop ${info.edgeloop}, ${info.runtime}, ${info.threads} threads, Python ${info.python}` +
-      `${info.recorder ? ", recording frames for retraining" : ""}`);
+      `${info.recorder ? ", saving frames for retraining" : ""}`);
   }
   put($("#device"), state.device);
   document.title = `${state.device}, edgeloop`;
@@ -390,15 +390,15 @@ function drawDevice(rows) {
   tile("Temperature", health.temperature_c?.toFixed(1), "°C", health.temperature_c >= 80);
   tile("Memory", health.memory_mb?.toFixed(0), "MB");
   tile("Disk free", health.disk_free_mb === null ? null : (health.disk_free_mb / 1000).toFixed(1), "GB", health.disk_free_mb < 500);
-  tile("Waiting events", health.spool?.depth, health.spool?.dropped ? `${health.spool.dropped} lost` : "", health.spool?.depth > 0);
-  tile("Frames kept", health.recorder?.kept, health.recorder?.paused ? "paused" : "");
-  tile("Running for", duration(health.uptime_s));
+  tile("Queued events", health.spool?.depth, health.spool?.dropped ? `${health.spool.dropped} lost` : "", health.spool?.depth > 0);
+  tile("Frames saved", health.recorder?.kept, health.recorder?.paused ? "paused" : "");
+  tile("Uptime", duration(health.uptime_s));
   const flags = health.throttled ?? [];
   const now = flags.filter((flag) => flag in FLAGS).map((flag) => FLAGS[flag]);
   put($("#throttled"), `${now.join(". ")}.`);
   $("#throttled").hidden = !now.length;
   const before = flags.map((flag) => flag.replace(/_occurred$/, "")).filter((flag, index) => flag !== flags[index] && !flags.includes(flag));
-  put($("#throttled-before"), `Since the device started, but not now: ${before.map((flag) => (FLAGS[flag] ?? flag).toLowerCase()).join("; ")}.`);
+  put($("#throttled-before"), `Since the device started, but not at the moment: ${before.map((flag) => (FLAGS[flag] ?? flag).toLowerCase()).join("; ")}.`);
   $("#throttled-before").hidden = !before.length;
 }
 
@@ -437,7 +437,7 @@ function draw() {
 let drawnAt = 0;
 
 function tick(now) {
-  // Labels as they come, and the plots move although nothing came.
+  // Redraw after each message, and every second so that the plots move.
   if (state !== null && (dirty || now - drawnAt > 1000)) {
     drawnAt = now;
     draw();
@@ -446,7 +446,7 @@ function tick(now) {
 }
 
 setInterval(() => {
-  if (source !== null && heardAt && performance.now() - heardAt > SILENCE_MS) lose();
+  if (source !== null && receivedAt && performance.now() - receivedAt > SILENCE_MS) lose();
 }, 1000);
 document.addEventListener("visibilitychange", () => { dirty = true; });
 connect();

@@ -162,10 +162,10 @@ def test_what_is_too_large_or_no_image_is_refused_in_words(service: Service, pho
     header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + huge[24:29]
     huge = huge[:12] + header + zlib.crc32(header).to_bytes(4, "big") + huge[33:]
     for body, status, said in (
-        (b"", 422, "not a whole"),
-        (jpeg[: len(jpeg) // 2][:200], 422, "picture"),
+        (b"", 422, "not a complete"),
+        (jpeg[: len(jpeg) // 2][:200], 422, "image"),
         (huge, 422, "megapixels"),
-        (b"\xff" * (16 * 2**20 + 1), 413, "over 16777216 bytes"),
+        (b"\xff" * (16 * 2**20 + 1), 413, "more than 16777216 bytes"),
     ):
         found, told = service.ask("POST", "/v1/classify", body)
         assert (found, said in told["error"]) == (status, True), told
