@@ -41,7 +41,7 @@ from edge_agent.messages import (
     TopScore,
     timestamp,
 )
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from ...conftest import wait_until
 
@@ -386,7 +386,7 @@ def test_a_viewer_that_does_not_read_holds_nobody_up_and_the_page_ends_all_the_s
             before = time.monotonic()
             rig.page.__exit__()
             assert time.monotonic() - before < 2
-            assert not any(thread.name == "page" for thread in threading.enumerate())
+            assert not any(thread.name == "dashboard" for thread in threading.enumerate())
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", free_port), 1)
 
@@ -405,7 +405,8 @@ def test_a_port_that_is_taken_is_said_in_one_line(free_port: int) -> None:
         for host in ("127.0.0.1", "localhost"):
             page = Rig(free_port).page
             page._settings = DashboardSettings(host=host, port=free_port)
-            expected = rf"page: cannot listen at {host}:{free_port}: Address already in use; set another dashboard.port"
+            expected = f"dashboard: cannot listen on {host}:{free_port}: Address already in use"
+            expected += "; set another dashboard.port"
             with pytest.raises(ConfigError, match=expected), page:
                 pass
 
@@ -425,5 +426,5 @@ except Exception as error:
     print(type(error).__name__, error, loaded)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    expected = MissingExtraError("the live page", "review", "uvicorn")
+    expected = MissingExtraError("the dashboard", "review", "uvicorn")
     assert done.stdout == f"MissingExtraError {expected} set()\n"

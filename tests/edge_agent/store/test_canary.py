@@ -164,7 +164,7 @@ def test_a_file_that_is_no_model_and_a_image_that_is_none_are_refused(bundle_fil
     own = repacked(bundle_file, tmp_path / "own.edgeloop", files={MODEL: b"TFL3" * 100})
     assert "runtime cannot load the model" in refused(own)
     own = repacked(bundle_file, tmp_path / "own.edgeloop", files={"canary/000.jpg": b"no image"})
-    assert "not a whole JPEG" in refused(own)
+    assert "not a complete JPEG" in refused(own)
 
 
 def test_a_damaged_model_takes_at_most_its_own_process_down(bundle_file: Path, bundle: Bundle, tmp_path: Path) -> None:
