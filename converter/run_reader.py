@@ -13,7 +13,7 @@ import msgspec
 from edge_agent.bundle.archive import problems_of_labels
 from edge_agent.errors import DataError, ImageError
 from edge_agent.images import decode_image, read_bytes
-from edge_agent.preprocess import Pixels, PreprocessSpec
+from edge_agent.preprocessing import Pixels, PreprocessSpec
 
 FORMAT = 1
 _FILES = ("labels.txt", "preprocess.json", "split.csv", "run.json")

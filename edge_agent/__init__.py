@@ -1,6 +1,6 @@
-"""What runs on the device, and the contract every other stage imports.
+"""The part of edgeloop that runs on the device, and the formats that all other stages share.
 
-The few names most scripts need, loaded only when used::
+This module offers the names that most scripts need; each is loaded on first use::
 
     import edge_agent
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from .inference.classifier import Classifier, Result, Score
     from .messages import Health, Info, Observation, Reply, Tunables
     from .mqtt import ReceivedMessage, read_message
-    from .preprocess import PreprocessSpec
+    from .preprocessing import PreprocessSpec, preprocess
 
-# Read by OpenCV when it is loaded, so it stands here: a small file that claims gigapixels must not
-# take the device's memory. 64 megapixels (192 MB decoded) is above every camera a Pi can carry.
+# OpenCV reads this variable when it is loaded. A small file that declares gigapixels must not use up the
+# device's memory; 64 megapixels (192 MB decoded) is more than any camera for a Pi has.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(64 * 2**20))
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "__version__",
     "open",
     "open_bundle",
+    "preprocess",
     "read_image",
     "read_message",
 ]
@@ -58,13 +59,14 @@ _HOME = {
     "Health": "messages",
     "Info": "messages",
     "Observation": "messages",
-    "PreprocessSpec": "preprocess",
+    "PreprocessSpec": "preprocessing",
     "ReceivedMessage": "mqtt",
     "Reply": "messages",
     "Result": "inference.classifier",
     "Score": "inference.classifier",
     "Tunables": "messages",
     "open_bundle": "bundle",
+    "preprocess": "preprocessing",
     "read_image": "images",
     "read_message": "mqtt",
 }
@@ -78,13 +80,13 @@ def open(  # noqa: A001  reads as edge_agent.open
     """Verify a bundle and load its model, ready to classify.
 
     Args:
-        bundle: path of a ``.edgeloop`` file, or of the directory one was unpacked into.
-        threads: inference threads; one per core up to four by default.
+        bundle: path of a ``.edgeloop`` file, or of the directory it was unpacked into.
+        threads: inference threads; by default one per core, up to four.
         delegate: shared library of an external delegate, such as Coral's; none by default.
 
     Raises:
-        BundleError: the bundle is damaged, hostile or made for a newer agent.
-        ModelError: its model does not load or does not match its manifest.
+        BundleError: the bundle is damaged, malicious or made for a newer agent.
+        ModelError: the model cannot be loaded or does not match the manifest.
     """
     from .bundle import open_bundle
     from .inference.classifier import Classifier

@@ -1,4 +1,4 @@
-"""Progress as plain lines, for output that is not a terminal: a log file, a pipe, a CI job."""
+"""Progress without a terminal: as plain lines for a log file, a pipe or a CI job, or as values for a callback."""
 
 from __future__ import annotations
 
@@ -6,10 +6,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 INTERVAL_S = 30.0
 """Seconds between two lines. Work that takes less prints nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one stage of long work has come.
+
+    Attributes:
+        stage: name of the stage, such as "Fine-tuning".
+        done: finished steps.
+        total: number of steps; None if unknown. The last report of a stage has ``done == total``.
+        detail: more about the current step, such as "epoch 2 of 9"; may be empty.
+    """
+
+    stage: str
+    done: int
+    total: int | None
+    detail: str = ""
 
 
 class Advance(Protocol):
@@ -60,6 +78,34 @@ def progress_lines(
         thread.join()
     if lines:
         write(f"{work.label}: done in {_duration(work.elapsed_s())}")
+
+
+@contextmanager
+def progress_calls(
+    stage: str, total: int | None, report: Callable[[Progress], object], *, done: int = 0
+) -> Iterator[Advance]:
+    """Call ``report`` when a stage begins, after every step, and when it ends.
+
+    Args:
+        stage: name of the stage.
+        total: number of steps; None if unknown.
+        report: receives each `Progress`.
+        done: steps that were finished before, by an interrupted run.
+
+    Yields:
+        A function that adds finished steps.
+    """
+    report(Progress(stage, done, total))
+
+    def advance(count: int = 1, *, detail: str = "") -> None:
+        nonlocal done
+        done += count
+        report(Progress(stage, done, total, detail))
+
+    yield advance
+    # A stage that ended early, such as a fine-tuning that stopped improving, is as complete as any.
+    if total is None or done != total:
+        report(Progress(stage, done, done))
 
 
 class _Work:

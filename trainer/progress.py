@@ -1,19 +1,42 @@
-"""Progress of long work: a bar on a terminal, otherwise a plain line every half minute."""
+"""Progress of long work: a bar on a terminal, a plain line every half minute elsewhere, or calls of a function."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-from edge_agent.progress_lines import Advance, progress_lines
+from edge_agent.progress_lines import Advance, Progress, progress_calls, progress_lines
 
-__all__ = ["Advance", "status", "steps", "track"]
+__all__ = ["Advance", "CallbackConsole", "status", "steps", "track"]
 
 Item = TypeVar("Item")
+
+
+class CallbackConsole(Console):
+    """A console that shows nothing: progress and messages go to functions of a program that uses this package.
+
+    Args:
+        on_progress: receives the progress of each stage; None to ignore it.
+        on_message: receives each message, one line of plain text; None to ignore them.
+    """
+
+    def __init__(
+        self, on_progress: Callable[[Progress], object] | None, on_message: Callable[[str], object] | None
+    ) -> None:
+        super().__init__(quiet=True)
+        self.on_progress = on_progress or (lambda _progress: None)
+        self._on_message = on_message or (lambda _message: None)
+
+    def print(self, *objects: Any, markup: bool | None = None, **_style: Any) -> None:
+        """Pass a message on as plain text."""
+        text = " ".join(map(str, objects))
+        self._on_message(text if markup is False else Text.from_markup(text).plain)
 
 
 @contextmanager
@@ -23,20 +46,24 @@ def steps(console: Console, label: str, total: int | None, *, done: int = 0) -> 
     Yields:
         A function that adds finished steps. The bar is full when the block ends, however early.
     """
+    if isinstance(console, CallbackConsole):
+        with progress_calls(label, total, console.on_progress, done=done) as advance:
+            yield advance
+        return
     if not _has_bars(console):
         with progress_lines(label, total, lambda line: _print_line(console, line), done=done) as advance:
             yield advance
         return
-    columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=total, completed=done)
+    columns = (*Bars.get_default_columns()[:-1], TimeElapsedColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console) as bars:
+        task = bars.add_task(label, total=total, completed=done)
 
         def advance_bar(count: int = 1, *, detail: str = "") -> None:
-            progress.update(task, advance=count, description=f"{label}, {detail}" if detail else label)
+            bars.update(task, advance=count, description=f"{label}, {detail}" if detail else label)
 
         yield advance_bar
-        completed = max(1, int(progress.tasks[0].completed))
-        progress.update(task, total=completed, completed=completed)
+        completed = max(1, int(bars.tasks[0].completed))
+        bars.update(task, total=completed, completed=completed)
 
 
 def track(items: Iterable[Item], label: str, *, total: int, console: Console) -> Iterator[Item]:
@@ -57,7 +84,7 @@ def status(console: Console, label: str) -> Iterator[None]:
         with console.status(label):
             yield
     else:
-        with progress_lines(label, None, lambda line: _print_line(console, line)):
+        with steps(console, label, None):
             yield
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.errors import DataError
-from edge_agent.preprocess import PreprocessSpec
+from edge_agent.preprocessing import PreprocessSpec
 
 from .data import SPLITS, Dataset, Photo
 

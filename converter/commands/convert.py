@@ -9,8 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ..convert import Converted, Method, convert
 from ..gate import ALLOWABLE, DEFAULT_MAX_CLASS_DROP, DEFAULT_MAX_DROP, GateLimits
+from ..pipeline import Converted, Method, convert
 
 
 @click.command("convert")

@@ -12,7 +12,7 @@ from edge_agent.bundle.manifest import CanaryImage
 from edge_agent.images import decode_image
 from edge_agent.inference.classifier import Classifier
 from edge_agent.inference.evaluation import Evaluation
-from edge_agent.preprocess import halve
+from edge_agent.preprocessing import halve
 
 from ..run_reader import Run
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edge_agent.bundle.manifest import Calibration
 from edge_agent.errors import DataError, ImageError, one_line
 from edge_agent.images import SUFFIXES, decode_image, read_bytes
-from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
+from edge_agent.preprocessing import Pixels, PreprocessSpec, preprocess
 
 from ..run_reader import Run, RunImage
 from ..tflite.graph import Graph

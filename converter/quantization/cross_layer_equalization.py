@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from ..tflite.graph import LAYERS, Graph, Operation
 from .observers import activations

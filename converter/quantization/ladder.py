@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edge_agent.bundle.manifest import Precision
 from edge_agent.inference.interpreter import Interpreter
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from ..progress import Advance
 from . import bias_correction, cross_layer_equalization, qat

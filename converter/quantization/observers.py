@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edge_agent.inference.interpreter import default_threads
 from edge_agent.native_stderr import native_noise_hidden
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from ..tflite.graph import Graph
 

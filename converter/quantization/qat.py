@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.native_stderr import native_noise_hidden
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from .observers import Ranges, extremes, widest
 from .range_clipping import least_error

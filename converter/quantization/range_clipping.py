@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from .observers import Ranges, Values, activations
 

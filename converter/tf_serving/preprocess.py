@@ -1,4 +1,4 @@
-"""`edge_agent.preprocess` in TensorFlow operations, with bit-identical results. Imports TensorFlow.
+"""`edge_agent.preprocessing` in TensorFlow operations, with bit-identical results. Imports TensorFlow.
 
 A server has no OpenCV. All arithmetic is in integers: OpenCV's bit-exact bilinear resize uses weights with 8 fractional
 bits, and its area mean rounds half up. The tests compare both implementations.
@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from edge_agent.preprocess import PAD_LEVEL, PreprocessSpec
+from edge_agent.preprocessing import PAD_LEVEL, PreprocessSpec
 
 
 def preprocess(image: Any, spec: PreprocessSpec) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent.errors import DataError, MissingExtraError, ModelError
 from edge_agent.native_stderr import native_noise_hidden
-from edge_agent.preprocess import PreprocessSpec
+from edge_agent.preprocessing import PreprocessSpec
 
 from ..run_reader import SAVED_MODEL, Run
 

@@ -31,7 +31,7 @@ from ..inference.decision import Decision, Rules, carried_over, decide
 from ..messages import UNKNOWN, VERSION, CameraInfo, CameraState, Info, Observation, Timing, TopScore, timestamp
 from ..monitoring.histogram import Histogram
 from ..monitoring.score_counts import ScoreCounter
-from ..preprocess import Pixels, preprocess
+from ..preprocessing import Pixels, preprocess
 from ..publishers import Publisher
 from .loaded_model import LoadedModel
 

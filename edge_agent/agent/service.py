@@ -15,7 +15,7 @@ from ..errors import CameraError, EdgeloopError, ModelError
 if TYPE_CHECKING:
     from ..config import DashboardSettings, Settings
     from ..dashboard import Dashboard
-    from ..preprocess import Pixels
+    from ..preprocessing import Pixels
     from ..store.model_store import ModelStore
     from .loaded_model import LoadedModel
     from .pipeline import Agent, Prepared

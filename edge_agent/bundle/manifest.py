@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from ..monitoring.score_counts import ScoreCounts
-from ..preprocess import PreprocessSpec
+from ..preprocessing import PreprocessSpec
 
 FORMAT = 1
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..errors import ImageError
-from ..preprocess import Pixels
+from ..preprocessing import Pixels
 
 JPEG_QUALITY = 95
 """Quality of images that the camera did not encode itself: little loss, a fifth of the size of PNG."""

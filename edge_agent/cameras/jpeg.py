@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from ..errors import ImageError
-from ..preprocess import Pixels
+from ..preprocessing import Pixels
 from .frames import Frame
 
 MAX_BYTES = 32 * 2**20

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import MotionSettings
-from ..preprocess import Pixels
+from ..preprocessing import Pixels
 from . import Frame
 from .region import WHOLE, Region, crop
 

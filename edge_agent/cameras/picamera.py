@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..config import CameraSettings
 from ..errors import CameraError, ConfigError
-from ..preprocess import Pixels
+from ..preprocessing import Pixels
 from .frames import Frame
 
 _SIZE = (1280, 720)

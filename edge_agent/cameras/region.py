@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil, floor
 
-from ..preprocess import Pixels, PreprocessSpec, scaled_size
+from ..preprocessing import Pixels, PreprocessSpec, scaled_size
 from . import Frame
 
 Region = tuple[float, float, float, float]

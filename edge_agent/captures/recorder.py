@@ -24,7 +24,7 @@ from ..cameras import Frame
 from ..config import RecordSettings
 from ..errors import ImageError
 from ..messages import UNKNOWN, VERSION, ModelId, RecorderHealth, timestamp
-from ..preprocess import Pixels
+from ..preprocessing import Pixels
 from .folder import Capture, Captures
 
 log = logging.getLogger(__name__)

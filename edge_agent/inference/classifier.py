@@ -17,7 +17,7 @@ from ..bundle import Bundle
 from ..bundle.archive import MODEL
 from ..bundle.manifest import TensorEntry, Tensors
 from ..errors import ModelError
-from ..preprocess import Pixels, PreprocessSpec, preprocess
+from ..preprocessing import Pixels, PreprocessSpec, preprocess
 from .interpreter import Interpreter
 
 

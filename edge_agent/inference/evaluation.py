@@ -10,7 +10,7 @@ from math import sqrt
 import numpy as np
 import numpy.typing as npt
 
-from ..preprocess import Pixels
+from ..preprocessing import Pixels
 from .classifier import Classifier
 
 CALIBRATION_BINS = 15

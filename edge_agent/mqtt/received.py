@@ -42,7 +42,7 @@ class ReceivedMessage:
     body: Body
 
 
-def read_message(topic: str, payload: bytes, *, prefix: str = "edgeloop") -> ReceivedMessage | None:
+def read_message(topic: str, payload: bytes | bytearray, *, prefix: str = "edgeloop") -> ReceivedMessage | None:
     """Decode a message of an agent.
 
     Fields that this version does not know are ignored, so that messages of newer agents can be read.
@@ -78,9 +78,9 @@ class _Version(msgspec.Struct):
     v: int
 
 
-def _decoded(topic: str, payload: bytes, kind: Any) -> Any:
+def _decoded(topic: str, payload: bytes | bytearray, kind: Any) -> Any:
     if kind is bytes:
-        return payload
+        return bytes(payload)
     try:
         if kind is str:
             return payload.decode()

@@ -19,7 +19,7 @@ from converter.quantization.calibration import (
 )
 from converter.run_reader import Run, RunImage, open_run
 from edge_agent.errors import DataError
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from ..conftest import write_crop
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from converter.convert import _representative, convert
+from converter.pipeline import _representative, convert
 from converter.quantization.calibration import of_folder
 from converter.run_reader import open_run
 from converter.tflite import float_model

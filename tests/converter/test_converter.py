@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import edge_agent
-from converter.convert import Method, convert
 from converter.gate import GateLimits
 from converter.packaging.pack import parse_name
+from converter.pipeline import Method, convert
 from converter.run_reader import open_run
 from edge_agent.bundle import open_bundle
 from edge_agent.bundle.signature import verify_bundle
@@ -81,6 +81,7 @@ def test_a_model_that_quantization_ruins_is_refused_and_nothing_is_written(
     assert os.listdir(out) == []
 
 
+@pytest.mark.slow
 def test_a_ruined_model_is_rescued_by_a_later_rung_and_the_bundle_says_how(
     edgeloop: conftest.Run, run_copy: Path, tmp_path: Path
 ) -> None:
@@ -213,10 +214,11 @@ def test_the_command_line_packs_signs_and_keeps_quiet(edgeloop: conftest.Run, ru
     assert "no such directory" in ran.line
 
 
+@pytest.mark.slow
 def test_a_run_on_a_saved_model_is_converted_without_the_original(photo_folder: Path, tmp_path: Path) -> None:
     from edge_agent.native_stderr import native_noise_hidden
-    from trainer.evaluate import evaluate_model
-    from trainer.train import train
+    from trainer.evaluation import evaluate
+    from trainer.pipeline import train
     from trainer.training.recipe import Recipe
 
     with native_noise_hidden():
@@ -232,6 +234,6 @@ def test_a_run_on_a_saved_model_is_converted_without_the_original(photo_folder: 
     assert trained.test_accuracy > 0.5
     shutil.rmtree(tmp_path / "extractor")
     with pytest.raises(DataError, match="convert it, and evaluate the bundle"):
-        evaluate_model(tmp_path / "run", photo_folder, console=QUIET)
+        evaluate(tmp_path / "run", photo_folder, console=QUIET)
     converted = convert(tmp_path / "run", tmp_path / "ground-1.edgeloop", console=QUIET, limits=LENIENT)
     assert converted.verdict.float32.accuracy == trained.test_accuracy

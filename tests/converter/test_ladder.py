@@ -21,7 +21,7 @@ from converter.tflite.graph import LAYERS, Graph
 from converter.tflite.xnnpack import off_the_fast_path, with_fast_operations
 from edge_agent.inference.interpreter import Interpreter
 from edge_agent.native_stderr import native_noise_hidden
-from edge_agent.preprocess import Pixels, PreprocessSpec
+from edge_agent.preprocessing import Pixels, PreprocessSpec
 
 SPEC = PreprocessSpec((32, 32))
 CLASSES = 4

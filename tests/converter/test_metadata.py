@@ -20,7 +20,7 @@ from converter.tflite.metadata import with_metadata
 from edge_agent.bundle import open_bundle
 from edge_agent.bundle.archive import MODEL
 from edge_agent.inference.classifier import Classifier
-from edge_agent.preprocess import preprocess
+from edge_agent.preprocessing import preprocess
 
 READER = """
 import json, sys

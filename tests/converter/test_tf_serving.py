@@ -19,8 +19,8 @@ from converter.tf_serving import export, export_saved_model
 from edge_agent.errors import ConfigError, GateError
 from edge_agent.images import decode_image
 from edge_agent.inference.classifier import Classifier
-from edge_agent.preprocess import Fit, Pixels, PreprocessSpec
-from edge_agent.preprocess import preprocess as of_the_device
+from edge_agent.preprocessing import Fit, Pixels, PreprocessSpec
+from edge_agent.preprocessing import preprocess as of_the_device
 
 from ..conftest import CLASSES, IMAGE_SIZE, QUIET, Run
 
@@ -135,6 +135,7 @@ def served(exported: Path) -> Any:
     return tf.saved_model.load(str(exported))
 
 
+@pytest.mark.slow
 def test_it_answers_images_of_any_size_as_the_device_does(
     served: Any, run_folder: Path, photo_folder: Path, image: Pixels, float32_model: bytes
 ) -> None:
@@ -150,6 +151,7 @@ def test_it_answers_images_of_any_size_as_the_device_does(
             np.testing.assert_allclose(found["scores"].numpy()[place], [score for _, score in best], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_prepared_tensors_have_a_signature_of_their_own(served: Any, run_folder: Path, photo_folder: Path) -> None:
     import tensorflow as tf
 
@@ -170,6 +172,7 @@ def answered(served: Any, request: Any) -> dict[str, Any]:
     return signature(**{name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()})  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_the_warm_up_requests_are_the_servers_own_messages_and_are_answered(exported: Path, served: Any) -> None:
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
@@ -183,6 +186,7 @@ def test_the_warm_up_requests_are_the_servers_own_messages_and_are_answered(expo
     assert answered(served, requests[1])["scores"].shape == (1, len(CLASSES))
 
 
+@pytest.mark.slow
 def test_a_clients_request_survives_the_wire(served: Any, photo_folder: Path) -> None:
     from tensorflow_serving.apis import predict_pb2
 
@@ -201,6 +205,7 @@ def test_a_second_export_is_the_next_version(tmp_path: Path) -> None:
     assert export._first_free(tmp_path) == 8
 
 
+@pytest.mark.slow
 def test_what_answers_otherwise_than_the_run_is_refused(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +219,7 @@ def test_what_answers_otherwise_than_the_run_is_refused(
         export_saved_model(run_folder, tmp_path, console=QUIET, name="../up")
 
 
+@pytest.mark.slow
 def test_answers_come_best_first_as_json(exported: Path, photo_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from converter.tf_serving import answer
 

@@ -16,7 +16,7 @@ import pytest
 from deploy.pipelines.demo.photographs import FRAME, SOURCES, view
 from deploy.pipelines.demo.video import write_video
 from edge_agent.bundle import open_bundle
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from ..conftest import Mosquitto, Subscriber
 
@@ -41,6 +41,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return ran.stdout, folder / "kept"
 
 
+@pytest.mark.slow
 def test_the_table_has_every_figure(told: tuple[str, Path]) -> None:
     said, kept = told
     table = said.split("Summary")[1]
@@ -60,6 +61,7 @@ def test_the_table_has_every_figure(told: tuple[str, Path]) -> None:
     assert open_bundle(kept / "surfaces-1.edgeloop").manifest.metrics.images == 180
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_parts(told: tuple[str, Path]) -> None:
     said, kept = told
     manifest = open_bundle(kept / "surfaces-1.edgeloop").manifest
@@ -72,12 +74,14 @@ def test_the_figures_are_those_of_the_parts(told: tuple[str, Path]) -> None:
     assert f"of {classified[1]} classified frames, {classified[2]} in total" in said
 
 
+@pytest.mark.slow
 def test_it_names_the_photographs_and_their_licences(told: tuple[str, Path]) -> None:
     said = " ".join(told[0].split())
     for source in SOURCES:
         assert f"{source.label} ({source.credit})" in said
 
 
+@pytest.mark.slow
 def test_everything_is_kept_and_nothing_noisy_is_said(told: tuple[str, Path]) -> None:
     said, kept = told
     assert {"photos", "run", "surfaces-1.edgeloop", "video.avi", "agent.yaml", "agent.log"} <= set(os.listdir(kept))
@@ -85,6 +89,7 @@ def test_everything_is_kept_and_nothing_noisy_is_said(told: tuple[str, Path]) ->
         assert noise not in said
 
 
+@pytest.mark.slow
 @pytest.mark.needs("mosquitto")
 def test_with_a_broker_of_ones_own_and_nothing_kept_only_the_bundle_stays(
     tmp_path: Path, mosquitto: Mosquitto, subscriber: Subscriber

@@ -16,7 +16,7 @@ from deploy.fleet.push import Outcome
 from deploy.fleet.rollout import Rollout
 from deploy.pipelines.loop import STATE, Means, State, once_round
 from deploy.pipelines.retrain.pipeline import Terms
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 from edge_agent.store.model_store import ModelStore
 from trainer.active_learning.annotations import Annotation, Annotations
 from trainer.active_learning.captured_frames import find_frames
@@ -51,11 +51,12 @@ def versions(devices: Fleet) -> list[str]:
     return ["none" if one is None else one.version for one in found]
 
 
+@pytest.mark.slow
 @pytest.mark.needs("mosquitto")
 def test_frames_of_a_changed_scene_become_the_model_that_the_devices_run(
     devices: Fleet,
     first: Path,
-    run_folder: Path,
+    efficientnet_run: Path,
     scene: tuple[list[Pixels], list[str]],  # noqa: F811
     fast_video: Path,
     mosquitto: Mosquitto,
@@ -77,7 +78,7 @@ def test_frames_of_a_changed_scene_become_the_model_that_the_devices_run(
     }
     nothing = round_()
     assert (nothing.code, "give --run and --bundle for the first call" in nothing.err) == (2, True)
-    began = round_("--run", run_folder, "--bundle", first)
+    began = round_("--run", efficientnet_run, "--bundle", first)
     assert began.code == 0, began.err
     assert "0 captures fetched from 2 of 2 devices" in began.out
     assert "no captures yet" in began.out
@@ -97,7 +98,7 @@ def test_frames_of_a_changed_scene_become_the_model_that_the_devices_run(
     waiting = round_()
     assert waiting.code == 0, waiting.err
     assert "150 captures fetched from 2 of 2 devices" in waiting.out
-    assert f"150 frames wait for review: edgeloop review {work / 'captures'} --run {run_folder}" in waiting.out
+    assert f"150 frames wait for review: edgeloop review {work / 'captures'} --run {efficientnet_run}" in waiting.out
 
     # A person labels them; by the time, which says what was filmed.
     truth = {START_NS // 1_000_000_000 + 120 * (number // 5) + number % 5: label for number, label in enumerate(shown)}

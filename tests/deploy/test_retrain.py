@@ -15,7 +15,7 @@ from deploy.pipelines.retrain.dataset_version import LIST, SOURCES, make_version
 from edge_agent.errors import DataError
 from edge_agent.images import read_image
 from edge_agent.inference.evaluation import Evaluation
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 from trainer.active_learning.annotations import Annotation, Annotations
 from trainer.data import Photo
 from trainer.run_writer import read_photos
@@ -187,8 +187,9 @@ def test_a_challenger_that_is_worse_is_refused_and_why_is_said() -> None:
 # --- the command ---
 
 
+@pytest.mark.slow
 def test_labelled_frames_make_the_next_model_better_where_it_was_bad(
-    run_folder: Path, scene: tuple[list[Pixels], list[str]], tmp_path: Path, edgeloop: Run
+    efficientnet_run: Path, scene: tuple[list[Pixels], list[str]], tmp_path: Path, edgeloop: Run
 ) -> None:
     labels = captured(tmp_path / "captures", scene)
     # A class that nobody knew, before the others in the alphabet.
@@ -200,7 +201,7 @@ def test_labelled_frames_make_the_next_model_better_where_it_was_bad(
         labels[new] = "a new one"
     decide(tmp_path / "captures", labels)
     out = tmp_path / "ground-2"
-    done = edgeloop("retrain", run_folder, tmp_path / "captures", "--out", out)
+    done = edgeloop("retrain", efficientnet_run, tmp_path / "captures", "--out", out)
     assert done.code == 0, done.out + done.err
     assert f"promoted: {tmp_path / 'ground-2.edgeloop'}" in done.out
     verdict = json.loads((out / "promotion.json").read_text())
@@ -209,7 +210,7 @@ def test_labelled_frames_make_the_next_model_better_where_it_was_bad(
     assert verdict["frozen"]["champion"]["accuracy"] == 1
     assert verdict["new"]["champion"]["recall"]["a new one"] == 0
     # The old test split is whole, what is new in it is of events that nothing learned from.
-    before, now = read_photos(run_folder)[1], read_photos(out)[1]
+    before, now = read_photos(efficientnet_run)[1], read_photos(out)[1]
     splits = {photo.sha256: photo.split for photo in now}
     assert all(splits[photo.sha256] == photo.split for photo in before if photo.split == "test")
     assert verdict["frozen"]["pictures"] == sum(photo.split == "test" for photo in before)
@@ -223,15 +224,16 @@ def test_labelled_frames_make_the_next_model_better_where_it_was_bad(
     inspected = edgeloop("inspect", tmp_path / "ground-2.edgeloop", "--json")
     assert json.loads(inspected.out)["manifest"]["version"] == "2"
     # Made already: nothing is written over.
-    again = edgeloop("retrain", run_folder, tmp_path / "captures", "--out", out)
+    again = edgeloop("retrain", efficientnet_run, tmp_path / "captures", "--out", out)
     assert again.code == 1
     assert "already exists" in again.err
 
 
+@pytest.mark.slow
 def test_labels_that_are_wrong_do_not_get_through(
-    run_folder: Path, bundle_file: Path, scene: tuple[list[Pixels], list[str]], tmp_path: Path, edgeloop: Run
+    efficientnet_run: Path, efficientnet_bundle: Path, scene: tuple[list[Pixels], list[str]], tmp_path: Path, edgeloop: Run
 ) -> None:
-    root, photos = read_photos(run_folder)
+    root, photos = read_photos(efficientnet_run)
     folder = tmp_path / "captures"
     wrong = {name: CLASSES[(place + 1) % 3] for place, name in enumerate(CLASSES)}
     labels = captured(folder, scene)
@@ -248,7 +250,7 @@ def test_labels_that_are_wrong_do_not_get_through(
     for path in sorted((tmp_path / "more").rglob("*.jpg")):
         (folder / path.name).write_bytes(path.read_bytes())
     decide(folder, {sha256: wrong[name] for sha256, name in zip(hashes, shown, strict=True)})
-    done = edgeloop("retrain", run_folder, folder, "--out", tmp_path / "ground-2", "--champion", bundle_file)
+    done = edgeloop("retrain", efficientnet_run, folder, "--out", tmp_path / "ground-2", "--champion", efficientnet_bundle)
     assert done.code == 1, done.out + done.err
     assert "not promoted" in done.out
     assert not (tmp_path / "ground-2.edgeloop").exists()

@@ -78,6 +78,7 @@ def push(edgeloop: Run, devices: Fleet, bundle: Path, *options: object) -> Ran:
     return edgeloop(*("deploy", "push", bundle, "--inventory", devices.inventory(), "-F", devices.ssh_config, *options))
 
 
+@pytest.mark.slow
 @pytest.mark.needs("mosquitto")
 def test_a_fleet_takes_a_model_and_bad_devices_go_back_and_are_named(
     devices: Fleet,
@@ -117,6 +118,7 @@ def model_at_broker(subscriber: Subscriber, device: str) -> str | None:
     return None if not events else str(events[-1]["payload"]["model"]["version"])  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_a_wave_that_does_badly_goes_back_and_no_further_one_is_begun(
     devices: Fleet, bundles: dict[str, Path], edgeloop: Run
 ) -> None:

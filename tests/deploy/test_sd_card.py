@@ -258,6 +258,7 @@ def test_what_is_no_image_is_refused_and_leaves_nothing(image: Image, settings: 
     assert out.read_text() == "mine"
 
 
+@pytest.mark.needs("ssh-keygen")
 def test_options_that_do_not_go_together_are_refused(image: Image, key: Path, tmp_path: Path) -> None:
     source = tmp_path / "raspios.img"
     source.touch()
@@ -337,6 +338,7 @@ def test_the_one_card_that_is_free_is_taken(tmp_path: Path) -> None:
         choose("/dev/sdb", [])
 
 
+@pytest.mark.needs("mtools", "lsblk")
 def test_a_disk_of_this_machine_is_never_written_to(image: Image, tmp_path: Path) -> None:
     source = make_image(tmp_path / "raspios.img", BOOKWORM, boot_bytes=34 * 2**20)
     listing = subprocess.run(["lsblk", "-dpno", "PATH,TYPE"], capture_output=True, text=True, check=True).stdout

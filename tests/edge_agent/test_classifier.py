@@ -23,7 +23,7 @@ from edge_agent.errors import ModelError
 from edge_agent.inference.classifier import contract_problems, dequantize
 from edge_agent.inference.evaluation import evaluate
 from edge_agent.inference.interpreter import Interpreter
-from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
+from edge_agent.preprocessing import Pixels, PreprocessSpec, preprocess
 
 from ..support.delegates import compiled_delegate
 

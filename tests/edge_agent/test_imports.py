@@ -81,6 +81,7 @@ def test_the_public_names_are_these_and_all_exist() -> None:
         "__version__",
         "open",
         "open_bundle",
+        "preprocess",
         "read_image",
         "read_message",
     ]
@@ -93,3 +94,39 @@ def test_the_public_names_are_these_and_all_exist() -> None:
 def test_the_old_name_of_read_image_still_works_with_a_warning() -> None:
     with pytest.warns(DeprecationWarning, match="edge_agent.read_picture is now edge_agent.read_image"):
         assert edge_agent.read_picture is edge_agent.read_image
+
+
+def test_the_trainers_and_the_converters_public_names_are_these_and_all_exist() -> None:
+    import converter
+    import trainer
+
+    assert trainer.__all__ == ["Evaluated", "Progress", "Reading", "Recipe", "TrainedRun", "evaluate", "train"]
+    assert converter.__all__ == [
+        "Converted",
+        "GateError",
+        "GateLimits",
+        "GateOutcome",
+        "Progress",
+        "Refusal",
+        "Verdict",
+        "convert",
+    ]
+    for package in (trainer, converter):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+            _ = package.nonsense
+
+
+@pytest.mark.parametrize(
+    ("public", "before"),
+    [
+        ("trainer.train", "trainer.commands.train"),
+        ("trainer.evaluate", "trainer.commands.evaluate"),
+        ("converter.convert", "converter.commands.convert"),
+        ("edge_agent.preprocess", "edge_agent.inference.classifier"),
+    ],
+)
+def test_a_public_function_is_not_hidden_by_a_module_of_its_name(public: str, before: str) -> None:
+    package = public.partition(".")[0]
+    imported(f"import {package}, {before}\nassert callable({public})")

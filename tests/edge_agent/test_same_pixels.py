@@ -20,7 +20,7 @@ from edge_agent.images import read_image
 from edge_agent.inference.classifier import Classifier
 from edge_agent.inference.decision import Rules
 from edge_agent.inference.interpreter import Interpreter
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 from edge_agent.publishers import RecordingPublisher
 
 
@@ -79,7 +79,7 @@ def test_a_lossless_video_gives_the_pixels_of_the_image(
     from converter.run_reader import open_run
     from edge_agent.cameras.opencv import OpenCVCamera
     from edge_agent.config import CameraSettings
-    from edge_agent.preprocess import preprocess
+    from edge_agent.preprocessing import preprocess
 
     run = open_run(run_folder)
     image = read_image(run.data / run.photos[0].path)

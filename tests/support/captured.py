@@ -9,7 +9,7 @@ import cv2
 
 from edge_agent.captures.folder import Capture, Captures
 from edge_agent.messages import ModelId, timestamp
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 MODEL = ModelId("ground", "1", "ab" * 32)
 START_NS = 1_780_000_000_000_000_000

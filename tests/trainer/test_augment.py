@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.images import read_image
 from edge_agent.native_stderr import native_noise_hidden
-from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
+from edge_agent.preprocessing import Pixels, PreprocessSpec, preprocess
 
 
 @pytest.fixture(scope="module")

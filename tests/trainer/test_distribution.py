@@ -49,6 +49,7 @@ def alone(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.needs("jax")
 @pytest.mark.timeout(600)
 def test_two_processes_train_to_the_losses_of_one_even_when_one_is_killed_and_both_go_on(
@@ -85,6 +86,7 @@ def test_places_that_are_none_are_refused(where: str) -> None:
         form_team(where)
 
 
+@pytest.mark.slow
 @pytest.mark.needs("jax")
 def test_all_devices_of_a_machine_share_every_batch() -> None:
     code = "from trainer.training.distribution import form_team; print(form_team('devices').devices)"

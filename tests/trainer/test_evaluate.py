@@ -18,7 +18,7 @@ import pytest
 import edge_agent
 from edge_agent.errors import DataError
 from trainer.data import Photo
-from trainer.evaluate import evaluate_model
+from trainer.evaluation import evaluate
 from trainer.threads import in_order
 
 from ..conftest import CLASSES, QUIET, Run
@@ -65,7 +65,7 @@ def test_a_run_on_its_own_data_gives_the_figures_of_its_training(
 def test_images_it_was_trained_on_are_included_only_when_asked_for_and_said_so(
     run_folder: Path, photo_folder: Path, tested: list[dict[str, str]]
 ) -> None:
-    found = evaluate_model(run_folder, photo_folder, console=QUIET, everything=True)
+    found = evaluate(run_folder, photo_folder, console=QUIET, everything=True)
     assert len(found.photos) == 60
     assert found.trained_on == 0
     assert found.doubts == (
@@ -83,7 +83,7 @@ def test_nothing_left_to_evaluate_on_says_why(
             (tmp_path / relative).parent.mkdir(exist_ok=True)
             shutil.copy(source, tmp_path / relative)
     with pytest.raises(DataError, match=f"{60 - len(paths)} of {60 - len(paths)} were trained on.*--all"):
-        evaluate_model(run_folder, tmp_path, console=QUIET)
+        evaluate(run_folder, tmp_path, console=QUIET)
 
 
 def test_a_bundle_gives_the_figures_of_the_gate(
@@ -103,10 +103,10 @@ def test_an_unpacked_bundle_is_a_bundle_too_and_warns_that_it_cannot_know_its_tr
     bundle_file: Path, held_out: Path, tmp_path: Path
 ) -> None:
     shutil.unpack_archive(bundle_file, tmp_path / "unpacked", "zip")
-    found = evaluate_model(tmp_path / "unpacked", held_out, console=QUIET)
+    found = evaluate(tmp_path / "unpacked", held_out, console=QUIET)
     assert len(found.photos) == 9
     assert "does not say which images it was trained on" in found.doubts[0]
-    same = evaluate_model(bundle_file, held_out, console=QUIET)
+    same = evaluate(bundle_file, held_out, console=QUIET)
     assert np.array_equal(same.evaluation.scores, found.evaluation.scores)
 
 
@@ -179,7 +179,7 @@ def test_images_that_cannot_be_read_are_named_left_out_and_counted(
 def test_one_class_of_few_images_is_enough(bundle_file: Path, held_out: Path) -> None:
     shutil.rmtree(held_out / "brick")
     shutil.rmtree(held_out / "stars")
-    found = evaluate_model(bundle_file, held_out, console=QUIET)
+    found = evaluate(bundle_file, held_out, console=QUIET)
     assert found.evaluation.support() == {"brick": 0, "grass": 3, "stars": 0}
     assert found.evaluation.recall().keys() == {"grass"}
 
@@ -187,15 +187,15 @@ def test_one_class_of_few_images_is_enough(bundle_file: Path, held_out: Path) ->
 def test_splits_and_lists_are_honoured(bundle_file: Path, held_out: Path, tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         shutil.copytree(held_out, tmp_path / "split" / split)
-    assert len(evaluate_model(bundle_file, tmp_path / "split", console=QUIET).photos) == 27
-    found = evaluate_model(bundle_file, tmp_path / "split", console=QUIET, split="test")
+    assert len(evaluate(bundle_file, tmp_path / "split", console=QUIET).photos) == 27
+    found = evaluate(bundle_file, tmp_path / "split", console=QUIET, split="test")
     assert {photo.split for photo in found.photos} == {"test"}
     assert len(found.photos) == 9
     with pytest.raises(DataError, match="not split"):
-        evaluate_model(bundle_file, held_out, console=QUIET, split="test")
+        evaluate(bundle_file, held_out, console=QUIET, split="test")
     names = sorted(path.relative_to(held_out).as_posix() for path in held_out.rglob("*.jpg"))
     (held_out / "list.csv").write_text("path,label\n" + "".join(f"{name},{name.split('/')[0]}\n" for name in names[:4]))
-    assert len(evaluate_model(bundle_file, held_out / "list.csv", console=QUIET).photos) == 4
+    assert len(evaluate(bundle_file, held_out / "list.csv", console=QUIET).photos) == 4
 
 
 def test_what_is_neither_a_run_nor_a_bundle_is_refused_in_one_line(
@@ -231,7 +231,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(
 def test_mistakes_are_listed_surest_first(bundle_file: Path, photo_folder: Path, tmp_path: Path) -> None:
     for label, other in zip(CLASSES, (*CLASSES[1:], CLASSES[0]), strict=True):
         shutil.copytree(photo_folder / label, tmp_path / other)
-    mistakes = evaluate_model(bundle_file, tmp_path, console=QUIET).mistakes()
+    mistakes = evaluate(bundle_file, tmp_path, console=QUIET).mistakes()
     assert len(mistakes) >= 50
     scores = [mistake["score"] for mistake in mistakes]
     assert scores == sorted(scores, reverse=True)
@@ -261,4 +261,4 @@ def test_images_of_any_size_and_kind_are_read(bundle_file: Path, tmp_path: Path)
         ("big.jpg", np.zeros((3000, 2000, 3), np.uint8)),
     ):
         cv2.imwrite(str(tmp_path / "brick" / name), image)
-    assert len(evaluate_model(bundle_file, tmp_path, console=QUIET).photos) == 2
+    assert len(evaluate(bundle_file, tmp_path, console=QUIET).photos) == 2

@@ -14,8 +14,8 @@ from rich.console import Console
 import converter.progress
 import trainer.progress
 from edge_agent import progress_lines
-from trainer.evaluate import evaluate_model
-from trainer.train import Reading, train
+from trainer.evaluation import evaluate
+from trainer.pipeline import Reading, train
 from trainer.training.recipe import Recipe
 
 BOTH = pytest.mark.parametrize("progress", [trainer.progress, converter.progress], ids=["trainer", "converter"])
@@ -72,5 +72,5 @@ def test_training_and_evaluation_print_lines_for_every_long_stage(photo_folder: 
     for stage in ("reading images", "computing features", "training the head", "fine-tuning"):
         assert re.search(rf"^{stage}: .* (left|so far)$", printed, re.MULTILINE), stage
     assert "━" not in printed
-    evaluate_model(tmp_path / "run", photo_folder, console=console, everything=True)
+    evaluate(tmp_path / "run", photo_folder, console=console, everything=True)
     assert re.search(r"^evaluating: \d+ %", out.getvalue(), re.MULTILINE)

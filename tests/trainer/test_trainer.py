@@ -18,8 +18,8 @@ from edge_agent.errors import ConfigError, DataError, MissingExtraError, Resourc
 from edge_agent.native_stderr import native_noise_hidden
 from trainer.backbones import find_backbone
 from trainer.backend import memory_explained
-from trainer.evaluate import evaluate_model
-from trainer.train import Reading, class_weights, train
+from trainer.evaluation import evaluate
+from trainer.pipeline import Reading, class_weights, train
 from trainer.training.recipe import Recipe, plan, room_for
 
 from ..conftest import CLASSES, QUIET, Run
@@ -27,8 +27,9 @@ from ..conftest import CLASSES, QUIET, Run
 # --- the run ---
 
 
-def test_a_run_holds_everything_the_design_promises(run_folder: Path, photo_folder: Path) -> None:
-    assert sorted(os.listdir(run_folder)) == [
+@pytest.mark.slow
+def test_a_run_holds_everything_the_design_promises(efficientnet_run: Path, photo_folder: Path) -> None:
+    assert sorted(os.listdir(efficientnet_run)) == [
         "history.csv",
         "labels.txt",
         "metrics.json",
@@ -38,18 +39,18 @@ def test_a_run_holds_everything_the_design_promises(run_folder: Path, photo_fold
         "run.json",
         "split.csv",
     ]
-    assert (run_folder / "labels.txt").read_text() == "brick\ngrass\nstars\n"
-    record = json.loads((run_folder / "run.json").read_text())
+    assert (efficientnet_run / "labels.txt").read_text() == "brick\ngrass\nstars\n"
+    record = json.loads((efficientnet_run / "run.json").read_text())
     assert record["backbone"] == "efficientnet-lite0"
     assert record["parent"] is None
     assert record["data"]["pictures"] == 60
-    with (run_folder / "split.csv").open() as file:
+    with (efficientnet_run / "split.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 60
     for row in rows[::7]:
         assert hashlib.sha256((photo_folder / row["path"]).read_bytes()).hexdigest() == row["sha256"]
-    assert json.loads((run_folder / "metrics.json").read_text())["test"]["accuracy"] >= 0.8
-    with (run_folder / "history.csv").open() as file:
+    assert json.loads((efficientnet_run / "metrics.json").read_text())["test"]["accuracy"] >= 0.8
+    with (efficientnet_run / "history.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["phase"] == "head"]
     assert losses[-1] < losses[0] / 2
 
@@ -62,6 +63,7 @@ def test_an_existing_run_is_never_overwritten(photo_folder: Path, tmp_path: Path
     assert os.listdir(tmp_path / "run") == ["precious"]
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_at_its_end_keeps_what_it_learnt(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +72,7 @@ def test_a_training_that_fails_at_its_end_keeps_what_it_learnt(
 
     recipe = Recipe(image_size=32, fine_tune="none")
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.train.write_report", full)
+        patch.setattr("trainer.pipeline.write_report", full)
         with pytest.raises(OSError, match="No space"):
             train(photo_folder, tmp_path / "run", recipe, console=QUIET)
     assert os.listdir(tmp_path) == [".run.unfinished"]
@@ -78,6 +80,7 @@ def test_a_training_that_fails_at_its_end_keeps_what_it_learnt(
     assert os.listdir(tmp_path) == ["run"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_trains_the_same_model(photo_folder: Path, tmp_path: Path) -> None:
     histories = []
     for name in ("one", "two"):
@@ -87,10 +90,11 @@ def test_the_same_seed_trains_the_same_model(photo_folder: Path, tmp_path: Path)
     assert histories[0].count("fine-tune") == 2
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_fine_tuned_run_are_those_of_the_model_it_holds(photo_folder: Path, tmp_path: Path) -> None:
     train(photo_folder, tmp_path / "run", Recipe(image_size=32, epochs=4, batch_size=8), console=QUIET)
     said = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
-    found = evaluate_model(tmp_path / "run", photo_folder, console=QUIET)
+    found = evaluate(tmp_path / "run", photo_folder, console=QUIET)
     assert found.evaluation.accuracy == said["accuracy"]
     assert found.evaluation.log_loss == pytest.approx(said["log_loss"], rel=1e-4)
 
@@ -103,6 +107,7 @@ def test_the_command_line_refuses_bad_data_in_one_line(edgeloop: Run, tmp_path: 
     assert os.listdir(tmp_path) == ["data"]
 
 
+@pytest.mark.slow
 def test_a_run_may_keep_the_split_of_an_earlier_one(run_folder: Path, photo_folder: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(photo_folder, tmp_path / "data"))
     for label in CLASSES:
@@ -132,6 +137,7 @@ def write_noise(folder: Path, split: str, label: str, number: int, *, lighter: i
     cv2.imwrite(str(target / f"{number}.png"), cv2.resize(rough, (40, 40), interpolation=cv2.INTER_NEAREST))
 
 
+@pytest.mark.slow
 def test_32_images_can_be_learnt_by_heart() -> None:
     with native_noise_hidden():
         from trainer.backbones import build_backbone
@@ -176,6 +182,7 @@ def test_what_is_learnt_is_smoothed_mixed_and_weighed_by_class() -> None:
         assert all((one[:, 2:] / weights).sum(axis=1) == pytest.approx(1, abs=1e-5) for one in outputs)
 
 
+@pytest.mark.slow
 def test_a_leak_into_the_test_stands_in_the_verdict(photo_folder: Path, tmp_path: Path) -> None:
     for label in CLASSES:
         for number, path in enumerate(sorted((photo_folder / label).iterdir())):
@@ -194,6 +201,7 @@ def test_a_leak_into_the_test_stands_in_the_verdict(photo_folder: Path, tmp_path
     assert "near duplicate" in verdict
 
 
+@pytest.mark.slow
 def test_labels_that_mean_nothing_teach_nothing(tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     for split, count in (("train", 120), ("val", 30), ("test", 150)):
@@ -236,7 +244,7 @@ def test_other_backends_train_as_well_and_their_model_says_the_same_here(
 # --- the choices ---
 
 
-@pytest.mark.parametrize(("pictures", "epochs"), [(20, 20), (400, 20), (800, 10), (2_000, 4), (300_000, 4)])
+@pytest.mark.parametrize(("images", "epochs"), [(20, 20), (400, 20), (800, 10), (2_000, 4), (300_000, 4)])
 def test_how_long_is_trained_follows_from_the_number_of_images(images: int, epochs: int) -> None:
     settled = plan(Recipe(), find_backbone("efficientnet-lite0"), 224, images, accelerated=False)
     assert settled.epochs == epochs
@@ -286,6 +294,7 @@ def test_no_such_backbone_is_wrong_use(photo_folder: Path, tmp_path: Path) -> No
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.needs("tensorboard")
 def test_tensorboard_gets_the_figures_of_every_epoch(photo_folder: Path, tmp_path: Path) -> None:
     train(photo_folder, tmp_path / "run", Recipe(image_size=32, epochs=2), console=QUIET, tensorboard=tmp_path / "logs")

@@ -14,7 +14,7 @@ from rich.text import Text
 from edge_agent.errors import DataError, one_line
 
 from ..data import SPLITS, Dataset
-from ..evaluate import Evaluated, ImagesOnDemand, evaluate_model
+from ..evaluation import Evaluated, ImagesOnDemand, evaluate
 from ..progress import status
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def evaluate_command(
     if report is not None and not report.parent.is_dir():
         raise DataError(f"{report.parent}: no such folder for the report; create it first")
     errors = Console(stderr=True, highlight=False)
-    found = evaluate_model(model, data, console=errors, split=split, everything=everything, run=run)
+    found = evaluate(model, data, console=errors, split=split, everything=everything, run=run)
     for reason in found.unreadable[:SHOWN]:
         errors.print(f"left out: {_printable(reason)}", markup=False, soft_wrap=True)
     if len(found.unreadable) > SHOWN:

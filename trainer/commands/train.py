@@ -8,10 +8,10 @@ from typing import Any, get_args
 import click
 from rich.console import Console
 
-from edge_agent.preprocess import Fit
+from edge_agent.preprocessing import Fit
 
 from ..backbones import BACKBONES
-from ..train import Reading, assist, train
+from ..pipeline import Reading, assist, train
 from ..training.checkpoint import unfinished_path
 from ..training.distribution import TeamLostError, form_team, leave
 from ..training.recipe import FineTune, Precision, Recipe

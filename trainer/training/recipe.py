@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edge_agent.preprocess import DEFAULT_FIT, Fit
+from edge_agent.preprocessing import DEFAULT_FIT, Fit
 
 from ..backbones import Backbone
 
@@ -32,7 +32,7 @@ class Recipe:
     Attributes:
         backbone: name of the backbone; see `trainer.backbones.find_backbone`.
         image_size: side of the square model input, pixels; None for the backbone's default.
-        fit: method that fits frames to that square; see `edge_agent.preprocess`.
+        fit: method that fits frames to that square; see `edge_agent.preprocessing`.
         weights: initial weights of the backbone: ``auto``, ``package``, ``imagenet``, ``none`` or a file.
         fine_tune: part of the backbone that is trained after the head: ``none``, the ``top`` half of its
             layers, or ``all``.

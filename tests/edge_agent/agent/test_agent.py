@@ -26,7 +26,7 @@ from edge_agent.images import read_image
 from edge_agent.inference.classifier import Classifier
 from edge_agent.inference.decision import Rules
 from edge_agent.messages import Info, Observation, timestamp
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 from edge_agent.publishers import RecordingPublisher
 
 from ...support.bundles import repacked

@@ -23,7 +23,7 @@ from edge_agent.errors import CommandError, ModelError
 from edge_agent.messages import Tunables
 from edge_agent.mqtt import MqttPublisher
 from edge_agent.mqtt.commands import Set
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 from edge_agent.publishers import RecordingPublisher
 from edge_agent.store.canary import CanaryLimits
 from edge_agent.store.model_store import Installed, ModelStore

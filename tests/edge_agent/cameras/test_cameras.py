@@ -20,7 +20,7 @@ from edge_agent.cameras.opencv import OpenCVCamera, without_password
 from edge_agent.cameras.sources import is_live, open_camera
 from edge_agent.config import CameraSettings
 from edge_agent.errors import CameraError
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 
 def frame(seq: int) -> Frame:

@@ -16,7 +16,7 @@ from edge_agent.cameras.picamera import PiFrame
 from edge_agent.cameras.sources import open_camera
 from edge_agent.config import CameraSettings
 from edge_agent.errors import CameraError, ConfigError
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 PADDING = 32
 """Bytes behind each row of the small stream, as libcamera leaves them."""

@@ -16,7 +16,7 @@ from edge_agent.cameras.jpeg import JpegFrame
 from edge_agent.cameras.motion import CHECKS_PER_S, GRID, MotionGate, cells, difference
 from edge_agent.cameras.region import crop, view
 from edge_agent.config import MotionSettings
-from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
+from edge_agent.preprocessing import Pixels, PreprocessSpec, preprocess
 
 SIDES = st.floats(0, 1, width=32)
 

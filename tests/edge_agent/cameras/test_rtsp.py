@@ -19,7 +19,7 @@ from edge_agent.cameras.reconnect import ReconnectingCamera
 from edge_agent.cameras.sources import open_camera
 from edge_agent.config import CameraSettings
 from edge_agent.errors import CameraError
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from ...conftest import wait_until
 from ...support import SUPPORT

@@ -27,7 +27,7 @@ from edge_agent.captures.folder import Capture, Captures, read_capture
 from edge_agent.captures.recorder import Budget, Candidate, Recorder, fingerprint, reason
 from edge_agent.config import RecordSettings
 from edge_agent.messages import ModelId
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from ...conftest import NAMESPACE
 

@@ -9,7 +9,7 @@ import pytest
 from edge_agent.cameras import ArrayFrame
 from edge_agent.config import DashboardSettings
 from edge_agent.dashboard import Dashboard
-from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
+from edge_agent.preprocessing import Pixels, PreprocessSpec, preprocess
 
 from ...conftest import wait_until
 from ...support.browser import Browser, shows

@@ -24,7 +24,7 @@ from edge_agent.monitoring.score_counts import (
     since,
     total,
 )
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 from edge_agent.store.model_store import ModelStore
 
 from ...conftest import Mosquitto, Run, Subscriber, wait_until
@@ -123,6 +123,7 @@ def test_a_camera_is_judged_beside_its_test_images_and_its_first_days() -> None:
 # --- on devices ---
 
 
+@pytest.mark.slow
 @pytest.mark.needs("mosquitto")
 def test_a_device_whose_scene_changed_says_so_and_one_that_sees_the_same_does_not(
     bundle_file: Path,

@@ -18,7 +18,7 @@ import pytest
 
 from edge_agent.errors import DataError
 from edge_agent.images import decode_image, read_image
-from edge_agent.preprocess import Fit, Pixels, PreprocessSpec, preprocess
+from edge_agent.preprocessing import Fit, Pixels, PreprocessSpec, preprocess
 from trainer.data import Dataset, PixelRows, load_dataset
 from trainer.data.cache import PixelCache, cache_key
 

@@ -24,10 +24,11 @@ from edge_agent.errors import DataError, ImageError
 from edge_agent.images import decode_image, read_bytes
 from edge_agent.inference.evaluation import Evaluation
 from edge_agent.native_stderr import native_noise_hidden
-from edge_agent.preprocess import Pixels, PreprocessSpec, preprocess
+from edge_agent.preprocessing import Pixels, PreprocessSpec, preprocess
+from edge_agent.progress_lines import Progress
 
 from .data import Photo, data_root, find_photos
-from .progress import status, track
+from .progress import CallbackConsole, status, track
 from .run_writer import read_split
 from .threads import in_order
 
@@ -103,21 +104,25 @@ class Predictor:
     network: keras.Model | None = None
 
 
-def evaluate_model(
-    model: Path,
-    data: Path,
+def evaluate(
+    model: str | Path,
+    data: str | Path,
     *,
-    console: Console,
+    console: Console | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
+    on_message: Callable[[str], object] | None = None,
     split: str | None = None,
     everything: bool = False,
-    run: Path | None = None,
+    run: str | Path | None = None,
 ) -> Evaluated:
     """Evaluate the model of a run or a bundle on labelled images.
 
     Args:
         model: a run directory, a bundle file, or the directory of an unpacked bundle.
         data: a folder per class, train/val/test folders of those, or a CSV file.
-        console: console for the progress.
+        console: Rich console that shows progress and messages; instead of the two functions.
+        on_progress: called with the progress of each stage.
+        on_message: called with each message, such as a finding about the images: one line of plain text.
         split: evaluate only this split of ``data``.
         everything: include images that the model was trained on.
         run: the run that a bundle was made from, which lists its training images; not needed if ``model`` is a run.
@@ -127,6 +132,8 @@ def evaluate_model(
         BundleError, ModelError: the bundle cannot be used.
         MissingExtraError: Keras, which a run needs, is not installed.
     """
+    model, data = Path(model), Path(data)
+    console = console or CallbackConsole(on_progress, on_message)
     is_run = (model / "model.keras").is_file()
     if (model / "saved_model").is_dir():
         raise DataError(f"{model}: its model is a SavedModel; convert it, and evaluate the bundle with --run {model}")
@@ -136,7 +143,7 @@ def evaluate_model(
     photos = [photo for photo in find_photos(data) if split in (None, photo.split)]
     if not photos:
         raise DataError(f"{data}: has no images in the split {split}; leave --split out")
-    record = run or (model if is_run else None)
+    record = Path(run) if run else (model if is_run else None)
     splits = read_split(record) if record else {}
     learned = frozenset(sha256 for sha256, where in splits.items() if where != "test")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.preprocess import PAD_LEVEL, Fit, Pixels, PreprocessSpec, halve, preprocess
+from edge_agent.preprocessing import PAD_LEVEL, Fit, Pixels, PreprocessSpec, halve, preprocess
 
 SHAPES = ((720, 1280), (727, 1283), (100, 90), (3000, 200), (1, 1), (224, 224), (448, 449))
 # Found equal on x86-64 and aarch64 (emulated) with OpenCV 4.11 and 5.0. A change here means that

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,12 @@ from edge_agent.bundle.signature import sign
 from edge_agent.errors import ConfigError, ModelError
 from edge_agent.inference.classifier import Classifier
 from edge_agent.inference.evaluation import Evaluation, evaluate_together
-from edge_agent.preprocess import Pixels, preprocess
+from edge_agent.preprocessing import Pixels, preprocess
+from edge_agent.progress_lines import Progress
 
 from .gate import GateLimits, Refusal, Verdict, gate_error, refused, timed_ms
 from .packaging.pack import Packed, pack, parse_name
-from .progress import Advance, steps, track
+from .progress import Advance, CallbackConsole, steps, track
 from .quantization import qat
 from .quantization.calibration import (
     MAX_IMAGES,
@@ -84,10 +85,12 @@ class Converted:
 
 
 def convert(
-    run_path: Path,
-    out: Path,
+    run: str | Path,
+    out: str | Path,
     *,
-    console: Console,
+    console: Console | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
+    on_message: Callable[[str], object] | None = None,
     method: Method = "auto",
     limits: GateLimits | None = None,
     data: Path | None = None,
@@ -97,9 +100,11 @@ def convert(
     """Quantize a run, evaluate the float and the quantized model on its test split, and pack the bundle if it passes.
 
     Args:
-        run_path: a run directory.
+        run: a run directory.
         out: the bundle to write, called NAME-VERSION.edgeloop. Replaced when it exists.
-        console: console for progress and messages.
+        console: Rich console that shows progress and messages; instead of the two functions.
+        on_progress: called with the progress of each stage.
+        on_message: called with each message, such as a finding about the images: one line of plain text.
         method: ``int8``, ``float16``, ``float32``, or ``auto``: the rungs of `ladder` in turn until one passes the
             gate.
         limits: the accuracy that quantization may cost.
@@ -112,19 +117,20 @@ def convert(
         ModelError: the network cannot be converted.
         GateError: the model lost too much accuracy. In each case nothing is written.
     """
+    out, console = Path(out), console or CallbackConsole(on_progress, on_message)
     parse_name(out)
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent}: no such directory; create it first")
     if key is not None:
         sign(b"", key)  # find an unusable key before the long work, not after
     limits = limits or GateLimits()
-    run = open_run(run_path, data=data)
-    frames = of_folder(calibration, lambda text: _say(console, text)) if calibration else of_run(run)
+    trained = open_run(Path(run), data=data)
+    frames = of_folder(calibration, lambda text: _say(console, text)) if calibration else of_run(trained)
     with tempfile.TemporaryDirectory(prefix="edgeloop-convert-") as scratch:
         with steps(console, "Converting to float32", 1) as advance:
-            original = float_model.of_run(run, Path(scratch))
+            original = float_model.of_run(trained, Path(scratch))
             advance()
-        with Classifier(original, labels=run.labels, spec=run.spec):
+        with Classifier(original, labels=trained.labels, spec=trained.spec):
             pass  # refuse a model that breaks the contract before measuring anything
         representative = None
         if method in {"float32", "float16"}:
@@ -133,9 +139,11 @@ def convert(
         else:
             prepared = with_fast_operations(original)
             with closing(frames):
-                representative = _representative(run, prepared, frames, "folder" if calibration else "train", console)
-            candidates = _rungs(run, prepared, representative, Path(scratch), console)
-        outcomes = _climb(run, original, candidates, limits, console, all_of_them=method == "auto")
+                representative = _representative(
+                    trained, prepared, frames, "folder" if calibration else "train", console
+                )
+            candidates = _rungs(trained, prepared, representative, Path(scratch), console)
+        outcomes = _climb(trained, original, candidates, limits, console, all_of_them=method == "auto")
     last = outcomes[-1]
     overridden = tuple(sorted({one.check for one in last.refusals}))
     packed = Packed(
@@ -145,7 +153,7 @@ def convert(
         calibration=representative.record if representative else None,
         overridden=overridden,
     )
-    digest = pack(out, run, packed, key=key)
+    digest = pack(out, trained, packed, key=key)
     return Converted(out, digest, outcomes, len(original))
 
 

@@ -19,12 +19,13 @@ from rich.console import Console
 import edge_agent
 from edge_agent.inference.evaluation import Evaluation
 from edge_agent.native_stderr import native_noise_hidden
-from edge_agent.preprocess import PreprocessSpec
+from edge_agent.preprocessing import PreprocessSpec
+from edge_agent.progress_lines import Progress
 
 from .backbones import Backbone, build_backbone, find_backbone, write_saved_model
 from .backend import check_tensorboard, has_accelerator, memory_explained, start_keras, tensorboard_logs
 from .data import MAX_UNREADABLE, SPLITS, Dataset, data_root, load_dataset, suspicious_labels
-from .progress import status, track
+from .progress import CallbackConsole, status, track
 from .report import ReportData, figures, write_report
 from .run_writer import FORMAT, new_run, read_split, refuse_existing, write_history, write_inputs, write_json
 from .training.checkpoint import Checkpoint, check_unfinished, unfinished_training
@@ -71,11 +72,13 @@ class Reading:
 
 
 def train(
-    data: Path,
-    out: Path,
-    recipe: Recipe,
+    data: str | Path,
+    out: str | Path,
+    recipe: Recipe = Recipe(),
     *,
-    console: Console,
+    console: Console | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
+    on_message: Callable[[str], object] | None = None,
     reading: Reading = Reading(),
     team: Team = ALONE,
     resume: bool = False,
@@ -87,7 +90,9 @@ def train(
         data: a folder per class, train/val/test folders of those, or a CSV file.
         out: the run directory to create; must not exist.
         recipe: training options.
-        console: console for the progress.
+        console: Rich console that shows progress and messages; instead of the two functions.
+        on_progress: called with the progress of each stage.
+        on_message: called with each message, such as a finding about the images: one line of plain text.
         reading: options for reading the data.
         team: the processes that train together; this one is the leader, the others call `assist`.
         resume: continue the interrupted training of this run.
@@ -100,6 +105,8 @@ def train(
         ResourceError: out of memory, or another process of the team was lost.
     """
     started = time.monotonic()
+    data, out = Path(data), Path(out)
+    console = console or CallbackConsole(on_progress, on_message)
     refuse_existing(out)
     check_unfinished(out, resume=resume)
     if tensorboard:

@@ -1,15 +1,15 @@
-"""Camera frame to model input: the only resize in the repository.
+"""Preprocessing of frames to model input; the only resize in the repository.
 
 The trainer's cache, the calibrator, `predict` and the agent all call `preprocess`, so an image
 gives the same bytes in all four. Frames are BGR everywhere in edgeloop, as OpenCV and Picamera2
-deliver them; the channel order the model wants is in the spec, and the swap happens here, after
+deliver them; the spec contains the channel order of the model, and channels are swapped here, after
 the resize, where it is cheapest.
 
 The arithmetic is OpenCV's, restricted to the operations whose result does not depend on the
 processor (docs/reference/preprocessing.md has the measurements):
 
-* an axis at least twice too long is halved by the mean of neighbouring pixels, rounded half up;
-* one bilinear step in OpenCV's bit-exact variant covers what is left.
+* an axis that is at least twice too long is halved by the mean of neighbouring pixels, rounded half up;
+* one bilinear step in OpenCV's bit-exact variant does the rest.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 Fit = Literal["stretch", "crop", "letterbox"]
 
 DEFAULT_FIT: Fit = "letterbox"
-"""Hides nothing of the frame, as crop does; keeps shapes, as stretch does not, when photos and camera differ in
+"""Shows the whole frame, unlike crop; keeps shapes, unlike stretch, when photos and camera differ in
 aspect ratio; takes half of stretch's time. docs/reference/preprocessing.md has the figures."""
 
 MIN_SIZE, MAX_SIZE = 8, 2048
 PAD_LEVEL = 114
-"""Grey of letterbox bars. Any constant does, as the network is trained with it; this is near most images' mean."""
+"""Grey level of the letterbox bars, close to the mean of most images. Any constant works, because the network is
+trained with it."""
 
 _Side = Annotated[int, msgspec.Meta(ge=MIN_SIZE, le=MAX_SIZE)]
 
 
 class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How frames become model input; travels in the run and in the bundle.
+    """Specification of the preprocessing; stored in the run and in the bundle.
 
     Attributes:
         size: height and width of the model input in pixels, 8 to 2048 each.
         fit: ``stretch`` fills the input with the whole frame, ignoring its aspect ratio; ``crop``
-            keeps the aspect ratio and cuts the longer axis to its centre; ``letterbox`` keeps
-            aspect ratio and whole frame, and fills up with grey bars.
+            keeps the aspect ratio and cuts the longer axis to its centre; ``letterbox`` keeps the
+            aspect ratio and the whole frame, and adds grey bars.
         channels: order of the model's input channels. Frames are always BGR.
     """
 
@@ -68,13 +69,13 @@ def preprocess(frame: Pixels, spec: PreprocessSpec, out: Pixels | None = None) -
         frame: (H, W, 3) uint8, BGR, levels 0 to 255, at least one pixel. Not modified.
         spec: size, fit and channel order of the input.
         out: (height, width, 3) uint8 to write into, such as a view of the interpreter's input
-            tensor; a new array when left out. Must not overlap ``frame``.
+            tensor; by default a new array. Must not overlap ``frame``.
 
     Returns:
         ``out``, or the new array: (height, width, 3) uint8 in the spec's channel order.
 
     Raises:
-        TypeError, ValueError: ``frame`` or ``out`` is not of the shape and dtype above.
+        TypeError, ValueError: ``frame`` or ``out`` does not have the shape and dtype above.
     """
     _check("frame", frame)
     if out is None:
@@ -102,9 +103,9 @@ def preprocess(frame: Pixels, spec: PreprocessSpec, out: Pixels | None = None) -
 
 
 def scaled_size(rows: int, columns: int, spec: PreprocessSpec) -> tuple[int, int]:
-    """Rows and columns of a whole frame at the scale at which it, or its centre, stands in the input.
+    """Return the size (rows, columns) of the whole frame at the scale of the model input.
 
-    So many pixels of a frame are enough: who can decode it smaller, but not under this, may.
+    A decoder may scale a frame down to this size, but not below it, without a loss for the model.
     """
     height, width = spec.size
     if spec.fit == "stretch":
@@ -116,10 +117,10 @@ def scaled_size(rows: int, columns: int, spec: PreprocessSpec) -> tuple[int, int
 
 
 def halve(frame: Pixels, height: int, width: int) -> Pixels:
-    """Halve each axis for as long as it is at least twice ``height`` or ``width``.
+    """Halve each axis while it is at least twice ``height`` or ``width``.
 
-    The last row or column of an odd axis is left out: on an axis of 449 pixels or more nobody
-    sees it, and every output pixel stays the exact mean of whole pixels.
+    The last row or column of an odd axis is dropped: on an axis of 449 pixels or more this is not
+    visible, and every output pixel stays the exact mean of whole pixels.
 
     Args:
         frame: (H, W, 3) uint8.
@@ -127,7 +128,7 @@ def halve(frame: Pixels, height: int, width: int) -> Pixels:
         width: columns the caller will scale to, pixels.
 
     Returns:
-        (H', W', 3) uint8, ``frame`` itself where nothing needs halving.
+        (H', W', 3) uint8; ``frame`` itself if no axis needs halving.
     """
     while True:
         rows, columns = frame.shape[:2]
@@ -136,14 +137,14 @@ def halve(frame: Pixels, height: int, width: int) -> Pixels:
             return frame
         even = frame[: rows // 2 * 2 if tall else rows, : columns // 2 * 2 if wide else columns]
         to = (columns // 2 if wide else columns, rows // 2 if tall else rows)
-        # Both axes at once is the one area resize OpenCV has vectorised. Along one axis bilinear
-        # at exactly one half is the same mean, faster than INTER_AREA there and bit-exact by promise.
-        how = cv2.INTER_AREA if tall and wide else cv2.INTER_LINEAR_EXACT
-        frame = cv2.resize(even, to, interpolation=how)  # type: ignore[assignment]
+        # Halving both axes at once is the only area resize that OpenCV has vectorised. Along one axis, bilinear
+        # at exactly one half gives the same mean, is faster than INTER_AREA, and is documented to be bit-exact.
+        interpolation = cv2.INTER_AREA if tall and wide else cv2.INTER_LINEAR_EXACT
+        frame = cv2.resize(even, to, interpolation=interpolation)  # type: ignore[assignment]
 
 
 def _centre_with_aspect(frame: Pixels, height: int, width: int) -> Pixels:
-    """The largest centred part of the frame with the aspect ratio height : width, as a view."""
+    """Return the largest centred part of the frame with the aspect ratio height : width, as a view."""
     rows, columns = frame.shape[:2]
     if columns * height > rows * width:
         keep = max(1, round(rows * width / height))
@@ -155,7 +156,7 @@ def _centre_with_aspect(frame: Pixels, height: int, width: int) -> Pixels:
 
 
 def _place_for(frame: Pixels, out: Pixels, spec: PreprocessSpec) -> Pixels:
-    """Fill what the letterboxed frame leaves of ``out`` with grey; return the view it goes into."""
+    """Fill the letterbox bars of ``out`` with grey, and return the view for the frame between them."""
     rows, columns = frame.shape[:2]
     height, width = spec.size
     fitted = scaled_size(rows, columns, spec)
