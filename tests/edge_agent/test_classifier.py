@@ -172,9 +172,9 @@ def test_an_external_delegate_is_loaded_and_asked(models: dict[str, bytes], tmp_
     library, model = compiled_delegate(tmp_path, r'puts("asked"); fflush(stdout)'), tmp_path / "m.tflite"
     model.write_bytes(models["uint8"])
     code = (
-        "import pathlib, sys; from edge_agent.inference.interpreter import Model\n"
+        "import pathlib, sys; from edge_agent.inference.interpreter import Interpreter\n"
         "model = pathlib.Path(sys.argv[1]).read_bytes()\n"
-        "with Model(model, delegate=sys.argv[2]) as m: m.invoke(); print(m.output().shape)"
+        "with Interpreter(model, delegate=sys.argv[2]) as m: m.invoke(); print(m.output().shape)"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code, str(model), str(library)], capture_output=True, text=True, check=True
