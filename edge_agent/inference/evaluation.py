@@ -79,11 +79,11 @@ class Evaluation:
         return dict(zip(self.labels, self._count(self.truth).tolist(), strict=True))
 
     def recall(self) -> dict[str, float]:
-        """Return the share of correct images per true class; classes without images are omitted."""
+        """Return, per class, the share of its images classified correctly; classes without images are omitted."""
         return self._shares(self._count(self.truth[self.right]), self._count(self.truth))
 
     def precision(self) -> dict[str, float]:
-        """Return the share of correct images per predicted class; classes never predicted are omitted."""
+        """Return, per class, the share of its predictions that are correct; classes never predicted are omitted."""
         return self._shares(self._count(self.truth[self.right]), self._count(self.predicted))
 
     def f1(self) -> dict[str, float]:

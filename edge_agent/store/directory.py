@@ -189,7 +189,7 @@ class StoreDirectory:
         if free < needed:
             raise StoreError(
                 f"{self.state}: {bundle.path.name} needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
-                "free some disk space"
+                "make room on the disk"
             )
         folder = Path(tempfile.mkdtemp(prefix=_NEW, dir=self.bundles))
         folder.chmod(0o755)

@@ -158,7 +158,7 @@ def _require_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise StoreError(
             f"{folder.parent}: the bundle needs {needed / 1e6:.1f} MB, {max(0, free) / 1e6:.1f} MB are free; "
-            "free some disk space"
+            "make room on the disk"
         )
 
 
