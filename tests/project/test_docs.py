@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 import yaml
 
 from edge_agent.bundle import open_bundle
 from edge_agent.bundle.manifest import Manifest
-from edge_agent.cli import COMMANDS
+from edge_agent.cli import COMMANDS, cli
+from edge_agent.commands.bench import bench_command
 from edge_agent.config import Settings, load_settings
 from edge_agent.messages import Info, Observation
 
@@ -28,6 +32,7 @@ def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text()
 
 
+@pytest.mark.needs("git")
 def test_the_tree_is_the_tree() -> None:
     block = re.search(r"```text\n(edge_agent/.*?)```", CONTRIBUTING, re.DOTALL)
     assert block is not None
@@ -57,17 +62,32 @@ def test_every_command_is_in_the_reference_once_and_in_a_guide() -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_commands_named_exist(path: Path) -> None:
-    text = path.read_text()
-    for command in re.findall(r"^(?: {4})?edgeloop ([a-z]+)\b", "\n".join(code_of(text)), re.MULTILINE):
-        assert command in COMMANDS, command
+def test_commands_and_options_shown_exist(path: Path) -> None:
+    for line in command_lines(path.read_text()):
+        words = shlex.split(line, comments=True)[1:]
+        command: click.Command = cli
+        context = click.Context(cli)
+        while words and isinstance(command, click.Group) and words[0] in command.list_commands(context):
+            inner = command.get_command(context, words.pop(0))
+            assert inner is not None, line
+            command, context = inner, click.Context(inner, context)
+        assert command is not cli or not words or words[0].startswith("-") or words[0].isupper(), line
+        if command is bench_command:  # without a command of its own it measures
+            command = bench_command.commands["measure"]
+        options = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help"}
+        for word in words:
+            assert not word.startswith("--") or word.partition("=")[0] in options, f"{line}: {word}"
 
 
-def code_of(text: str) -> list[str]:
-    """Blocks and spans of code."""
+def command_lines(text: str) -> list[str]:
+    """Every call of edgeloop in blocks and spans of code, a line each."""
     blocks = re.findall(r"^```(?:sh|console)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = re.findall(r"^ {4}(?=edgeloop )(.+)$", text, re.MULTILINE)
-    return [*blocks, *lines, *re.findall(r"`(edgeloop [^`\n]+)`", text)]
+    indented = re.findall(r"^(?: {4}.*\n)+", text, re.MULTILINE)
+    code = "\n".join(textwrap.dedent(block) for block in (*blocks, *indented)).replace("\\\n", " ")
+    return [
+        *re.findall(r"^edgeloop .*", code, re.MULTILINE),
+        *(span.rstrip(".") for span in re.findall(r"`(edgeloop [^`\n]+)`", text)),
+    ]
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/quickstart.md", "docs/guides/bench.md"])
@@ -157,6 +177,7 @@ def test_the_changelog_names_the_commands() -> None:
         assert f"`{command}`" in changelog or f"`edgeloop {command}`" in changelog
 
 
+@pytest.mark.needs("git")
 def test_nothing_speaks_of_the_machine_it_was_made_on() -> None:
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
