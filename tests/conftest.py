@@ -25,7 +25,7 @@ import pytest
 from rich.console import Console
 
 import edge_agent
-from edge_agent.preprocess import Pixels
+from edge_agent.preprocessing import Pixels
 
 from .pi.root import can_emulate
 
@@ -35,9 +35,8 @@ IMAGE_SIZE = 48
 
 
 def _missing_mosquitto() -> str:
-    return (
-        "" if shutil.which("mosquitto", path=SEARCH) and shutil.which("mosquitto_sub") else "Mosquitto is not installed"
-    )
+    clients = all(shutil.which(name) for name in ("mosquitto_sub", "mosquitto_pub", "mosquitto_passwd"))
+    return "" if clients and shutil.which("mosquitto", path=SEARCH) else "Mosquitto or its clients are not installed"
 
 
 def _missing_index() -> str:
@@ -47,6 +46,21 @@ def _missing_index() -> str:
 
 def _missing_cc() -> str:
     return "" if shutil.which("cc") else "no C compiler is installed"
+
+
+def _missing_git() -> str:
+    """Why git cannot list the files, as in an unpacked source distribution; "" where it can."""
+    if not shutil.which("git"):
+        return "git is not installed"
+    listed = subprocess.run(["git", "ls-files"], cwd=Path(__file__).parents[1], check=False, capture_output=True)
+    return "" if listed.returncode == 0 and listed.stdout else "this is no git checkout"
+
+
+def _missing_loop() -> str:
+    if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
+        return "not root, or no loop devices here"
+    programs = shutil.which("losetup", path=SEARCH) and Path("/usr/sbin/mkfs.ext4").exists()
+    return "" if programs else "losetup or mkfs.ext4 is not installed"
 
 
 # What starts a command in a mount namespace of its own, as root there.
@@ -93,9 +107,9 @@ PARTS: dict[str, Callable[[], str]] = {
     ),
     "systemd": lambda: "" if shutil.which("systemd-analyze") else "systemd-analyze is not installed",
     "qemu": lambda: "" if shutil.which("qemu-system-aarch64") else "qemu-system-aarch64 is not installed",
-    "loop": lambda: (
-        "" if os.geteuid() == 0 and Path("/dev/loop-control").exists() else "not root, or no loop devices here"
-    ),
+    "loop": _missing_loop,
+    "lsblk": lambda: "" if shutil.which("lsblk") else "lsblk is not installed",
+    "git": _missing_git,
     "cc": _missing_cc,
     "namespace": _missing_namespace,
     "rtsp": _missing_rtsp,
@@ -111,8 +125,19 @@ LONG = ("test_resume", "test_search", "test_tf_serving", "test_shortlist", "test
 _verdicts: dict[str, str] = {}
 
 
+SLOW_PARTS = {"pi", "qemu", "index", "chromium", "jax", "torch", "tensorboard", "serving", "hub", "ray"}
+"""Parts that take many seconds to start; what needs one is left to `make test-all`."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The emulated device first, and then what trains: the longest files would run alone at the end."""
+    """Mark what is slow by what it needs, and begin with the longest files, which would run alone at the end.
+
+    The emulated device comes first, and then what trains.
+    """
+    for item in items:
+        parts = {part for marker in item.iter_markers("needs") for part in marker.args}
+        if parts & SLOW_PARTS or "pi" in item.path.parts:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: ("pi" not in item.path.parts, item.path.stem not in LONG))
 
 
@@ -223,7 +248,7 @@ def write_crop(path: Path, area: Pixels, random: np.random.Generator, side: int 
 @pytest.fixture(scope="session")
 def run_folder(photo_folder: Path, shared_folder: Path) -> Path:
     """A real training run of a small network; see `tests.support.small_network`."""
-    from trainer.train import train
+    from trainer.pipeline import train
     from trainer.training.recipe import Recipe
 
     from .support.small_network import small_backbone, write_weights
@@ -241,7 +266,7 @@ def run_folder(photo_folder: Path, shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def efficientnet_run(photo_folder: Path, shared_folder: Path) -> Path:
     """A real training run of the default backbone, on its ImageNet features."""
-    from trainer.train import train
+    from trainer.pipeline import train
     from trainer.training.recipe import Recipe
 
     recipe = Recipe(image_size=96, fine_tune="none")
@@ -266,18 +291,23 @@ def float32_model(run_folder: Path, shared_folder: Path) -> bytes:
 @pytest.fixture(scope="session")
 def bundle_file(run_folder: Path, shared_folder: Path) -> Path:
     """A real, small int8 bundle."""
-    from converter.convert import convert
+    return make_once(shared_folder / "ground-1.2.edgeloop", lambda path: _convert(run_folder, path))
+
+
+@pytest.fixture(scope="session")
+def efficientnet_bundle(efficientnet_run: Path, shared_folder: Path) -> Path:
+    """An int8 bundle of the default backbone."""
+    return make_once(shared_folder / "efficientnet-1.edgeloop", lambda path: _convert(efficientnet_run, path))
+
+
+def _convert(run: Path, out: Path) -> None:
     from converter.gate import GateLimits
+    from converter.pipeline import convert
 
-    # 9 test images: one more wrong is 11 points. These tests are not about the gate.
-    limits = GateLimits(max_drop=12, max_class_drop=100)
-
-    def make(path: Path) -> None:
-        # The gate times the models, and may find int8 slower on a busy machine.
-        with patch("converter.convert.timed_ms", lambda *_: (1.0, 1.0)):
-            convert(run_folder, path, console=QUIET, limits=limits)
-
-    return make_once(shared_folder / "ground-1.2.edgeloop", make)
+    # The gate times the models, and may find int8 slower on a busy machine.
+    with patch("converter.pipeline.timed_ms", lambda *_: (1.0, 1.0)):
+        # 9 test images: one more wrong is 11 points. These tests are not about the gate.
+        convert(run, out, console=QUIET, limits=GateLimits(max_drop=12, max_class_drop=100))
 
 
 @pytest.fixture(scope="session")
