@@ -316,7 +316,7 @@ import sys, os
 sys.path.insert(0, {str(Path.cwd())!r})
 from pathlib import Path
 from tests.edge_agent.captures.test_recorder import store, kept
-from edge_agent.captures import Captures
+from edge_agent.captures.folder import Captures
 folder = Path({str(tmp_path)!r}) / "disk"
 captures = Captures(folder, max_bytes=1e9, min_free_bytes=0)
 captures.index()
@@ -344,7 +344,7 @@ import sys
 sys.path.insert(0, {str(Path.cwd())!r})
 from pathlib import Path
 from tests.edge_agent.captures.test_recorder import store
-from edge_agent.captures import Captures
+from edge_agent.captures.folder import Captures
 captures = Captures(Path(sys.argv[1]), max_bytes=400_000, min_free_bytes=0)
 captures.sweep()
 captures.index()

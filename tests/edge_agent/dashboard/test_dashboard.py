@@ -414,13 +414,13 @@ def test_a_port_that_is_taken_is_said_in_one_line(free_port: int) -> None:
 def test_without_the_extra_importing_works_and_entering_says_how_to_install_it(free_port: int) -> None:
     code = f"""
 import sys
-from edge_agent.dashboard import Page
+from edge_agent.dashboard import Dashboard
 from edge_agent.config import DashboardSettings
 loaded = {{"starlette", "uvicorn", "prometheus_client", "anyio"}}.intersection(sys.modules)
 sys.modules["uvicorn"] = None
 try:
     nothing = lambda name: None
-    with Page(DashboardSettings(port={free_port}), "a", frame=nothing, prepared=nothing, region=nothing):
+    with Dashboard(DashboardSettings(port={free_port}), "a", frame=nothing, prepared=nothing, region=nothing):
         pass
 except Exception as error:
     print(type(error).__name__, error, loaded)
