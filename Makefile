@@ -5,11 +5,12 @@
 # make test-pi-full  a whole emulated machine: first boot, watchdog, power cuts; wants qemu-system-arm, too
 # make bench  every figure, into benchmarks/results.md; hours, on a machine that does nothing else
 # make docs   the documentation site, into build/site; a broken link or reference fails
-# make check  lint, types, import contracts, documentation
+# make check  lint, types, spelling, import contracts, documentation, and the coverage that make test recorded
+# make release-check  builds a release, installs it into empty environments, runs the demo from the wheel
 #
 # Each makes its environment first. Another Python: make test PYTHON=python3.12
 
-.PHONY: demo test test-all test-slow test-pi test-pi-full bench docs check env-demo env-dev clean
+.PHONY: demo test test-all test-slow test-pi test-pi-full bench docs check release-check env-demo env-dev clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -21,15 +22,18 @@ demo: env-demo
 
 PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
+# A part of the tests, chosen by ARGS, says nothing about coverage.
+COVERAGE = $(if $(ARGS),,--cov --cov-report=)
+
 test: env-dev
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(COVERAGE) $(ARGS)
 
 # Those that make test leaves out.
 test-slow: env-dev
-	$(PYTEST) -m "slow and not whole_machine" $(ARGS)
+	$(PYTEST) -m "slow and not whole_machine" $(if $(COVERAGE),$(COVERAGE) --cov-append) $(ARGS)
 
 test-all: env-dev
-	$(PYTEST) $(ARGS)
+	$(PYTEST) $(COVERAGE) $(ARGS)
 
 test-pi: env-dev
 	$(BIN)/python -m pytest tests/pi $(ARGS)
@@ -48,9 +52,15 @@ check: env-dev docs
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	@[ -f .coverage ] || { echo "make check: no coverage was recorded yet; run make test first" >&2; exit 1; }
+	$(BIN)/coverage report --skip-covered --format=total
+
+release-check:
+	PYTHON="$(PYTHON)" scripts/release_check
 
 env-demo env-dev: env-%:
 	@PYTHON="$(PYTHON)" scripts/make_env $(VENV) $*
 
 clean:
-	rm -rf $(VENV) .bench build dist .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .bench build dist .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
