@@ -75,7 +75,7 @@ def screenshot(browser: Browser) -> Image.Image:
 def save(frames: list[Image.Image]) -> None:
     """Write the animation."""
     duration_ms = 1000 // PER_SECOND
-    frames[0].save(OUT, save_all=True, append_images=frames[1:], duration=duration_ms, loop=0, quality=60, method=6)
+    frames[0].save(OUT, save_all=True, append_images=frames[1:], duration=duration_ms, loop=0, quality=60)
 
 
 if __name__ == "__main__":
