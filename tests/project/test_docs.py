@@ -183,6 +183,8 @@ def test_nothing_speaks_of_the_machine_it_was_made_on() -> None:
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     for path in tracked:
+        if (ROOT / path).is_dir():  # a link to a directory
+            continue
         text = (ROOT / path).read_text(errors="replace")
         for word in ("/" + "work/", "python" + "hosted", "/root" + "/."):
             assert word not in text, f"{path}: {word}"
