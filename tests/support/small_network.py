@@ -16,6 +16,8 @@ from unittest.mock import patch
 import cv2
 import numpy as np
 
+from edge_agent.images import read_image
+
 NAME = "small-mobilenet"
 _FIRST = 16
 _FILTERS = (64, 256)
@@ -76,7 +78,7 @@ def write_weights(path: Path, images: Path, size: int) -> None:
 
     keras.utils.set_random_seed(_SEED)
     network = build_backbone(NAME, (size, size), weights="none")
-    frames = [cv2.imread(str(image)) for image in sorted(images.glob("*/*.jpg"))]
+    frames = [read_image(image) for image in sorted(images.glob("*/*.jpg"))]
     pixels = np.stack([cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA)[..., ::-1] for frame in frames])
     for _ in range(_PASSES):
         network(pixels.astype(np.float32), training=True)

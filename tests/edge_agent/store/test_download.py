@@ -209,7 +209,11 @@ def test_bytes_that_drip_do_not_hold_it_longer_than_allowed(into: Path, part: st
 
 def test_it_stops_when_asked_to_however_quiet_the_line(into: Path) -> None:
     stop, over = threading.Event(), threading.Event()
-    with serving(lambda _request: over.wait(200)) as (url, _):
+
+    def silent(_request: BaseHTTPRequestHandler) -> None:
+        over.wait(200)
+
+    with serving(silent) as (url, _):
         threading.Timer(0.3, stop.set).start()
         start = time.monotonic()
         assert "canceled" in refused(url, into, stop=stop, timeout_s=180.0)
