@@ -18,6 +18,7 @@ from converter.quantization.calibration import (
     of_run,
 )
 from converter.run_reader import Run, RunImage, open_run
+from converter.tflite import float_model
 from edge_agent.errors import DataError
 from edge_agent.preprocessing import Pixels
 
@@ -75,6 +76,13 @@ def test_it_stops_where_more_images_no_longer_widen_the_ranges(run: Run, model: 
     seen = calibrate(model, run.spec, frames())  # type: ignore[arg-type]
     assert seen.record.growth <= MAX_GROWTH
     assert FIRST_CHECK <= seen.record.images == taken <= MAX_IMAGES
+
+
+@pytest.mark.slow
+def test_it_goes_on_while_images_widen_the_ranges(efficientnet_run: Path, tmp_path: Path) -> None:
+    run = open_run(efficientnet_run)
+    model = float_model.of_run(run, tmp_path / "scratch")
+    random = np.random.default_rng(0)
 
     def ever_stronger() -> object:
         for step in range(200):

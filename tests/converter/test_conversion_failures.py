@@ -131,7 +131,7 @@ def test_a_full_disk_leaves_nothing_behind(run_folder: Path, tmp_path: Path) -> 
     script = (
         "import os, subprocess, sys\n"
         "run, out = sys.argv[1:]\n"
-        "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', out], check=True)\n"
+        "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', out], check=True)\n"
         "command = [sys.executable, '-m', 'edge_agent.cli', 'convert', run, '--out', out + '/x-1.edgeloop']\n"
         "code = subprocess.run([*command, '--max-drop', '100', '--max-class-drop', '100']).returncode\n"
         "print(code, os.listdir(out))\n"
@@ -145,7 +145,14 @@ def test_a_full_disk_leaves_nothing_behind(run_folder: Path, tmp_path: Path) -> 
 
 def test_killed_on_the_way_it_leaves_no_bundle(run_folder: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "x-1.edgeloop", tmp_path / "log"
-    command = [sys.executable, "-m", "edge_agent.cli", "convert", str(run_folder), "--out", str(out)]
+    script = (
+        "import sys, time\n"
+        "from converter import pipeline\n"
+        "from edge_agent.cli import main\n"
+        "pipeline._score = lambda *_: (print('Testing', file=sys.stderr, flush=True), time.sleep(3600))\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, "convert", str(run_folder), "--out", str(out)]
     with log.open("wb") as err, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err) as process:
         deadline = time.monotonic() + 120
         while "Testing" not in log.read_text(errors="replace"):

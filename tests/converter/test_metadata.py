@@ -109,5 +109,5 @@ def test_the_description_says_what_goes_in_and_comes_out(bundle_file: Path) -> N
     entries = {model.Metadata(i).Name(): model.Metadata(i).Buffer() for i in range(model.MetadataLength())}
     described = model.Buffers(entries[b"TFLITE_METADATA"]).DataAsNumpy().tobytes()
     assert described[4:8] == b"M001"
-    for text in (b"ground", b"1.2", b"labels.txt", b"96x96 RGB image", b"efficientnet-lite0"):
+    for text in (b"ground", b"1.2", b"labels.txt", b"48x48 RGB image", b"small-network"):
         assert text in described

@@ -1,7 +1,7 @@
 """A network of seven convolutions that is trained and converted in seconds, for tests that need any run or bundle.
 
-It is a MobileNetV1 with three of its fourteen stages. Its convolutions keep their random weights, and batch
-normalization is fitted to the training images, so that its features tell textures apart.
+It begins as EfficientNet-Lite0 does, with the same kinds of blocks under the same names. Its convolutions keep their
+random weights, and batch normalization is fitted to the training images, so that its features tell textures apart.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ import numpy as np
 
 from edge_agent.images import read_image
 
-NAME = "small-mobilenet"
-_FIRST = 16
-_FILTERS = (64, 256)
+NAME = "small-network"
+_STEM, _PROJECTED, _EXPANDED, _FEATURES = 16, (16, 24), 64, 256
 _SEED = 0
 # The moving averages come within 1/2**8 of the statistics of the images.
 _MOMENTUM, _PASSES = 0.5, 8
 
 
-def _small_mobilenet(
-    *,
-    include_top: bool,
-    weights: None,
-    input_tensor: Any,
-    input_shape: tuple[int, int, int],
-) -> Any:
+def _small_network(*, include_top: bool, weights: None, input_tensor: Any, input_shape: tuple[int, int, int]) -> Any:
+    """Build it as a function of `keras.applications` does."""
     import keras
 
     layers = keras.layers
 
-    def normalized(x: Any, name: str) -> Any:
-        x = layers.BatchNormalization(momentum=_MOMENTUM, name=f"{name}_bn")(x)
-        return layers.ReLU(6.0, name=f"{name}_relu")(x)
+    def conv(x: Any, name: str, filters: int, kernel: int = 1, strides: int = 1) -> Any:
+        return layers.Conv2D(filters, kernel, strides, "same", use_bias=False, name=f"{name}_conv")(x)
 
-    x = layers.Conv2D(_FIRST, 3, strides=2, padding="same", use_bias=False, name="conv1")(input_tensor)
-    x = normalized(x, "conv1")
-    for number, filters in enumerate(_FILTERS, 1):
-        name = f"conv_dw_{number}"
-        x = normalized(layers.DepthwiseConv2D(3, strides=2, padding="same", use_bias=False, name=name)(x), name)
-        name = f"conv_pw_{number}"
-        x = normalized(layers.Conv2D(filters, 1, use_bias=False, name=name)(x), name)
+    def depthwise(x: Any, name: str) -> Any:
+        return layers.DepthwiseConv2D(3, 2, "same", use_bias=False, name=f"{name}_conv")(x)
+
+    def norm(x: Any, name: str, *, activate: bool = True) -> Any:
+        x = layers.BatchNormalization(momentum=_MOMENTUM, name=f"{name}_bn")(x)
+        return layers.ReLU(6.0, name=f"{name}_relu")(x) if activate else x
+
+    x = norm(conv(input_tensor, "stem", _STEM, 3, 2), "stem")
+    x = norm(depthwise(x, "block1_depthwise"), "block1_depthwise")
+    x = norm(conv(x, "block1_project", _PROJECTED[0]), "block1_project", activate=False)
+    x = norm(conv(x, "block2_expand", _EXPANDED), "block2_expand")
+    x = norm(depthwise(x, "block2_depthwise"), "block2_depthwise")
+    x = norm(conv(x, "block2_project", _PROJECTED[1]), "block2_project", activate=False)
+    x = norm(conv(x, "block3_expand", _FEATURES), "block3_expand")
     return keras.Model(keras.utils.get_source_inputs(input_tensor), x)
 
 
@@ -59,9 +59,9 @@ def small_backbone() -> Iterator[str]:
     from trainer.backend import start_keras
 
     keras = start_keras()
-    row = Backbone(NAME, 48, Application("SmallMobileNet", "-1..1", ""))
+    row = Backbone(NAME, 48, Application("SmallNetwork", "-1..1", ""))
     with (
-        patch.object(keras.applications, "SmallMobileNet", _small_mobilenet, create=True),
+        patch.object(keras.applications, "SmallNetwork", _small_network, create=True),
         patch("trainer.backbones.registry.BACKBONES", MappingProxyType({**BACKBONES, NAME: row})),
     ):
         yield NAME

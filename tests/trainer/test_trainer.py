@@ -58,7 +58,7 @@ def test_a_run_holds_everything_the_design_promises(efficientnet_run: Path, phot
 def test_an_existing_run_is_never_overwritten(photo_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").touch()
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(DataError, match="already exists"):
         train(photo_folder, tmp_path / "run", Recipe(), console=QUIET)
     assert os.listdir(tmp_path / "run") == ["precious"]
 
