@@ -266,7 +266,7 @@ def test_the_page_shows_every_report_and_trusts_none(edgeloop: Run, report_file:
     assert "<i>died" not in html
     assert "$x^{2$&lt;b&gt; 1.2 uint8" in html
     assert "B: the machine is noisy" in html
-    assert "Not complete." in html
+    assert "Incomplete." in html
     assert not re.search(r"(src|href)=\"(?!#)|url\((?!#)", html)
     nothing = {**hostile, "steady": [], "sustained": [], "end_to_end": []}
     (tmp_path / "nothing.json").write_text(json.dumps(nothing))
@@ -321,7 +321,7 @@ def test_broken_off_it_keeps_what_it_has_and_says_that_it_is_not_all(
     assert not kept.complete
     assert len(kept.sustained[0].seconds) >= 1
     assert len(kept.failed) == 1
-    assert "(not complete)" in out
+    assert "(incomplete)" in out
     wait_until(lambda: not Path(f"/proc/{children[0]}").exists(), 10, "the child to end")
 
 
