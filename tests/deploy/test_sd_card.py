@@ -423,7 +423,7 @@ def test_a_card_that_fails_while_it_is_written_is_said_to_be_of_no_use(tmp_path:
         [*NAMESPACE, sys.executable, "-c", FAILING, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert "DeviceError: /dev/loop" in done.stdout, done.stderr
-    assert "it went away or failed while it was written" in done.stdout or "too small" in done.stdout
+    assert "the card was removed or failed during writing" in done.stdout or "too small" in done.stdout
 
 
 @pytest.mark.needs("mtools", "namespace")
@@ -448,4 +448,4 @@ def test_room_for_a_while_is_looked_for_first(settings: Path, tmp_path: Path) ->
         check=False,
     )
     assert done.returncode == 2
-    assert f"{small}: 40 MB are needed there meanwhile, 10 MB are free; TMPDIR names another place" in done.stderr
+    assert f"{small}: 40 MB are needed for temporary files, 10 MB are free; set TMPDIR to another folder" in done.stderr
