@@ -59,7 +59,9 @@ class Representative:
 
 
 def choose(photos: Iterable[RunImage], count: int, seed: int) -> list[RunImage]:
-    """Draw up to ``count`` images, balanced over the classes, as is every prefix of the list.
+    """Draw up to ``count`` images, equally many of each class while it has images left.
+
+    The first k images of the list are balanced in the same way, for every k.
 
     The same seed draws the same images.
     """

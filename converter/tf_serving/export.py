@@ -148,7 +148,10 @@ def _write(run: Run, folder: Path) -> None:
 
 
 def _network(run: Run) -> tuple[Any, Any]:
-    """Return the object that holds the weights and the function from (n, height, width, 3) to (n, classes) float32."""
+    """Return two things: the object that holds the weights, and the function that predicts.
+
+    The function maps (n, height, width, 3) to (n, classes) float32.
+    """
     import tensorflow as tf
 
     if (run.path / SAVED_MODEL).is_dir():

@@ -123,7 +123,9 @@ class Graph:
         return (values - np.asarray(quantization.zeroPoint, np.float32).reshape(along)) * scale
 
     def set_constant(self, output: str, place: int, values: Array) -> None:
-        """Set the weights (1) or the bias (2) of the layer that computes ``output``; a missing bias is added.
+        """Set a constant of the layer that computes ``output``: its weights if ``place`` is 1, its bias if 2.
+
+        A missing bias is added.
 
         TFLite merges equal constants, such as the zero biases of all layers. If other layers share the constant, this
         layer gets its own copy.

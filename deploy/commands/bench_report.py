@@ -1,4 +1,4 @@
-"""`edgeloop bench report`."""
+"""`edgeloop bench report`: renders reports of `edgeloop bench` as one HTML page."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--wifi", "ssid", metavar="SSID", help=f"Wi-Fi network; its password is read from {_PASSWORD} or prompted for."
 )
 @click.option("--wifi-country", metavar="CC", help="Country code for the Wi-Fi regulations, such as GB.")
-@click.option("--wifi-open", is_flag=True, help="Join the Wi-Fi network without a password.")
+@click.option("--wifi-open", is_flag=True, help="The network given with --wifi is open: it has no password.")
 @click.option("--timezone", help="Time zone, such as Europe/London.")
 @click.option(
     "--os", "codename", type=click.Choice(list(PYTHONS)), help="Release of Raspberry Pi OS; detected by default."

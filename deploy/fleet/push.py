@@ -217,8 +217,7 @@ def _event(host: Host, line: bytes) -> PushEvent:
         return msgspec.json.decode(line[:_MAX_LINE_BYTES], type=PushEvent)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise DeviceError(
-            f"{host.name}: unexpected output instead of edgeloop's: {line[:100]!r}; does its login shell print "
-            "something?"
+            f"{host.name}: expected the output of edgeloop, got {line[:100]!r}; does the login shell print something?"
         ) from None
 
 

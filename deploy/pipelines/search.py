@@ -194,7 +194,7 @@ def _check_state(out: Path, state: _SearchState) -> None:
 
 
 def _trained(data: Path, run: Path, candidate: SearchCandidate, seed: int, console: Console) -> str:
-    """Train a head on frozen features, if not yet done, and return the fingerprint of its images."""
+    """Train a head on frozen features, unless the run already exists. Return the fingerprint of the run's images."""
     from converter.run_reader import open_run
     from trainer.pipeline import train
     from trainer.training.checkpoint import unfinished_path

@@ -147,7 +147,7 @@ async def read_facts(device: Connection, *, check: bool = True) -> dict[str, Any
         reasons = problems(facts, now_s=time.time()) if check else []
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise DeviceError(
-            f"{device.host.name}: unexpected output instead of setup.py's: {done.stdout[:100]!r}; does its login shell "
+            f"{device.host.name}: expected the output of setup.py, got {done.stdout[:100]!r}; does the login shell "
             "print something?"
         ) from None
     if reasons:
@@ -191,7 +191,7 @@ def _parse(device: Connection, exit_code: int, stdout: bytes, stderr: str) -> li
         ]
     except (ValueError, TypeError, AttributeError):
         raise DeviceError(
-            f"{device.host.name}: unexpected output instead of setup.py's: {stdout[:100]!r}; does its login shell "
+            f"{device.host.name}: expected the output of setup.py, got {stdout[:100]!r}; does the login shell "
             "print something?"
         ) from None
     reasons = [result.text for result in results if result.state == "problem"]

@@ -17,12 +17,13 @@ MAX_STOLEN = 0.02
 
 
 def warm_from(times_ms: Sequence[float]) -> int | None:
-    """Return the index from which the times are steady; None if they are not steady yet.
+    """Return the index from which the times are steady; None if they are not steady yet, or there are fewer than 20.
 
-    Truncates where the standard error of the rest is smallest (MSER-5: White, Cobb and Spratt, "A comparison of five
-    steady-state truncation heuristics for simulation", 2000), but with medians of five values instead of means, because
-    an interruption by the system is not a sign of warm-up. Only the first half is searched, because a few last values
-    may vary little by chance. If the minimum is at the end of that half, there are too few values for a decision.
+    The times before that index are warm-up. It is the index for which the standard error of the times after it is
+    smallest (MSER-5: White, Cobb and Spratt, "A comparison of five steady-state truncation heuristics for simulation",
+    2000), but with medians of five values instead of means, because an interruption by the system is not a sign of
+    warm-up. Only the first half is searched, because a few last values may vary little by chance. If the minimum is at
+    the end of that half, there are too few values to decide, and None is returned.
 
     Args:
         times_ms: times in the order of measurement, milliseconds.

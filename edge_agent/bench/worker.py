@@ -142,7 +142,7 @@ class _ColdStart:
         }
 
     def times_ms(self, first_inference_ms: float) -> dict[str, float]:
-        """Return the times of all parts, and their sum."""
+        """Return the time of each part of the cold start by its name, and their sum, in milliseconds."""
         parts = {**self._parts, "first_inference_ms": first_inference_ms}
         return {name: round(value, 3) for name, value in {**parts, "total_ms": sum(parts.values())}.items()}
 

@@ -71,7 +71,8 @@ class Metrics(msgspec.Struct, frozen=True, rename={"float32": "float", "images":
         float32: metrics of the float model.
         model: metrics of the model in the bundle.
         agreement: share of images to which both models give the same top class, 0 to 1.
-        score_counts: counts of the bundle model's scores on these images; None in older bundles.
+        score_counts: histogram of the highest score of each image, and the number of images by predicted label, with
+            the bundle's model; None in older bundles.
     """
 
     images: Size

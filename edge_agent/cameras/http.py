@@ -190,7 +190,7 @@ class HttpCamera:
     def _received(self, read: Callable[[http.client.HTTPResponse], bytes], *, may_end: bool = False) -> bytes:
         response = self._response
         if response is None:
-            raise self._error("is not open")
+            raise self._error("the camera is not open")
         if time.monotonic() > self._due:
             # The frame is overdue and its reader has given up; endless garbage must not be read forever.
             raise self._error(f"sent no image for {self._settings.timeout_s:g} s")

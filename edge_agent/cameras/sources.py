@@ -16,7 +16,7 @@ _STREAMS = frozenset({".avi", ".m3u8", ".mkv", ".mov", ".mp4", ".mpd", ".ts", ".
 
 
 def open_camera(settings: CameraSettings) -> Camera:
-    """Create the camera for these settings, unopened. `CameraSettings` describes the possible sources."""
+    """Create the camera for these settings; ``with`` opens it. `CameraSettings` describes the possible sources."""
     source = str(settings.source)
     if (device := _DEVICE.match(source)) is not None:
         from .v4l2 import V4L2Camera

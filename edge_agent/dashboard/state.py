@@ -132,7 +132,7 @@ class DashboardState:
             self._put("health", health)
 
     def tunables(self, tunables: Tunables) -> None:
-        """Store the settings that can be changed at run time."""
+        """Keep the current values of the settings that can be changed at run time."""
         with self._lock:
             self._put("tunables", tunables)
 

@@ -231,7 +231,11 @@ def test_labelled_frames_make_the_next_model_better_where_it_was_bad(
 
 @pytest.mark.slow
 def test_labels_that_are_wrong_do_not_get_through(
-    efficientnet_run: Path, efficientnet_bundle: Path, scene: tuple[list[Pixels], list[str]], tmp_path: Path, edgeloop: Run
+    efficientnet_run: Path,
+    efficientnet_bundle: Path,
+    scene: tuple[list[Pixels], list[str]],
+    tmp_path: Path,
+    edgeloop: Run,
 ) -> None:
     root, photos = read_photos(efficientnet_run)
     folder = tmp_path / "captures"
@@ -250,7 +254,8 @@ def test_labels_that_are_wrong_do_not_get_through(
     for path in sorted((tmp_path / "more").rglob("*.jpg")):
         (folder / path.name).write_bytes(path.read_bytes())
     decide(folder, {sha256: wrong[name] for sha256, name in zip(hashes, shown, strict=True)})
-    done = edgeloop("retrain", efficientnet_run, folder, "--out", tmp_path / "ground-2", "--champion", efficientnet_bundle)
+    out = tmp_path / "ground-2"
+    done = edgeloop("retrain", efficientnet_run, folder, "--out", out, "--champion", efficientnet_bundle)
     assert done.code == 1, done.out + done.err
     assert "not promoted" in done.out
     assert not (tmp_path / "ground-2.edgeloop").exists()

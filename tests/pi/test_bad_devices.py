@@ -170,4 +170,4 @@ def test_a_talkative_login_shell_is_named_as_what_it_is(near: Pi, edgeloop: Run,
     with instead(near.root / "home/pi/.bashrc", "echo Welcome back, commander.\n"):
         ran = edgeloop("deploy", "push", bundle_file, "-F", near.ssh_config, "raspberrypi")
     assert ran.code == 1
-    assert "does its login shell print something?" in ran.out
+    assert "does the login shell print something?" in ran.out

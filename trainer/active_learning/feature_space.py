@@ -55,10 +55,11 @@ class Projection:
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Points of frames and of training images.
+    """Frames and training images as points; similar images are close to each other.
 
     Attributes:
-        frames: (n, d) float32, points of the frames; d is COMPONENTS, or less with fewer images or features.
+        frames: (n, d) float32, points of the frames; d is COMPONENTS, or less if there are fewer images
+            or features than that.
         known: (m, d) float32, points of the training images.
         similar_distance: squared distance up to which two frames are similar.
         projection: projection from features to points.

@@ -209,7 +209,10 @@ def _blurred(thumbs: _Floats, sigma: float) -> _Floats:
 
 
 def _standardised(channel: npt.NDArray[Any], whole: _Floats) -> _Floats:
-    """Subtract a channel's mean and divide by the standard deviation of the image, as the channel may be flat."""
+    """Subtract the channel's mean and divide by the standard deviation of the grey image.
+
+    The standard deviation of the channel itself could be near zero.
+    """
     centred = channel - channel.mean((1, 2), keepdims=True, dtype=np.float32)
     standardised: _Floats = centred / (whole.std((1, 2), keepdims=True) + 1e-6)
     return standardised

@@ -68,7 +68,7 @@ def split_photos(photos: Sequence[Photo], together: Indices, *, frozen: Mapping[
 
 
 def _assign(groups: Sequence[_Group], totals: Mapping[str, int], taken: Counter[tuple[str, str]]) -> dict[int, str]:
-    """Assign a split to every group; return it by the group's number."""
+    """Assign a split to every group. Return a dict from group number to split."""
     by_label: dict[str, list[_Group]] = {label: [] for label in totals}
     for group in groups:
         for label in group.counts:

@@ -59,7 +59,7 @@ class Forecast:
 
     Attributes:
         times: factor by which the number of training images grows.
-        avoided: share of the heads' mistakes that would be avoided, 0 to 1.
+        avoided: share of mistakes that would be avoided, 0 to 1, of the heads that the learning curve is measured with.
         low, high: bounds that contain the true value in about 9 of 10 cases.
     """
 

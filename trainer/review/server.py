@@ -131,7 +131,7 @@ class Handlers:
         return _json({**found, "you": self._you})
 
     async def next_groups(self, request: Request) -> Response:
-        """Send the next groups of frames."""
+        """Send the page the next groups of frames to annotate, the most valuable first."""
         body = await _body(request, GroupsRequest)
         if isinstance(body, str):
             return _json({"error": body}, 400)

@@ -269,7 +269,10 @@ class Session:
         self._apply(added)
 
     def _apply(self, annotations: Sequence[Annotation]) -> None:
-        """Update classes and distances after annotations; the head learns them later, in the background."""
+        """Add new classes, and update the distance of each frame to the nearest annotated frame or training image.
+
+        The head learns from the annotations later, in the background.
+        """
         indices = [self._index[one.sha256] for one in annotations if one.sha256 in self._index]
         for annotation in annotations:
             if annotation.verdict == "label" and annotation.label not in self._classes:

@@ -72,7 +72,8 @@ def ray_executor(console: Console, *, workers: int | None, cluster: str | None =
     Args:
         console: console for the progress.
         workers: number of processes; None for one per core.
-        cluster: address of a running cluster; None for workers on this machine, which other machines cannot reach.
+        cluster: address of a running cluster; None starts workers on this machine; other machines cannot connect to
+            them.
 
     Raises:
         MissingExtraError: Ray is not installed.

@@ -83,7 +83,7 @@ class RandomLight(keras.layers.Layer):  # type: ignore[misc]  # Keras has no typ
         self._seeds = keras.random.SeedGenerator(seed)
 
     def call(self, pixels: Any) -> Any:
-        """Scale the levels of each channel, then change the contrast about their mean."""
+        """Change the contrast about the mean of the image, then scale the levels of each channel."""
         count = ops.shape(pixels)[0]
 
         def draw(channels: int, extent: float) -> Any:

@@ -28,6 +28,7 @@ from edge_agent.images import decode_image
 from edge_agent.preprocessing import Pixels
 from trainer.active_learning.annotations import LOG, Annotation, Annotations
 from trainer.active_learning.captured_frames import find_frames
+from trainer.active_learning.embeddings import embed, load_network
 from trainer.active_learning.feature_space import build_space, distances_to_known
 from trainer.active_learning.label_forecast import forecast_labels
 from trainer.active_learning.ranking import fit_head, propose, uncertainty
@@ -335,7 +336,12 @@ def test_a_session_asks_about_every_open_frame_once(folder: Path, run_folder: Pa
         ids = [frame["id"] for group in groups for frame in group]
         assert len(ids) == len(set(ids)) == 60
         # The guess is the run's, not the device's, which called everything brick.
-        assert {frame["guess"] for group in groups for frame in group} > {"brick"}
+        network = load_network(run_folder)
+        images = [(frame.sha256, folder / frame.path) for frame in session.frames]
+        scores = embed(network, images, description="", console=QUIET).scores
+        expected = {sha256: network.labels[row.argmax()] for (sha256, _), row in zip(images, scores, strict=True)}
+        assert {frame["id"]: frame["guess"] for group in groups for frame in group} == expected
+        assert set(expected.values()) != {"brick"}
         assert all(frame["device_guess"] == "brick" for group in groups for frame in group)
         assert everything(session, "you") == []  # they are with the first page
         assert len(everything(session)) == len(groups)  # which may ask again
@@ -616,7 +622,7 @@ def test_a_full_disk_is_said_and_the_decision_can_be_made_once_there_is_room(fol
         (["none"], "no such folder"),
         (["{folder}", "--run", "none"], "no model.keras in it"),
         (["{folder}", "--port", "{taken}"], "Address already in use; name another --port"),
-        (["{folder}", "--export", "{folder}/porch-pi/x.csv"], "name a file in or above"),
+        (["{folder}", "--export", "{folder}/porch-pi/x.csv"], "the file must be in or above"),
     ],
 )
 def test_what_cannot_be_reviewed_is_said_in_one_line(
