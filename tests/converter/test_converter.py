@@ -67,6 +67,7 @@ def test_the_same_run_gives_the_same_bytes(bundle_file: Path, run_folder: Path, 
     assert (tmp_path / bundle_file.name).read_bytes() == bundle_file.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_model_that_quantization_ruins_is_refused_and_nothing_is_written(
     edgeloop: conftest.Run, run_copy: Path, tmp_path: Path
 ) -> None:

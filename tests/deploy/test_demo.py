@@ -119,6 +119,7 @@ def test_no_area_of_a_photograph_overlaps_another(areas: dict[str, dict[str, Pix
             assert not np.shares_memory(one, other)
 
 
+@pytest.mark.slow
 def test_the_video_shows_nothing_but_its_own_areas(areas: dict[str, dict[str, Pixels]], tmp_path: Path) -> None:
     """Blacken everything else: the video stays the same to the byte."""
     truth = write_video(tmp_path / "a.avi", areas, seed=0, progress=lambda n, _: n)
