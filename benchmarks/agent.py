@@ -64,7 +64,7 @@ from pathlib import Path
 from edge_agent.bundle import open_bundle
 from edge_agent.cameras.sources import open_camera
 from edge_agent.config import CameraSettings
-from edge_agent.preprocess import preprocess
+from edge_agent.preprocessing import preprocess
 from edge_agent.cameras.region import view
 spec = open_bundle(Path(sys.argv[2])).manifest.preprocess
 def ours():

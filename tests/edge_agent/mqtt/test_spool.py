@@ -160,15 +160,15 @@ def test_where_nothing_can_be_written_events_wait_in_memory_and_it_is_said(
 FULL = """
     import os, time
     from pathlib import Path
-    from edge_agent.mqtt.spool import Event, Spool
+    from edge_agent.mqtt.spool import Spool, SpooledEvent
     with Spool(Path("disk/spool.sqlite")) as spool:
         number = 0
         while spool.on_disk:
-            spool.put([Event("a", b"%06d" % number + bytes(4000), time.time())])
+            spool.put([SpooledEvent("a", b"%06d" % number + bytes(4000), time.time())])
             number += 1
         assert number > 5, number
         for _ in range(10):
-            spool.put([Event("a", b"%06d" % number + bytes(4000), time.time())])
+            spool.put([SpooledEvent("a", b"%06d" % number + bytes(4000), time.time())])
             number += 1
         waiting = spool.after(0, 10_000)
         assert [int(one.event.payload[:6]) for one in waiting] == list(range(number)), number
@@ -192,11 +192,11 @@ def test_a_full_disk_loses_nothing_while_the_agent_lives(tmp_path: Path) -> None
 WRITER = """
     import sys, time
     from pathlib import Path
-    from edge_agent.mqtt.spool import Event, Spool
+    from edge_agent.mqtt.spool import Spool, SpooledEvent
     with Spool(Path(sys.argv[1])) as spool:
         number = int(sys.argv[2])
         while True:
-            spool.put([Event("a", str(number).encode(), time.time())])
+            spool.put([SpooledEvent("a", str(number).encode(), time.time())])
             print(number, flush=True)
             if number % 7 == 0:
                 spool.remove([spool.after(0, 1)[0].id])

@@ -328,7 +328,7 @@ LOAD = """
 import sys
 from pathlib import Path
 from edge_agent.errors import DataError
-from edge_agent.preprocess import PreprocessSpec
+from edge_agent.preprocessing import PreprocessSpec
 from trainer.data import load_dataset
 try:
     data = load_dataset(Path(sys.argv[1]), PreprocessSpec((160, 160)), cache=Path(sys.argv[2]))
