@@ -118,9 +118,9 @@ def test_what_is_left_out_is_said(run_folder: Path, scene: tuple[list[Pixels], l
     notes = "\n".join(version.notes)
     for said in (
         "line 19: JSON is malformed",
-        "1 frames are images of the run under another class, which stands",
+        "1 frames are images of the run with another label; the run's label is kept",
         "3 frames show none of the classes",
-        "1 labels are of frames that are not in",
+        "1 labels belong to frames that are no longer in",
         "'moss' 2",
     ):
         assert said in notes, notes

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +214,9 @@ def test_a_report_is_of_this_bundle_on_this_machine_and_adds_up(report: Report, 
     (profile,) = report.profiles
     assert sum(operation.share for operation in profile.operations) == pytest.approx(1, abs=0.01)
     assert all(operation.added_ms >= 0 for operation in profile.operations)
-    # As many as EfficientNet-Lite0 has: a stem, 16 blocks, a head; and it ends with the classes' scores.
+    # As many as the small network has; and it ends with the classes' scores.
     kinds = [operation.kind for operation in profile.operations]
-    assert (kinds.count("DEPTHWISE_CONV_2D"), profile.operations[-1].output) == (16, (1, 3))
+    assert (kinds.count("DEPTHWISE_CONV_2D"), profile.operations[-1].output) == (2, (1, 3))
     (seen,) = report.end_to_end
     # The video plays at its own speed, and the model keeps up with it.
     assert seen.captured_per_s == pytest.approx(20, rel=0.5)
@@ -292,6 +293,25 @@ def test_what_cannot_be_measured_is_named_and_the_rest_is_kept(
     }
 
 
+def wait_for_sustained(pid: int) -> list[str]:
+    """Wait until the child has computed under sustained load for more than a second; the ids of the children."""
+
+    def children() -> list[str]:
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+    def worked() -> bool:
+        with suppress(FileNotFoundError):
+            for child in children():
+                if b"sustain" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    spent = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+                    # Of which one or two go into the start.
+                    return sum(map(int, spent)) / os.sysconf("SC_CLK_TCK") > 5
+        return False
+
+    wait_until(worked, 60, "seconds of sustained load")
+    return children()
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "the measuring process dies"])
 def test_broken_off_it_keeps_what_it_has_and_says_that_it_is_not_all(
     bundle_file: Path, tmp_path: Path, how: signal.Signals
@@ -305,17 +325,17 @@ def test_broken_off_it_keeps_what_it_has_and_says_that_it_is_not_all(
         text=True,
         start_new_session=True,
     )
-    wait_until(lambda: path.exists() and len(load(path).steady) == 1, 60, "the first round")
-    time.sleep(3)
-    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-    if how is signal.SIGKILL:
-        os.kill(int(children[0]), how)
-    else:
-        os.killpg(running.pid, how)
     try:
+        wait_until(lambda: path.exists() and len(load(path).steady) == 1, 60, "the first round")
+        children = wait_for_sustained(running.pid)
+        if how is signal.SIGKILL:
+            os.kill(int(children[0]), how)
+        else:
+            os.killpg(running.pid, how)
         out, said = running.communicate(timeout=120)
     finally:
         running.kill()
+        running.wait(60)
     assert running.returncode == 1, said
     kept = load(path)
     assert not kept.complete

@@ -49,6 +49,10 @@ class Service:
             return response.status, json.loads(data) if kind.startswith("application/json") else data.decode()
 
 
+# What libjpeg itself says of images that tests have damaged.
+LIBJPEG = ("Corrupt JPEG data: ", "Premature end of JPEG file")
+
+
 @contextmanager
 def serving(bundle: Path, *arguments: str) -> Iterator[tuple[Service, list[str]]]:
     """The service, and what it printed; it ends well when it is told to, and complains of nothing."""
@@ -64,7 +68,8 @@ def serving(bundle: Path, *arguments: str) -> Iterator[tuple[Service, list[str]]
             yield Service(port, process), said
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
-            assert process.stderr.read() == ""
+            said_too = [line for line in process.stderr.read().splitlines() if not line.startswith(LIBJPEG)]
+            assert said_too == []
         finally:
             process.kill()
 
