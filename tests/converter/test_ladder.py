@@ -337,6 +337,7 @@ def test_layers_are_called_as_the_network_calls_them(tensor: str, name: str) -> 
     assert layer_name(tensor) == name
 
 
+@pytest.mark.slow
 def test_learning_with_rounded_values_brings_int8_closer_to_float(
     network: Any, pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -338,6 +338,7 @@ assert len(list(folder.glob("*/*"))) == 2 * len(whole)
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_whole_captures(tmp_path: Path) -> None:
     code = f"""
 import sys

@@ -203,6 +203,7 @@ PAYLOADS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=10_000, deadline=None)
 @given(st.sampled_from([*VERBS, "", "Set", "+", "\x00"]), PAYLOADS)
 def test_ten_thousand_payloads_do_nothing_that_was_not_asked_for(verb: str, payload: bytes) -> None:

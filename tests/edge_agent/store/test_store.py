@@ -544,6 +544,7 @@ INSTALLER = """
 """
 
 
+@pytest.mark.slow
 def test_installers_killed_at_any_point_leave_a_store_that_works(state: Path, versions: dict[str, Path]) -> None:
     draw, outcomes = random.Random(7), []
     for turn in range(21):
