@@ -69,13 +69,14 @@ def discovery(topics: Topics, info: Info) -> dict[str, Any]:
         },
         "rollback": {
             "platform": "button",
-            "name": "Roll back the model",
+            "name": "Back to the model before",
             "icon": "mdi:history",
             "entity_category": "config",
             "command_topic": topics.command("rollback"),
             "payload_press": "{}",
         },
     }
+    # Home Assistant makes entity ids of these names: they stay as they are.
     for camera in info.cameras:
         components |= _camera(topics, camera, [*info.labels, UNKNOWN])
     for key, component in components.items():
@@ -125,7 +126,7 @@ def _camera(topics: Topics, camera: str, labels: list[str]) -> dict[str, dict[st
         },
         f"camera_{camera}_picture": {
             "platform": "image",
-            "name": f"{camera} image",
+            "name": f"{camera} picture",
             "image_topic": topics.snapshot(camera),
             "content_type": "image/jpeg",
         },
