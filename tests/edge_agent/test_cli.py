@@ -12,7 +12,7 @@ import pytest
 
 from edge_agent.cli import COMMANDS
 
-from ..conftest import Run
+from ..conftest import IMAGE_SIZE, Run
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,11 @@ def test_inspect_shows_what_is_inside(edgeloop: Run, bundle_file: Path) -> None:
     for said in (
         "ground 1.2",
         "brick, grass, stars",
-        "96x96 rgb, letterbox",
+        f"{IMAGE_SIZE}x{IMAGE_SIZE} rgb, letterbox",
         "uint8",
         "scale 1",
         "model.tflite",
-        "recognised",
+        "recall",
     ):
         assert said in ran.out
     value = json.loads(edgeloop("inspect", bundle_file, "--json").out)
@@ -112,7 +112,7 @@ def test_a_bundle_with_a_byte_flipped_is_refused(
         (("convert", "nowhere", "--out", "x.zip"), 2, "NAME-VERSION"),
         (("train", "nowhere", "--out", "run"), 1, "no such file or directory"),
         (("demo", "--broker", "host:port:x"), 2, "HOST:PORT"),
-        (("demo", "--keep", "full"), 2, "no demo made"),
+        (("demo", "--keep", "full"), 2, "contains files that no demo wrote"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_line(
