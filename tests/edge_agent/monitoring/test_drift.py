@@ -126,7 +126,7 @@ def test_a_camera_is_judged_beside_its_test_images_and_its_first_days() -> None:
 @pytest.mark.slow
 @pytest.mark.needs("mosquitto")
 def test_a_device_whose_scene_changed_says_so_and_one_that_sees_the_same_does_not(
-    bundle_file: Path,
+    efficientnet_bundle: Path,
     areas: dict[str, dict[str, Pixels]],
     photo_folder: Path,
     mosquitto: Mosquitto,
@@ -134,7 +134,7 @@ def test_a_device_whose_scene_changed_says_so_and_one_that_sees_the_same_does_no
     tmp_path: Path,
     edgeloop: Run,
 ) -> None:
-    manifest = open_bundle(bundle_file).manifest
+    manifest = open_bundle(efficientnet_bundle).manifest
     seen = manifest.metrics.score_counts
     assert seen is not None
     assert seen.frames == manifest.metrics.images
@@ -150,7 +150,7 @@ def test_a_device_whose_scene_changed_says_so_and_one_that_sees_the_same_does_no
     with fleet(tmp_path, list(scenes)) as devices:
         for name in scenes:
             store = ModelStore(devices.root / name / "var/lib/edgeloop")
-            store.install(bundle_file, signers=None, limits=ONE)
+            store.install(efficientnet_bundle, signers=None, limits=ONE)
             store.good()
 
         def drift(*options: object) -> tuple[int, dict[str, dict[str, object]]]:
