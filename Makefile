@@ -14,8 +14,8 @@
 
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Each trains networks of its own and takes up to 3 GB.
-TEST_PROCESSES ?= 2
+# Many tests wait more than they compute. Each process takes up to 2 GB, with slow tests 3 GB.
+TEST_PROCESSES ?= 3
 
 demo: env-demo
 	$(BIN)/edgeloop demo $(ARGS)

@@ -36,6 +36,7 @@ def days(subscriber: Subscriber, kind: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_loses_no_event_and_stops_nothing(
     mosquitto: Mosquitto,
     bundle_file: Path,

@@ -291,6 +291,7 @@ def test_home_assistant_finds_the_device_and_finds_it_again_when_it_starts(
     assert agent.process.poll() is None
 
 
+@pytest.mark.slow
 def test_nonsense_is_answered_and_changes_nothing(
     agent: AgentProcess, asker: Asker, subscriber: Subscriber, tmp_path: Path
 ) -> None:

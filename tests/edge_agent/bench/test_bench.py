@@ -223,6 +223,7 @@ def test_a_report_is_of_this_bundle_on_this_machine_and_adds_up(report: Report, 
     assert seen.capture_to_publish_p50_ms <= seen.capture_to_publish_p99_ms
 
 
+@pytest.mark.slow
 def test_bundles_stand_side_by_side_and_reports_are_compared(
     edgeloop: Run, bundle_file: Path, report_file: Path, report: Report, tmp_path: Path
 ) -> None:
@@ -312,6 +313,7 @@ def wait_for_sustained(pid: int) -> list[str]:
     return children()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "the measuring process dies"])
 def test_broken_off_it_keeps_what_it_has_and_says_that_it_is_not_all(
     bundle_file: Path, tmp_path: Path, how: signal.Signals

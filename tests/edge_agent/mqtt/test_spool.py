@@ -204,6 +204,7 @@ WRITER = """
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_it_keeps_what_it_said_it_had(tmp_path: Path) -> None:
     """100 times kill -9; every number that was printed is there, or was taken out before it."""
     # From 1: the 0 would be put in and taken out again, and nothing be left where it is killed right then.

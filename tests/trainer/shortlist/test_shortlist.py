@@ -297,11 +297,12 @@ def rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_list_is_a_folder_to_review_with_what_the_devices_knew(
-    store: Path, run_folder: Path, tmp_path: Path
+    store: Path, efficientnet_run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    made = shortlist(store, out, run_folder, similar=2)
+    made = shortlist(store, out, efficientnet_run, similar=2)
     assert (made.images, made.copies, made.failed, made.labelled, made.picks) == (42, 0, 0, 0, 5)
     assert made.represented >= made.similar > 0
     listed = rows(out)
