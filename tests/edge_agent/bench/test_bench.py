@@ -276,6 +276,7 @@ def test_the_page_shows_every_report_and_trusts_none(edgeloop: Run, report_file:
     assert "Nothing could be measured" in out.read_text()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_named_and_the_rest_is_kept(
     edgeloop: Run, bundle_file: Path, tmp_path: Path
 ) -> None:

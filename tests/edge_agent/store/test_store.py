@@ -647,6 +647,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_killed_at_each_single_step_of_each_change_it_is_the_old_or_the_new(filled: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(KILLED), str(filled), str(tmp_path)],

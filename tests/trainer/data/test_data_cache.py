@@ -370,6 +370,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_nothing_half_done(
     many: Path, cache: Path, start: Start, decoded: list[str]
 ) -> None:

@@ -551,6 +551,7 @@ def test_the_page_gives_groups_takes_decisions_and_shows_images(folder: Path, ru
     assert all((folder.parent / photo.path).is_file() for photo in photos)
 
 
+@pytest.mark.slow
 def test_nothing_that_is_sent_stops_the_page_or_decides_anything(folder: Path, run_folder: Path) -> None:
     with serving(folder, "--run", str(run_folder)) as server:
         good = server.ask("POST", "/api/next", {"client": "x"})[1]["groups"][0][0]["id"]
@@ -579,6 +580,7 @@ def test_nothing_that_is_sent_stops_the_page_or_decides_anything(folder: Path, r
         assert server.ask("POST", "/api/decide", decision)[0] == 200
 
 
+@pytest.mark.slow
 def test_who_is_not_on_this_machine_needs_the_token(folder: Path, run_folder: Path) -> None:
     with serving(folder, "--run", str(run_folder), "--host", "0.0.0.0") as server:
         assert server.printed is not None
@@ -598,6 +600,7 @@ def test_who_is_not_on_this_machine_needs_the_token(folder: Path, run_folder: Pa
         assert server.ask("GET", "/api/state", cookie=cookie.partition(";")[0])[0] == 200
 
 
+@pytest.mark.slow
 @pytest.mark.needs("namespace")
 def test_a_full_disk_is_said_and_the_decision_can_be_made_once_there_is_room(folder: Path, run_folder: Path) -> None:
     with serving(folder, "--run", str(run_folder)) as server:

@@ -387,6 +387,7 @@ def test_copies_count_once_and_what_cannot_be_read_is_named(store: Path, run_fol
     assert len(listed & {frames[0].relative_to(store).as_posix(), "again/copy.jpg"}) <= 1
 
 
+@pytest.mark.slow
 def test_without_a_run_the_frames_are_still_told_apart(store: Path, tmp_path: Path) -> None:
     made = shortlist(store, tmp_path / "out", None, count=4)
     assert made.picks == 4
