@@ -42,6 +42,7 @@ def imported(code: str) -> set[str]:
     return set(ast.literal_eval(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_no_device_module_imports_a_desktop_library(module: str) -> None:
     assert not imported(f"import {module}").intersection(DESKTOP)

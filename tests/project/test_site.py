@@ -64,6 +64,7 @@ def test_the_check_finds_what_a_page_loads() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_pages_load_nothing_from_other_hosts(site: Path) -> None:
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 15
@@ -80,6 +81,7 @@ def test_pages_load_nothing_from_other_hosts(site: Path) -> None:
             assert not elsewhere(address), f"{sheet.name}: {address}"
 
 
+@pytest.mark.slow
 def test_every_command_has_a_section_with_its_options(site: Path) -> None:
     page = (site / "reference/cli.html").read_text()
     for command in COMMANDS:
@@ -89,12 +91,14 @@ def test_every_command_has_a_section_with_its_options(site: Path) -> None:
     assert "Sentinel" not in page
 
 
+@pytest.mark.slow
 def test_the_python_reference_has_the_functions_that_scripts_call(site: Path) -> None:
     page = (site / "reference/python-api.html").read_text()
     for name in ("open", "read_image", "classify", "preprocess", "Observation", "train", "convert"):
         assert re.search(rf'<h[34][^>]*id="[\w.]*\b{name}"', page), name
 
 
+@pytest.mark.slow
 def test_every_schema_is_part_of_the_site(site: Path) -> None:
     schemas = sorted(path.name for path in (ROOT / "docs/schemas").glob("*.json"))
     assert schemas

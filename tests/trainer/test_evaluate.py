@@ -46,6 +46,7 @@ def spoken(text: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_on_its_own_data_gives_the_figures_of_its_training(
     edgeloop: Run, run_folder: Path, photo_folder: Path
 ) -> None:
