@@ -23,9 +23,12 @@ from deploy.on_device.setup import COMMAND
 
 _ROOT = Path(__file__).parents[2]
 _AGENTS_COMMAND = re.compile(rf" -- {re.escape(COMMAND)} (.*?); else ")
-# As systemd does: started again whenever it ends.
+# As systemd does: started again whenever it ends. The service stops when its standard input is closed: at the end of
+# the test, and also when the test process is killed.
 _SERVICE = """\
-trap 'kill $child 2>/dev/null; wait; exit 0' TERM
+trap 'kill $child 2>/dev/null; wait $child; exit 0' TERM
+exec 3<&0
+{ cat <&3 >/dev/null; kill $$; } &
 while :; do
     "$@" >>"$LOG" 2>&1 &
     child=$!
@@ -129,12 +132,20 @@ def agents(devices: Fleet, settings: Mapping[str, Any], *, dying: Sequence[str] 
             service = ["sh", "-c", _SERVICE, "service", *killer, *run]
             # The shell tells of each kill on its own standard error.
             running.append(
-                subprocess.Popen(service, cwd=_ROOT, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+                subprocess.Popen(
+                    service,
+                    cwd=_ROOT,
+                    env=environment,
+                    start_new_session=True,
+                    stdin=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                )
             )
         yield
     finally:
         for process in running:
-            process.send_signal(signal.SIGTERM)
+            assert process.stdin is not None
+            process.stdin.close()
         for process in running:
             try:
                 process.wait(60)
