@@ -94,7 +94,7 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         host, port: Address of the broker.
-        protocol: MQTT version.
+        protocol: MQTT version. With ``auto``, it is 5, or 3.1.1 for brokers that do not answer MQTT 5.
         username: Account at the broker.
         password_file: File whose first line is the password, relative to agent.yaml. If omitted, the environment
             variable EDGELOOP_MQTT_PASSWORD is used.
@@ -111,7 +111,7 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     host: Host = "localhost"
     port: Port = 1883
-    protocol: Literal["5", "3.1.1"] = "5"
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
     username: str | None = None
     password_file: str | None = None
     prefix: Slug = "edgeloop"

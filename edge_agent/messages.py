@@ -101,12 +101,14 @@ class SpoolHealth(msgspec.Struct, frozen=True):
     """State of the event spool.
 
     ``depth``: events waiting for the broker. ``dropped``: events lost since the spool was created. ``on_disk``: whether
-    the spool is on disk.
+    the spool is on disk. ``refused``: how often the broker has refused an event since the agent started; such events
+    wait, and are tried again.
     """
 
     depth: int
     dropped: int
     on_disk: bool
+    refused: int = 0
 
 
 class RecorderHealth(msgspec.Struct, frozen=True):
@@ -182,7 +184,10 @@ class CameraInfo(msgspec.Struct, frozen=True):
 
 
 class Info(msgspec.Struct, frozen=True):
-    """The model, cameras and software that run on the device."""
+    """The model, cameras and software that run on the device.
+
+    ``mqtt_protocol``: the MQTT version of the connection, ``5`` or ``3.1.1``.
+    """
 
     v: int
     device: str
@@ -195,6 +200,7 @@ class Info(msgspec.Struct, frozen=True):
     edgeloop: str
     python: str
     recorder: bool
+    mqtt_protocol: str | None = None
 
 
 def timestamp(nanoseconds: int) -> str:

@@ -84,8 +84,16 @@ class CommandHandlers:
         frames = {name: agent.newest[name] for name in names if name in agent.newest}
         if not frames:
             raise CommandError("no camera has delivered an image yet; try again later")
-        for name, frame in frames.items():
-            agent.publisher.snapshot(name, frame.jpeg())
+        images = {name: frame.jpeg() for name, frame in frames.items()}
+        limit = self._broker.size_limit()
+        for name, jpeg in images.items():
+            if limit is not None and len(jpeg) > limit:
+                raise CommandError(
+                    f"the image of {name} has {len(jpeg)} bytes, but the broker accepts at most {limit}; increase the "
+                    "broker's maximum packet size, or reduce the size of the camera's image"
+                )
+        for name, jpeg in images.items():
+            agent.publisher.snapshot(name, jpeg)
         return {"cameras": sorted(frames)}
 
     def set(self, command: Set) -> dict[str, Any]:

@@ -3,54 +3,59 @@
 from __future__ import annotations
 
 import logging
-import socket
-import ssl
-import sys
 import threading
 import time
-from collections import deque
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Literal, NamedTuple, Self
 
 import msgspec
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
-from ..config import MqttSettings, TlsSettings, mqtt_password
-from ..errors import BrokerError, ConfigError
+from ..config import MqttSettings
+from ..errors import BrokerError
 from ..messages import CameraState, Health, Info, Observation, Reply, SpoolHealth, Tunables
 from .commands import MAX_BYTES, Commands, Envelope, Handlers
+from .connection import WINDOW, Connection, Loss, Refusal, Session, packet_size
 from .discovery import discovery, discovery_topic
 from .outbox import Outbox
+from .poison import PoisonFinder
 from .spool import SpooledEvent
-from .topics import Topics
+from .topics import Topics, can_be_answered
 
 log = logging.getLogger(__name__)
 
 ONLINE, OFFLINE = b"online", b"offline"
 _STOP_TIMEOUT_S = 2.0
-_RECONNECT_S = (1, 30)
 _MAX_UNSENT = 100
-_MAX_TOPIC = 512
-# Refusals for which retrying does not help. These are MQTT 5 codes; paho maps those of 3.1.1 to them.
-_REFUSALS = {
-    0x84: "does not support this MQTT version",
-    0x86: "refuses the user name or password",
-    0x87: "does not authorise this device",
-}
+_MAX_UNSENT_BYTES = 4 * 2**20
+"""Limits for messages of QoS 0 that are not written yet. A single message may be larger."""
+_MAX_REPLIES = 20
+_CALM_S = 10.0
+"""A broker that still accepts messages this many seconds after a connect has got all that waited."""
+_LARGE = 8 * 1024
+_AFTERMATH_S = 3.0
+"""A large message of QoS 0 is suspected if the broker closes the connection within this many seconds."""
 
 _encode = msgspec.json.Encoder().encode
+
+
+class _Sent(NamedTuple):
+    """A message that the broker has not acknowledged yet."""
+
+    kind: Literal["retained", "event", "reply"]
+    topic: str
+    key: int
 
 
 class MqttPublisher:
     """A `Publisher` that sends messages to a broker. A context manager.
 
-    The client connects in the background, and retries until it succeeds. After each connect, it sends the retained
-    messages (status, info, labels) again, in case the broker has lost them, and then the waiting events. When the
+    The client connects in the background, and retries until it succeeds. After each connect, it sends the present
+    retained messages (status, info, labels), in case the broker has lost them, and then the waiting events. When the
     context exits, the client publishes ``offline``. If the process dies, the broker publishes it (last will).
+
+    What is kept for the broker is limited: the latest value of each retained topic, the events of the spool, and a few
+    replies and messages of QoS 0.
 
     Args:
         settings: Settings of the connection.
@@ -64,76 +69,72 @@ class MqttPublisher:
     def __init__(self, settings: MqttSettings, device: str, spool: Path | None = None) -> None:
         self.topics = Topics(settings.prefix, device)
         self.wants_results = settings.results
-        self._discovery_topic = settings.discovery and discovery_topic(settings.discovery, self.topics)
-        self.refused = threading.Event()
-        """Set when the broker refuses the first connection for a reason that retrying does not change."""
-        self._settings = settings
-        self._reason = ""
-        self._was_connected = False
-        self._lock = threading.Lock()
-        self._retained: dict[str, bytes] = {}
-        self._client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            # A fixed client id, so that the broker closes a stale connection of this device when it reconnects.
-            client_id=f"{settings.prefix}-{device}",
-            protocol=paho.MQTTv5 if settings.protocol == "5" else paho.MQTTv311,
-        )
-        if settings.username is not None:
-            self._client.username_pw_set(settings.username, mqtt_password(settings))
-        self._client.will_set(self.topics.status, OFFLINE, qos=1, retain=True)
-        if settings.tls is not None:
-            self._client.tls_set_context(_tls_context(settings.tls))
-        self._client.reconnect_delay_set(*_RECONNECT_S)
-        self.outbox = Outbox(spool, self._send_event, expiry_s=settings.event_expiry_s)
-        self._client.on_connect = self._on_connect
-        self._client.on_disconnect = self._on_disconnect
-        self._client.on_connect_fail = self._on_connect_fail
-        self._client.on_publish = self._on_publish
-        self._client.on_message = self._on_message
-        self._client.on_subscribe = self._on_subscribe
-        self._client.on_socket_open = _disable_nagle
-        self._commands: Commands | None = None
-        self._unsent: deque[paho.MQTTMessageInfo] = deque()
         self.skipped = 0
         """Messages of QoS 0 that were not sent because the broker did not keep up."""
+        self.outbox = Outbox(spool, self._send_event, expiry_s=settings.event_expiry_s)
+        self._settings = settings
+        self._discovery_topic = settings.discovery and discovery_topic(settings.discovery, self.topics)
+        self._info: Info | None = None
+        self._commands: Commands | None = None
+        # A fixed client id, so that the broker closes a stale connection of this device when it reconnects.
+        self._connection = Connection(settings, f"{settings.prefix}-{device}", (self.topics.status, OFFLINE), self)
+
+        self._lock = threading.Condition()
+        # The lock protects everything below.
+        self._session: Session | None = None
+        self._retained: dict[str, bytes] = {self.topics.status: ONLINE}
+        self._waiting: dict[str, bytes] = {}
+        self._in_flight: dict[int, _Sent] = {}
+        self._unsent: dict[int, int] = {}
+        self._poison = PoisonFinder()
+        self._connected_s = 0.0
+        self._accepted = 0
+        self._complained: set[str] = set()
+        self._largest: int | None = None
+        self._last_large: tuple[str, int, float] = ("", 0, 0.0)
 
     def __enter__(self) -> Self:
         self.outbox.__enter__()
         if self._commands is not None:
             self._commands.__enter__()
-        self._client.connect_async(self._settings.host, self._settings.port, keepalive=self._settings.keepalive_s)
-        self._client.loop_start()
+        self._connection.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.outbox.__exit__()
         if self._commands is not None:
             self._commands.__exit__()
-        if self._client.is_connected():
-            offline = self._client.publish(self.topics.status, OFFLINE, qos=1, retain=True)
-            try:
-                offline.wait_for_publish(_STOP_TIMEOUT_S)
-            except (RuntimeError, ValueError) as error:
-                log.warning("cannot publish the status offline: %s", error)
-        self._client.disconnect()
-        self._client.loop_stop()
+        self._retain(self.topics.status, OFFLINE)
+        with self._lock:
+            self._lock.wait_for(
+                lambda: self._session is None or not (self._in_flight or self._waiting), timeout=_STOP_TIMEOUT_S
+            )
+        self._connection.__exit__()
 
     def serve(self, handlers: Handlers) -> None:
         """Accept commands. Call it before entering the context; without it, no commands are accepted."""
         self._commands = Commands(self.topics.device, handlers, self._answer)
 
     def check(self) -> None:
-        """Raise the error that the network thread found, if any.
+        """Raise the error that a thread found, if any.
 
         Raises:
-            BrokerError: The broker refused the first connection, and retrying does not help.
+            BrokerError: The broker refused the first connection, and retrying does not help; or a thread has ended.
         """
-        if self.refused.is_set():
-            raise BrokerError(f"{self._broker_name} {self._reason}; check mqtt in agent.yaml")
+        self._connection.check()
+        if not self.outbox.is_working:
+            raise BrokerError("the thread that sends events has ended unexpectedly; see the log above")
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection that the broker has accepted."""
+        return self._session is not None
 
     def info(self, info: Info) -> None:
         """See `Publisher`; retained, QoS 1."""
-        self._retain(self.topics.info, _encode(info))
+        self._info = info
+        session = self._session
+        self._retain(self.topics.info, _encode(_with_protocol(info, session)))
         if self._discovery_topic is not None:
             self._retain(self._discovery_topic, _encode(discovery(self.topics, info)))
 
@@ -161,95 +162,180 @@ class MqttPublisher:
         """See `Publisher`; retained, QoS 1."""
         self._retain(self.topics.tunables, _encode(tunables))
 
-    def spool_health(self) -> SpoolHealth:
-        """State of the event spool."""
-        return SpoolHealth(self.outbox.depth, self.outbox.dropped, self.outbox.on_disk)
-
     def snapshot(self, camera: str, jpeg: bytes) -> None:
         """See `Publisher`; QoS 0, dropped if there is no connection, as an old image is of no use."""
         self._send_or_drop(self.topics.snapshot(camera), jpeg)
 
+    def spool_health(self) -> SpoolHealth:
+        """State of the event spool."""
+        outbox = self.outbox
+        return SpoolHealth(outbox.depth, outbox.dropped, outbox.on_disk, outbox.refused)
+
+    def size_limit(self) -> int | None:
+        """Size of the largest payload that the broker accepts, in bytes; None if no limit is known."""
+        session = self._session
+        limits = [self._largest, None if session is None else session.max_packet]
+        known = [limit for limit in limits if limit is not None]
+        return max(0, min(known) - packet_size(self.topics.snapshot("x" * 64), b"")) if known else None
+
     def _send_or_drop(self, topic: str, payload: bytes) -> None:
-        """Send a message that is only useful now. The number of messages that paho has not sent yet is limited."""
-        while self._unsent and self._unsent[0].is_published():
-            self._unsent.popleft()
-        if not self._client.is_connected():
-            return
-        if len(self._unsent) >= _MAX_UNSENT:
-            self.skipped += 1
-            return
-        sent = self._client.publish(topic, payload, qos=0)
-        if sent.rc == paho.MQTT_ERR_SUCCESS:
-            self._unsent.append(sent)
+        """Send a message that is only useful now. The number of messages that are not written yet is limited."""
+        with self._lock:
+            session = self._session
+            if session is None or not self._fits(session, topic, payload):
+                return
+            unsent_bytes = sum(self._unsent.values())
+            if len(self._unsent) >= _MAX_UNSENT or (unsent_bytes and unsent_bytes + len(payload) > _MAX_UNSENT_BYTES):
+                self.skipped += 1
+                return
+            self._unsent[session.publish(topic, payload, qos=0)] = len(payload)
+            if len(payload) > _LARGE:
+                self._last_large = topic, len(payload), time.monotonic()
 
     def _answer(self, reply: Reply, command: Envelope) -> None:
-        properties = None
-        topic = self.topics.reply(reply.id)
-        if command.topic is not None and self._is_answerable(command.topic):
-            topic = command.topic
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            if command.correlation is not None:
-                properties.CorrelationData = command.correlation
-        self._client.publish(topic, _encode(reply), qos=1, properties=properties)
-
-    def _is_answerable(self, topic: str) -> bool:
-        """Whether a reply may be published on this topic. Topics of this device itself are excluded, except replies."""
-        own = f"{self._settings.prefix}/{self.topics.device}/"
-        return not (
-            set(topic) & {"+", "#", "\0"}
-            or topic.startswith("$")
-            or len(topic) > _MAX_TOPIC
-            or (topic.startswith(own) and not topic.startswith(f"{own}reply/"))
-        )
+        topic, correlation = self.topics.reply(reply.id), None
+        if command.topic is not None and can_be_answered(command.topic, self.topics):
+            topic, correlation = command.topic, command.correlation
+        with self._lock:
+            session = self._session
+            # A reply is not kept for the next connection: whoever asked may ask again.
+            if session is None or self._count("reply") >= _MAX_REPLIES or not self._may_send(session):
+                log.warning("dropped the reply to a command: the broker does not keep up")
+                return
+            payload = _encode(reply)
+            if not self._fits(session, topic, payload):
+                payload = _encode(
+                    msgspec.structs.replace(
+                        reply,
+                        ok=False,
+                        result=None,
+                        error=f"the reply has {len(payload)} bytes, too many for the broker",
+                    )
+                )
+            self._send(session, "reply", topic, payload, correlation=correlation)
 
     def _retain(self, topic: str, payload: bytes) -> None:
-        # The lock prevents a reconnect in between from sending an older state after this one.
         with self._lock:
             self._retained[topic] = payload
-            if self._client.is_connected():
-                self._client.publish(topic, payload, qos=1, retain=True)
+            # At the end: what is published last arrives last.
+            self._waiting.pop(topic, None)
+            self._waiting[topic] = payload
+            self._send_waiting()
+
+    # --- with the lock held ---
+
+    def _send_waiting(self) -> None:
+        """Send retained messages, as many as may be under way. Of each topic, only the latest value waits."""
+        session = self._session
+        if session is None:
+            self._waiting.clear()  # Connecting sends everything.
+            return
+        while self._waiting and self._count("retained") < WINDOW and self._may_send(session):
+            topic = next(iter(self._waiting))
+            payload = self._waiting.pop(topic)
+            if self._fits(session, topic, payload):
+                self._send(session, "retained", topic, payload)
+
+    def _send(
+        self,
+        session: Session,
+        kind: Literal["retained", "event", "reply"],
+        topic: str,
+        payload: bytes,
+        *,
+        expiry_s: float | None = None,
+        correlation: bytes | None = None,
+    ) -> int:
+        packet = session.publish(
+            topic, payload, qos=1, retain=kind == "retained", expiry_s=expiry_s, correlation=correlation
+        )
+        self._in_flight[packet] = _Sent(kind, topic, hash((topic, payload)))
+        return packet
+
+    def _may_send(self, session: Session) -> bool:
+        return len(self._in_flight) < (1 if self._poison.is_cautious else session.receive_maximum)
+
+    def _count(self, kind: str) -> int:
+        return sum(sent.kind == kind for sent in self._in_flight.values())
+
+    def _fits(self, session: Session, topic: str, payload: bytes) -> bool:
+        size = packet_size(topic, payload)
+        limits = [limit for limit in (session.max_packet, self._largest) if limit is not None]
+        if not limits or size <= min(limits):
+            return True
+        self._complain(
+            topic,
+            f"the message on {topic} has {size} bytes, but the broker accepts at most {min(limits)}; it is not sent. "
+            "Increase the broker's maximum packet size",
+        )
+        return False
+
+    def _complain(self, topic: str, text: str) -> None:
+        """Log a warning once for each topic, until the process ends."""
+        if topic not in self._complained:
+            self._complained.add(topic)
+            log.warning("%s", text)
 
     # --- called by the thread of the outbox ---
 
-    def _send_event(self, event: SpooledEvent, left_s: float) -> int | None:
-        if not self._client.is_connected():
-            return None
-        properties = None
-        if self._settings.protocol == "5":
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.MessageExpiryInterval = max(1, round(left_s))
-        return self._client.publish(event.topic, event.payload, qos=1, properties=properties).mid
-
-    # --- called by paho's network thread ---
-
-    def _on_publish(self, _client: paho.Client, _data: Any, packet: int, reason: Any, _properties: Any) -> None:
-        if reason.is_failure:
-            log.warning("%s rejected a message: %s", self._broker_name, reason)
-        self.outbox.acknowledge(packet)
-
-    def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        if reason.is_failure:
-            self._reason = _REFUSALS.get(reason.value, f"refuses the connection: {reason}")
-            if reason.value in _REFUSALS and not self._was_connected:
-                self.refused.set()
-            log.warning("%s %s", self._broker_name, self._reason)
-            return
-        self._was_connected = True
-        log.info("connected to %s", self._broker_name)
+    def _send_event(self, event: SpooledEvent, left_s: float) -> int | Refusal | None:
         with self._lock:
-            for topic, payload in {self.topics.status: ONLINE, **self._retained}.items():
-                client.publish(topic, payload, qos=1, retain=True)
-        if self._commands is not None:
-            client.subscribe(self.topics.commands, qos=1)
+            session = self._session
+            if session is None or not self._may_send(session):
+                return None
+            if self._fits(session, event.topic, event.payload):
+                return self._send(session, "event", event.topic, event.payload, expiry_s=left_s)
+        return Refusal("too large for the broker", lasting=True)
+
+    # --- called by the network thread; see `Listener` ---
+
+    def connected(self, session: Session) -> None:
+        """Send the present state."""
+        with self._lock:
+            self._session = session
+            self._connected_s = time.monotonic()
+            self._accepted = 0
+            if self._info is not None and self.topics.info in self._retained:
+                self._retained[self.topics.info] = _encode(_with_protocol(self._info, session))
+            self._waiting = dict(self._retained)
+            self._send_waiting()
+        if self._commands is not None and self._connection.accepts_commands:
+            session.subscribe(self.topics.commands, qos=1)
         if self._settings.discovery is not None:
-            client.subscribe(f"{self._settings.discovery}/status", qos=0)
+            session.subscribe(f"{self._settings.discovery}/status", qos=0)
         self.outbox.wake()
 
-    def _on_message(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        topic = message.topic
+    def acknowledged(self, packet: int, refusal: Refusal | None) -> None:
+        """Send what waits for this acknowledgement."""
+        with self._lock:
+            session = self._session
+            was_full = session is not None and not self._may_send(session)
+            self._unsent.pop(packet, None)
+            sent = self._in_flight.pop(packet, None)
+            if sent is None:
+                return
+            self._accepted += refusal is None
+            if sent.kind != "event" and refusal is not None:
+                self._complain(
+                    sent.topic,
+                    f"the broker refuses a message on {sent.topic} ({refusal.reason}); allow this device to publish "
+                    "on this topic in the broker's access list",
+                )
+            self._send_waiting()
+            if not self._in_flight and not self._waiting:
+                if time.monotonic() - self._connected_s >= _CALM_S:
+                    self._poison.all_acknowledged()
+                self._lock.notify_all()
+        if sent.kind == "event":
+            self.outbox.acknowledge(packet, refusal)
+        elif was_full:
+            self.outbox.wake()
+
+    def received(self, topic: str, message: paho.MQTTMessage) -> None:
+        """Take a command, or announce the device to Home Assistant, which has just started."""
         if topic == f"{self._settings.discovery}/status":
-            if message.payload == ONLINE:
-                self._announce(client)
+            if message.payload == ONLINE and self._discovery_topic in self._retained:
+                self._retain(self._discovery_topic, self._retained[self._discovery_topic])
         elif message.retain:
             log.warning("ignoring a retained command, as it would be repeated at every connection")
         elif self._commands is not None:
@@ -259,68 +345,49 @@ class MqttPublisher:
             payload = bytes(message.payload[: MAX_BYTES + 1])
             self._commands.take(Envelope(topic.rpartition("/")[2], payload, response_topic, correlation))
 
-    def _on_subscribe(self, _client: paho.Client, _data: Any, _ident: int, reasons: Any, _properties: Any) -> None:
-        for reason in reasons:
-            if reason.is_failure:
-                log.warning("%s refuses a subscription: %s; commands will not be received", self._broker_name, reason)
-
-    def _announce(self, client: paho.Client) -> None:
-        """Publish the discovery message again, because Home Assistant has restarted."""
+    def lost(self, loss: Loss) -> None:
+        """Forget what was under way; the next connection begins with the present state."""
         with self._lock:
-            messages = {topic: payload for topic, payload in self._retained.items() if topic == self._discovery_topic}
-            for topic, payload in messages.items():
-                client.publish(topic, payload, qos=1, retain=True)
+            self._session = None
+            under_way = list(self._in_flight.items())
+            self._in_flight.clear()
+            self._unsent.clear()
+            self._waiting.clear()
+            self._lock.notify_all()
+            to_blame = self._poison.lost(
+                [sent.key for _packet, sent in under_way], by_broker=loss.by_broker, accepted_others=self._accepted > 0
+            )
+            poison = [(packet, sent) for packet, sent in under_way if sent.key == to_blame]
+            for _packet, sent in poison:
+                log.error(
+                    "the broker closes the connection whenever it gets the message on %s; it is not sent again. The "
+                    "broker's log may say why",
+                    sent.topic,
+                )
+                if sent.kind == "retained":
+                    self._retained.pop(sent.topic, None)
+            self._learn_size(loss)
+        for packet, sent in poison:
+            if sent.kind == "event":
+                self.outbox.acknowledge(
+                    packet, Refusal("the broker closes the connection when it gets it", lasting=True)
+                )
+        self.outbox.connection_lost()
 
-    def _on_disconnect(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        self._unsent.clear()
-        if reason.is_failure:
-            log.warning("lost the connection to %s (%s); reconnecting", self._broker_name, reason)
-
-    def _on_connect_fail(self, _client: paho.Client, _data: Any) -> None:
-        # paho calls this inside its exception handler, but does not pass the exception.
-        error = sys.exc_info()[1]
-        reason = f" ({_reason_of(error)})" if error is not None else ""
-        log.warning("%s cannot be reached%s; retrying", self._broker_name, reason)
-
-    @property
-    def _broker_name(self) -> str:
-        return f"the broker at {self._settings.host}:{self._settings.port}"
-
-
-def _disable_nagle(_client: paho.Client, _data: Any, connection: Any) -> None:
-    """Send small messages at once, without waiting for the previous acknowledgement (Nagle's algorithm)."""
-    with suppress(OSError, AttributeError):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _tls_context(settings: TlsSettings) -> ssl.SSLContext:
-    """Create a TLS context that verifies the broker's certificate and host name.
-
-    The certificate is verified against the given authorities, or those of the system.
-
-    Raises:
-        ConfigError: A file cannot be used.
-    """
-    try:
-        context = ssl.create_default_context(cafile=settings.ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"{settings.ca}: no certificate authority can be read from this file: {_reason_of(error)}"
-        ) from error
-    if settings.certificate is not None:
-        try:
-            # An empty password, so that OpenSSL does not ask for one on the terminal.
-            context.load_cert_chain(settings.certificate, settings.key, password="")
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(
-                f"{settings.certificate}, {settings.key or settings.certificate}: expected a client certificate and "
-                f"a key without a passphrase: {_reason_of(error)}"
-            ) from error
-    return context
+    def _learn_size(self, loss: Loss) -> None:
+        """Send no more messages of a size that the broker answers by closing the connection, as MQTT 3.1.1 does."""
+        topic, size, at_s = self._last_large
+        self._last_large = "", 0, 0.0
+        if not loss.by_broker or not size or time.monotonic() - at_s > _AFTERMATH_S:
+            return
+        self._largest = min(size - 1, self._largest or size)
+        log.warning(
+            "the broker closed the connection after a message of %d bytes on %s; no messages of this size are sent "
+            "until the agent restarts. Increase the broker's maximum packet size",
+            size,
+            topic,
+        )
 
 
-def _reason_of(error: BaseException) -> str:
-    """Reason of an error, without OpenSSL's source line numbers."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}"
-    return str(getattr(error, "strerror", None) or getattr(error, "reason", None) or error)
+def _with_protocol(info: Info, session: Session | None) -> Info:
+    return info if session is None else msgspec.structs.replace(info, mqtt_protocol=session.protocol)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -96,9 +96,14 @@ class Spool:
             self._leave_disk(error)
             self._put(events)
 
-    def after(self, last: int, limit: int) -> list[Waiting]:
-        """Up to ``limit`` events after the one with id ``last``, oldest first."""
-        rows = self._rows("SELECT id, topic, payload, at FROM event WHERE id > ? ORDER BY id LIMIT ?", last, limit)
+    def waiting(
+        self, limit: int, *, except_ids: Collection[int] = (), except_topics: Collection[str] = ()
+    ) -> list[Waiting]:
+        """Up to ``limit`` events, oldest first, without those with one of these ids or topics."""
+        ids, topics = (", ".join("?" * len(values)) for values in (except_ids, except_topics))
+        query = f"""SELECT id, topic, payload, at FROM event WHERE id NOT IN ({ids}) AND topic NOT IN ({topics})
+                    ORDER BY id LIMIT ?"""  # noqa: S608  placeholders alone
+        rows = self._rows(query, *except_ids, *except_topics, limit)
         return [Waiting(ident, SpooledEvent(topic, bytes(payload), at)) for ident, topic, payload, at in rows]
 
     def remove(self, idents: Iterable[int]) -> None:
@@ -115,7 +120,7 @@ class Spool:
             with self._database:
                 self._database.executemany("DELETE FROM event WHERE id = ?", rows)
 
-    def _rows(self, query: str, *values: int) -> list[tuple[Any, ...]]:
+    def _rows(self, query: str, *values: int | str) -> list[tuple[Any, ...]]:
         try:
             return self._database.execute(query, values).fetchall()
         except sqlite3.Error as error:
@@ -171,7 +176,7 @@ class Spool:
         with self._database as memory:
             memory.executemany("INSERT INTO event VALUES (?, ?, ?, ?)", rows)
             memory.execute("UPDATE counter SET value = ? WHERE name = 'dropped'", (dropped,))
-            # New ids must continue after the last one, so that `after` finds new events.
+            # An id is never used twice.
             memory.execute("DELETE FROM sqlite_sequence")
             memory.execute("INSERT INTO sqlite_sequence VALUES ('event', ?)", (self._last,))
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_MAX_BYTES, _MAX_LEVELS = 512, 32
+"""Limits for topics that others choose. Mosquitto accepts 200 levels; other brokers accept fewer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Topics:
@@ -64,3 +67,31 @@ class Topics:
     def reply(self, ident: str | None) -> str:
         """Replies to commands without a response topic."""
         return f"{self.prefix}/{self.device}/reply/{ident or 'none'}"
+
+
+def can_be_answered(topic: str, own: Topics) -> bool:
+    """Whether a reply may be published on a topic that the sender of a command has chosen.
+
+    Brokers answer some topics by closing the connection. A reply must also not be a command to a device, nor overwrite
+    this device's own messages.
+
+    Args:
+        topic: The response topic of a command.
+        own: Topics of this device.
+    """
+    levels = topic.split("/")
+    try:
+        size = len(topic.encode())
+    except UnicodeEncodeError:
+        return False
+    is_own = levels[:2] == [own.prefix, own.device] and levels[2:3] != ["reply"]
+    is_command = levels[:1] == [own.prefix] and levels[2:3] == ["cmd"]
+    return (
+        0 < size <= _MAX_BYTES
+        and len(levels) <= _MAX_LEVELS
+        and not topic.startswith("$")
+        and topic.isprintable()
+        and not set(topic) & {"+", "#"}
+        and not is_own
+        and not is_command
+    )

@@ -37,7 +37,7 @@ def refusal(folder: Path, text: str | bytes) -> str:
 def test_five_lines_are_enough_and_defaults_fill_the_rest(tmp_path: Path) -> None:
     settings = load(tmp_path, GOOD)
     assert settings.cameras["feeder"].source == 0
-    assert (settings.mqtt.host, settings.mqtt.port, settings.mqtt.protocol) == ("localhost", 1883, "5")
+    assert (settings.mqtt.host, settings.mqtt.port, settings.mqtt.protocol) == ("localhost", 1883, "auto")
     assert settings.decision.enter is None
 
 

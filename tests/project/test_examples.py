@@ -173,6 +173,6 @@ def test_the_brokers_configuration_starts_a_broker_that_compose_mounts_where_it_
     broker.start()
     try:
         with MqttPublisher(MqttSettings(host="127.0.0.1", port=port), "pi") as publisher:
-            wait_until(publisher._client.is_connected, 20, "a connection")
+            wait_until(lambda: publisher.is_connected, 20, "a connection")
     finally:
         broker.stop()

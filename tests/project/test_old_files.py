@@ -101,7 +101,7 @@ def test_the_score_counts_of_a_store_go_on(old: Path) -> None:
 def test_spooled_events_wait_to_be_sent(old: Path) -> None:
     with Spool(old / "state" / "spool.sqlite") as spool:
         assert (spool.on_disk, spool.depth, spool.dropped) == (True, 3, 0)
-        events = [waiting.event for waiting in spool.after(0, 10)]
+        events = [waiting.event for waiting in spool.waiting(10)]
     assert {event.topic for event in events} == {"edgeloop/porch-pi/door/event"}
     assert [event.payload for event in events] == [b'{"v":1,"seq":%d,"label":"brick"}' % number for number in range(3)]
 

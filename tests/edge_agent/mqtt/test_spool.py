@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.mqtt.outbox import WINDOW, Outbox
+from edge_agent.mqtt.connection import WINDOW
+from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.spool import Spool, SpooledEvent
 
 from ...conftest import NAMESPACE, wait_until
@@ -26,7 +27,7 @@ def event(number: int, at: float | None = None) -> SpooledEvent:
 
 
 def numbers(spool: Spool, after: int = 0) -> list[int]:
-    return [int(waiting.event.payload) for waiting in spool.after(after, 1000)]
+    return [int(waiting.event.payload) for waiting in spool.waiting(100_000) if waiting.id > after]
 
 
 def test_events_come_back_in_order_after_a_restart_without_those_delivered(tmp_path: Path) -> None:
@@ -35,16 +36,16 @@ def test_events_come_back_in_order_after_a_restart_without_those_delivered(tmp_p
         spool.put([event(1), event(2)])
         spool.put([event(3)])
         assert numbers(spool) == [1, 2, 3]
-        first = spool.after(0, 1)[0]
+        first = spool.waiting(1)[0]
         assert numbers(spool, after=first.id) == [2, 3]
         spool.remove([first.id, 4711])
     with Spool(path) as spool:
         assert numbers(spool) == [2, 3]
         assert spool.depth == 2
         assert spool.on_disk
-        spool.remove([waiting.id for waiting in spool.after(0, 10)])
+        spool.remove([waiting.id for waiting in spool.waiting(10)])
         spool.put([event(4)])
-        assert spool.after(0, 1)[0].id > first.id + 2  # an id is never used twice
+        assert spool.waiting(1)[0].id > first.id + 2  # an id is never used twice
 
 
 def test_a_full_spool_drops_the_oldest_and_counts_them(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_a_file_in_use_is_not_taken_for_damaged_and_what_was_removed_stays_so(
         with Spool(path) as spool:
             spool.put([event(number) for number in range(4)])
             other.execute("BEGIN IMMEDIATE")
-            spool.remove([waiting.id for waiting in spool.after(0, 2)])
+            spool.remove([waiting.id for waiting in spool.waiting(2)])
             assert numbers(spool) == [2, 3]
             assert not spool.on_disk
         with Spool(path) as spool:
@@ -136,7 +137,7 @@ def test_a_disk_that_fails_while_it_is_read_leaves_what_could_be_read(
         with path.open("r+b") as file:
             file.seek(half)
             file.write(random.Random(1).randbytes(half))
-        left = [int(one.event.payload[:4]) for one in spool.after(0, 3000)]
+        left = [int(one.event.payload[:4]) for one in spool.waiting(3000)]
         assert left == list(range(100, 100 + len(left)))
         assert 0 < len(left) == spool.depth < 3000
         assert not spool.on_disk
@@ -170,7 +171,7 @@ FULL = """
         for _ in range(10):
             spool.put([SpooledEvent("a", b"%06d" % number + bytes(4000), time.time())])
             number += 1
-        waiting = spool.after(0, 10_000)
+        waiting = spool.waiting(10_000)
         assert [int(one.event.payload[:6]) for one in waiting] == list(range(number)), number
         spool.remove([one.id for one in waiting])
         assert spool.depth == 0
@@ -199,7 +200,7 @@ WRITER = """
             spool.put([SpooledEvent("a", str(number).encode(), time.time())])
             print(number, flush=True)
             if number % 7 == 0:
-                spool.remove([spool.after(0, 1)[0].id])
+                spool.remove([spool.waiting(1)[0].id])
             number += 1
 """
 
@@ -222,7 +223,7 @@ def test_killed_at_any_point_it_keeps_what_it_said_it_had(tmp_path: Path) -> Non
         writer.stdout.close()
         start = said[-1] + 1000
         with Spool(path) as spool:
-            found = [int(one.event.payload) for one in spool.after(0, 100_000)]
+            found = [int(one.event.payload) for one in spool.waiting(100_000)]
             assert spool.on_disk
         assert found == sorted(set(found))
         # The oldest were taken out, so what is left begins somewhere; from there on nothing that was said is missing.
