@@ -1,6 +1,7 @@
 # make demo   the whole loop on real photographs
 # make test   the tests, without those that take long; a few minutes
 # make test-all  all tests; wants root, scripts/emulate_arm64 and every optional part, and leaves out what is missing
+# make test-slow, make test-long  those that make test leaves out, in two parts; CI runs the first one
 # make test-pi  those on an emulated Raspberry Pi alone; wants root and scripts/emulate_arm64
 # make test-pi-full  a whole emulated machine: first boot, watchdog, power cuts; wants qemu-system-arm, too
 # make bench  every figure, into benchmarks/results.md; hours, on a machine that does nothing else
@@ -10,7 +11,7 @@
 #
 # Each makes its environment first. Another Python: make test PYTHON=python3.12
 
-.PHONY: demo test test-all test-slow test-pi test-pi-full bench docs check release-check env-demo env-dev clean
+.PHONY: demo test test-all test-slow test-long test-pi test-pi-full bench docs check release-check env-demo env-dev clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -28,9 +29,12 @@ COVERAGE = $(if $(ARGS),,--cov --cov-report= --cov-fail-under=0)
 test: env-dev
 	$(PYTEST) -m "not slow" $(COVERAGE) $(ARGS)
 
-# Those that make test leaves out.
+# What make test leaves out, but for what takes minutes.
 test-slow: env-dev
-	$(PYTEST) -m "slow and not whole_machine" $(if $(COVERAGE),$(COVERAGE) --cov-append) $(ARGS)
+	$(PYTEST) -m "slow and not long and not whole_machine" $(if $(COVERAGE),$(COVERAGE) --cov-append) $(ARGS)
+
+test-long: env-dev
+	$(PYTEST) -m "long and not whole_machine" $(ARGS)
 
 test-all: env-dev
 	$(PYTEST) $(COVERAGE) $(ARGS)

@@ -136,7 +136,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         parts = {part for marker in item.iter_markers("needs") for part in marker.args}
-        if parts & SLOW_PARTS or "pi" in item.path.parts:
+        if parts & SLOW_PARTS or "pi" in item.path.parts or item.get_closest_marker("long"):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: ("pi" not in item.path.parts, item.path.stem not in LONG))
 
@@ -261,6 +261,12 @@ def run_folder(photo_folder: Path, shared_folder: Path) -> Path:
             train(photo_folder, path, recipe, console=QUIET)
 
     return make_once(shared_folder / "run", make)
+
+
+@pytest.fixture(scope="session")
+def small_weights(run_folder: Path) -> Path:
+    """Weights of the small network, fitted to the photographs."""
+    return run_folder.with_name("small-network.keras")
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def demo(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HOME": str(home), "COLUMNS": "100"}
     command = [sys.executable, "-m", "edge_agent.cli", "demo", *map(str, arguments)]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=280
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=800
     )
 
 
@@ -89,7 +89,7 @@ def test_everything_is_kept_and_nothing_noisy_is_said(told: tuple[str, Path]) ->
         assert noise not in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.needs("mosquitto")
 def test_with_a_broker_of_ones_own_and_nothing_kept_only_the_bundle_stays(
     tmp_path: Path, mosquitto: Mosquitto, subscriber: Subscriber

@@ -51,7 +51,7 @@ def versions(devices: Fleet) -> list[str]:
     return ["none" if one is None else one.version for one in found]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.needs("mosquitto")
 def test_frames_of_a_changed_scene_become_the_model_that_the_devices_run(
     devices: Fleet,

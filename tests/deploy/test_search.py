@@ -52,7 +52,7 @@ def test_the_command_is_one_a_shell_takes(tmp_path: Path) -> None:
     assert SearchCandidate("kerashub:mobilenet_v3/small", 64).name == "kerashub-mobilenet-v3-small-64"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_search_goes_on_where_it_was_and_measures_what_it_made(
     edgeloop: Run, photo_folder: Path, tmp_path: Path
 ) -> None:

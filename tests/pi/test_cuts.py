@@ -31,7 +31,7 @@ from .root import Pi, processes
 
 pytestmark = [pytest.mark.needs("root", "index"), pytest.mark.timeout(900)]
 
-CUTS = int(os.environ.get("EDGELOOP_CUTS", "52"))
+CUTS = int(os.environ.get("EDGELOOP_CUTS", "16"))
 HOST = Host("raspberrypi", "raspberrypi")
 
 
@@ -153,7 +153,7 @@ def test_cut_anywhere_the_old_or_the_new_model_runs(device: Pi, bundle_file: Pat
             old = what.digest
             bundle.unlink()
     # Both ends were met, or the cuts were not where they should be.
-    assert min(ends.values()) >= CUTS // 10, ends
+    assert min(ends.values()) >= max(1, CUTS // 10), ends
 
 
 def _cut_connection(pi: Pi, bundle: Path, size: int, chance: random.Random, wire: Wire, config: Path) -> None:

@@ -33,6 +33,7 @@ def trixie(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pi]:
     remove_root(root)
 
 
+@pytest.mark.long
 def test_provision_push_roll_back_and_deprovision(
     trixie: Pi,
     edgeloop: Run,

@@ -84,3 +84,15 @@ def write_weights(path: Path, images: Path, size: int) -> None:
     for _ in range(_PASSES):
         network(pixels.astype(np.float32), training=True)
     network.save(path)
+
+
+def main() -> None:
+    """`edgeloop` in a process of its own that knows the network: `python -m tests.support.small_network train ...`."""
+    from edge_agent import cli
+
+    with small_backbone():
+        cli.main()
+
+
+if __name__ == "__main__":
+    main()

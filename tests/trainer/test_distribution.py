@@ -49,7 +49,7 @@ def alone(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.needs("jax")
 @pytest.mark.timeout(600)
 def test_two_processes_train_to_the_losses_of_one_even_when_one_is_killed_and_both_go_on(

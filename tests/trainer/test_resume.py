@@ -16,10 +16,15 @@ import pytest
 from edge_agent.errors import DataError
 from trainer.training.checkpoint import Checkpoint, Unfinished, check_unfinished, unfinished_path, unfinished_training
 
-from ..conftest import Run
 from ..support.processes import interruptible
 
-ARGUMENTS = ("--image-size", 32, "--epochs", 8, "--seed", 4, "--batch-size", 4)
+ROOT = Path(__file__).parents[2]
+
+ARGUMENTS = (
+    *("--backbone", "small-network", "--weights", "none", "--image-size", 32),
+    *("--epochs", 8, "--seed", 4, "--batch-size", 4),
+)
+COMMAND = [sys.executable, "-m", "tests.support.small_network", "train"]
 
 
 def checkpoint(epoch: int = 0, **changes: object) -> Checkpoint:
@@ -133,22 +138,28 @@ def test_nothing_is_resumed_or_overwritten_unasked(tmp_path: Path) -> None:
         check_unfinished(tmp_path / "run", resume=False)
 
 
+def train(photos: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """`edgeloop train` of the small network, in a process of its own."""
+    command = [*COMMAND, str(photos), "--out", str(out), *map(str, ARGUMENTS), *more]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory, edgeloop: Run) -> Path:
+def uninterrupted(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    ran = edgeloop("train", photo_folder, "--out", out, *ARGUMENTS)
-    assert ran.code == 0, ran.err
+    ran = train(photo_folder, out)
+    assert ran.returncode == 0, ran.stderr
     return out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_an_interrupted_training_goes_on_to_the_same_result(
-    how: signal.Signals, uninterrupted: Path, photo_folder: Path, tmp_path: Path, edgeloop: Run
+    how: signal.Signals, uninterrupted: Path, photo_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "edge_agent.cli", "train", str(photo_folder), "--out", str(out)]
-    process = subprocess.Popen(interruptible([*command, *map(str, ARGUMENTS)]), stderr=subprocess.PIPE, text=True)
+    command = interruptible([*COMMAND, str(photo_folder), "--out", str(out), *map(str, ARGUMENTS)])
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     unfinished = Unfinished(unfinished_path(out))
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
@@ -169,11 +180,11 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
         assert process.returncode == 130
         assert said.strip().splitlines()[-1] == "edgeloop: interrupted; continue with the same command and --resume"
 
-    refused = edgeloop("train", photo_folder, "--out", out, *ARGUMENTS)
-    assert refused.code == 1
-    assert "--resume" in refused.line
-    ran = edgeloop("train", photo_folder, "--out", out, *ARGUMENTS, "--resume")
-    assert ran.code == 0, ran.err
+    refused = train(photo_folder, out)
+    assert refused.returncode == 1
+    assert "--resume" in refused.stderr.splitlines()[-1]
+    ran = train(photo_folder, out, "--resume")
+    assert ran.returncode == 0, ran.stderr
     assert os.listdir(tmp_path) == ["run"]
     assert (out / "history.csv").read_text() == (uninterrupted / "history.csv").read_text()
     metrics = [json.loads((path / "metrics.json").read_text())["test"] for path in (out, uninterrupted)]

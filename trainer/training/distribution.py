@@ -105,11 +105,19 @@ class Team:
         try:
             yield
         except Exception as error:
-            if self.count > 1 and _LOST.search(str(error)):
+            if self.count > 1 and any(_LOST.search(str(one)) for one in _with_causes(error)):
                 raise TeamLostError(
                     "another process of the training was lost; start all of them again with --resume"
                 ) from error
             raise
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and those during whose handling it was raised: Keras may fail again while it cleans up a lost step."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
 
 
 class TeamLostError(ResourceError):

@@ -68,6 +68,7 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
         EdgeloopError: a stage failed; the message explains which and why.
     """
     # Heavy imports, needed only when the demo runs.
+    from converter.gate import GateLimits
     from converter.pipeline import convert
     from trainer.pipeline import Reading, train
     from trainer.training.recipe import Recipe
@@ -101,7 +102,9 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
         run = train(folder / "photos", folder / "run", recipe, console=console, reading=reading)
 
         _headline(console, 3, "Convert", "to int8, evaluate on the test images, pack if accuracy is kept")
-        converted = convert(run.path, folder / BUNDLE, console=console)
+        # The demo shows the loop on any machine. Where int8 is slower than float, it says so and goes on.
+        limits = GateLimits(allowed=frozenset({"slow"}))
+        converted = convert(run.path, folder / BUNDLE, limits=limits, console=console)
         bundle = folder / BUNDLE if keep else _copy_here(folder / BUNDLE)
         console.print(f"{bundle.name}: {bundle.stat().st_size / 1e6:.2f} MB, digest {converted.digest[:12]}")
 

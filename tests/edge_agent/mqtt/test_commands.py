@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from typing import Any
@@ -204,9 +205,9 @@ PAYLOADS = st.one_of(
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=int(os.environ.get("EDGELOOP_PAYLOADS", "1000")), deadline=None)
 @given(st.sampled_from([*VERBS, "", "Set", "+", "\x00"]), PAYLOADS)
-def test_ten_thousand_payloads_do_nothing_that_was_not_asked_for(verb: str, payload: bytes) -> None:
+def test_no_payload_does_anything_that_was_not_asked_for(verb: str, payload: bytes) -> None:
     done: list[str] = []
     reply = commands_of(done).reply(Envelope(verb, payload))
     assert msgspec.json.encode(reply)

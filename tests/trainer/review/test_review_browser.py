@@ -19,7 +19,7 @@ from .test_review import Server, serving
 
 pytestmark = pytest.mark.needs("chromium")
 
-MANY = 1000
+MANY = 300
 SHOWN = "document.querySelectorAll('#frames li').length"
 
 
@@ -158,7 +158,7 @@ def test_decisions_made_while_the_server_is_gone_are_saved_when_it_is_back(
         wait_until(lambda: not browser.text("#unsaved"), 10, "the banner to go")
 
 
-def test_a_thousand_frames_are_reviewed_and_none_is_lost_when_the_server_is_killed(
+def test_many_frames_are_reviewed_and_none_is_lost_when_the_server_is_killed(
     browser: Browser, areas: dict[str, dict[str, Pixels]], run_folder: Path, tmp_path: Path
 ) -> None:
     random = np.random.default_rng(6)

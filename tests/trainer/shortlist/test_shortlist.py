@@ -494,6 +494,7 @@ def test_damaged_files_of_what_was_seen_are_not_believed(tmp_path: Path) -> None
 # --- as a user starts it ---
 
 
+@pytest.mark.long
 @pytest.mark.needs("ray")
 def test_two_workers_killed_half_way_end_with_the_list_of_one_process(
     store: Path, run_folder: Path, tmp_path: Path, edgeloop: Run, images: dict[str, list[Pixels]]
