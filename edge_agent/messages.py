@@ -35,11 +35,12 @@ class Timing(msgspec.Struct, frozen=True):
     capture_to_publish: float
 
 
-class Observation(msgspec.Struct, frozen=True):
+class Observation(msgspec.Struct, frozen=True, omit_defaults=True):
     """A label, event or result message about one frame.
 
     In ``label`` and ``event`` messages, ``label`` is the decided label and ``score`` its smoothed score. In ``result``
-    messages, both come from this frame alone. ``top`` always comes from this frame alone.
+    messages, both come from this frame alone. ``top`` always comes from this frame alone. ``clock`` is ``unset`` if
+    nothing had set the device's clock, so that ``captured_at`` may be wrong; otherwise it is omitted.
     """
 
     v: int
@@ -52,6 +53,7 @@ class Observation(msgspec.Struct, frozen=True):
     top: tuple[TopScore, ...]
     model: ModelId
     timing_ms: Timing
+    clock: Literal["unset"] | None = None
 
 
 CameraState = Literal["online", "lost", "frozen", "ended"]
@@ -207,3 +209,9 @@ def timestamp(nanoseconds: int) -> str:
     """Format a wall-clock time, in nanoseconds since 1970, as RFC 3339 in UTC: ``2026-01-31T12:00:00.123Z``."""
     moment = datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds // 1_000_000 % 1000:03d}Z"
+
+
+def shifted(moment: str, seconds: float) -> str:
+    """Add seconds to a time as `timestamp` formats it. Raises ValueError or OverflowError if it is no such time."""
+    nanoseconds = int((datetime.fromisoformat(moment).timestamp() + seconds) * 1e9)
+    return timestamp(nanoseconds)

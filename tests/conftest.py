@@ -136,6 +136,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         parts = {part for marker in item.iter_markers("needs") for part in marker.args}
+        if "ray" in parts and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.long)
         if parts & SLOW_PARTS or "pi" in item.path.parts or item.get_closest_marker("long"):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: ("pi" not in item.path.parts, item.path.stem not in LONG))

@@ -24,6 +24,7 @@ from ..cameras.motion import MotionGate
 from ..cameras.reconnect import ReconnectingCamera
 from ..cameras.region import view
 from ..captures.recorder import Candidate, Recorder
+from ..clock import is_clock_set
 from ..config import CameraSettings
 from ..errors import EdgeloopError, ImageError
 from ..inference.classifier import Result
@@ -158,6 +159,7 @@ class Agent:
             if source.settings.motion is not None
         }
         self._decisions: dict[str, tuple[LoadedModel, Decision]] = {}
+        self._last_labels: dict[str, str] = {}
         self._stopping = threading.Event()
         self._room = threading.Semaphore(1)
         self._to_infer: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
@@ -197,6 +199,13 @@ class Agent:
         """Switch to another model from the next frame on. Decided labels carry over; the old model is closed."""
         self.model, self.inference_ms, self.failing = model, Histogram(), None
         self.publisher.info(self._info())
+
+    def continue_from(self, labels: Mapping[str, str]) -> None:
+        """Continue with the labels that an earlier process decided, by camera. Call it before entering the context.
+
+        So a restart is no change of label: there is an event only if a camera's label differs from the one before.
+        """
+        self._last_labels = dict(labels)
 
     def set_rules(self, rules: Rules) -> None:
         """Use other decision rules from the next frame on."""
@@ -331,7 +340,7 @@ class Agent:
             self._stopping.set()
 
     def _observe(self, model: LoadedModel, camera: str, frame: Frame, result: Result) -> None:
-        before, switched = self._previous_decision(camera, model)
+        before, switched = self._previous_decision(camera, model, frame, result)
         decision = decide(before, result.scores, frame.captured_s, model.rules)
         self._decisions[camera] = model, decision
         self.counts[camera].classified += 1
@@ -368,10 +377,16 @@ class Agent:
                 )
             )
 
-    def _previous_decision(self, camera: str, model: LoadedModel) -> tuple[Decision | None, bool]:
-        """The previous decision for this camera, and whether another model made it."""
+    def _previous_decision(
+        self, camera: str, model: LoadedModel, frame: Frame, result: Result
+    ) -> tuple[Decision | None, bool]:
+        """The previous decision for this camera, and whether another model or an earlier process made it."""
         if camera not in self._decisions:
-            return None, False
+            label = self._last_labels.get(camera)
+            if label is None or label not in (UNKNOWN, *result.labels):
+                return None, False
+            index = None if label == UNKNOWN else result.labels.index(label)
+            return Decision(index, result.scores, frame.captured_s, index, frame.captured_s), True
         by, before = self._decisions[camera]
         if by.bundle.digest == model.bundle.digest:
             return before, False
@@ -392,6 +407,7 @@ class Agent:
             top=tuple(TopScore(name, round(value, 4)) for name, value in result.top(TOP)),
             model=model.id,
             timing_ms=Timing(round(result.preprocess_ms, 3), round(result.inference_ms, 3), round(age_ms, 3)),
+            clock=None if is_clock_set() else "unset",
         )
 
     def _info(self) -> Info:

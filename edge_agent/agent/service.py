@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CameraError, EdgeloopError, ModelError
+from ..errors import CameraError, ConfigError, EdgeloopError, ModelError
 
 if TYPE_CHECKING:
     from ..config import DashboardSettings, Settings
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from .pipeline import Agent, Prepared
 
 _POLL_S = 0.2
+_LABELS_LAST_S = 86_400.0
+"""Seconds for which a decided label is continued after a restart. After a longer time, automations may have forgotten
+it, too."""
 
 
 def run(config: Path, *, threads: int | None = None, delegate: str | None = None) -> None:
@@ -36,16 +40,8 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
     """
     import msgspec
 
-    from ..cameras.sources import is_live, open_camera, shown_source
-    from ..captures.recorder import Recorder
     from ..config import load_settings
-    from ..mqtt import MqttPublisher
-    from ..publishers import FanOut, Publisher
-    from ..store.model_store import ModelStore
-    from . import logs, systemd
-    from .command_handlers import CommandHandlers
-    from .pipeline import Agent, Source
-    from .supervisor import Supervisor, first_model
+    from . import logs
 
     stop_requests = _stop_requests()
     settings = load_settings(config)
@@ -53,6 +49,21 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
         settings, threads=threads or settings.threads, delegate=delegate or settings.delegate
     )
     logs.configure(settings.log)
+    with _locked(Path(settings.state)):
+        _run(settings, stop_requests)
+
+
+def _run(settings: Settings, stop_requests: list[int]) -> None:
+    from ..cameras.sources import is_live, open_camera, shown_source
+    from ..captures.recorder import Recorder
+    from ..mqtt import MqttPublisher
+    from ..publishers import FanOut, Publisher
+    from ..store.model_store import ModelStore
+    from . import systemd
+    from .command_handlers import CommandHandlers
+    from .pipeline import Agent, Source
+    from .supervisor import Supervisor, first_model
+
     state = Path(settings.state)
     store = ModelStore(state) if settings.bundle is None else None
     model, running = (_named_model(settings), None) if store is None else first_model(settings, store)
@@ -63,7 +74,9 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
     with ExitStack() as stack:
         if store is not None:
             stack.enter_context(_exit_recorded(store))
-        broker = MqttPublisher(settings.mqtt, settings.device, state / "spool.sqlite")
+        broker = MqttPublisher(
+            settings.mqtt, settings.device, state / "spool.sqlite", published=state / "published.json"
+        )
         publishers: list[Publisher] = [broker]
         recorder = None
         if settings.record is not None:
@@ -75,6 +88,7 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
         if settings.mqtt.commands:
             broker.serve(control.handlers)
         stack.enter_context(broker)
+        agent.continue_from(broker.last_labels(_LABELS_LAST_S))
         stack.enter_context(agent)
         control.publish_tunables()
         supervisor = Supervisor(agent, broker, settings, control, recorder=recorder, store=store, running=running)
@@ -91,6 +105,36 @@ def run(config: Path, *, threads: int | None = None, delegate: str | None = None
         logging.getLogger(__name__).info("%s (%s)", reason, counts)
     if agent.failures:
         raise CameraError("; ".join(f"{name}: {error}" for name, error in agent.failures.items()))
+
+
+@contextmanager
+def _locked(state: Path) -> Iterator[None]:
+    """Lock the state directory. The lock ends with the process, however that ends.
+
+    Raises:
+        ConfigError: Another agent uses the directory.
+    """
+    import fcntl
+
+    with ExitStack() as stack:
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(state / "agent.lock", "a+", encoding="utf-8"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(
+                f"{state}: another agent (process {lock.read(20).strip()}) uses this state directory; give each agent "
+                "its own `state` and `device` in agent.yaml"
+            ) from None
+        except OSError:
+            # The agent also works without a disk that it can write to; another agent cannot write there, either.
+            pass
+        else:
+            lock.truncate(0)
+            lock.write(f"{os.getpid()}\n")
+            lock.flush()
+        yield
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections import deque
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -24,11 +24,12 @@ log = logging.getLogger(__name__)
 _MAX_JSON_BYTES = 256 * 1024
 
 
-class Capture(msgspec.Struct, frozen=True):
+class Capture(msgspec.Struct, frozen=True, omit_defaults=True):
     """The JSON file of a capture.
 
     ``label``: the decided label. ``scores``: scores of this frame, by label. ``reason``: why the frame was kept.
-    ``sha256``: checksum of the image file.
+    ``sha256``: checksum of the image file. ``clock``: ``unset`` if nothing had set the device's clock, so that
+    ``captured_at`` may be wrong; otherwise omitted.
     """
 
     v: int
@@ -43,6 +44,7 @@ class Capture(msgspec.Struct, frozen=True):
     width: int
     height: int
     sha256: str
+    clock: Literal["unset"] | None = None
 
     @property
     def guess(self) -> str:

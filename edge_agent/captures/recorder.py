@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cameras import Frame
+from ..clock import is_clock_set
 from ..config import RecordSettings
 from ..errors import ImageError
 from ..messages import UNKNOWN, VERSION, ModelId, RecorderHealth, timestamp
@@ -225,6 +226,7 @@ class Recorder:
             width=columns,
             height=rows,
             sha256="",
+            clock=None if is_clock_set() else "unset",
         )
         no_space = self._captures.keep(capture, frame.jpeg(), frame.captured_ns)
         if no_space is not None:

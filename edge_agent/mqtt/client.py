@@ -11,14 +11,16 @@ from typing import Literal, NamedTuple, Self
 import msgspec
 import paho.mqtt.client as paho
 
+from ..clock import Stamp, age_s, correction_s
 from ..config import MqttSettings
 from ..errors import BrokerError
-from ..messages import CameraState, Health, Info, Observation, Reply, SpoolHealth, Tunables
+from ..messages import CameraState, Health, Info, Observation, Reply, SpoolHealth, Tunables, shifted
 from .commands import MAX_BYTES, Commands, Envelope, Handlers
 from .connection import WINDOW, Connection, Loss, Refusal, Session, packet_size
 from .discovery import discovery, discovery_topic
 from .outbox import Outbox
 from .poison import PoisonFinder
+from .published import Published
 from .spool import SpooledEvent
 from .topics import Topics, can_be_answered
 
@@ -61,18 +63,23 @@ class MqttPublisher:
         settings: Settings of the connection.
         device: Name of this device.
         spool: File for events that wait for the broker; None keeps them in memory.
+        published: File that remembers the retained topics, so that those of removed cameras and former names are
+            cleared; None clears nothing.
 
     Raises:
         ConfigError: The password or the certificates cannot be used.
     """
 
-    def __init__(self, settings: MqttSettings, device: str, spool: Path | None = None) -> None:
+    def __init__(
+        self, settings: MqttSettings, device: str, spool: Path | None = None, *, published: Path | None = None
+    ) -> None:
         self.topics = Topics(settings.prefix, device)
         self.wants_results = settings.results
         self.skipped = 0
         """Messages of QoS 0 that were not sent because the broker did not keep up."""
         self.outbox = Outbox(spool, self._send_event, expiry_s=settings.event_expiry_s)
         self._settings = settings
+        self._published = Published(published)
         self._discovery_topic = settings.discovery and discovery_topic(settings.discovery, self.topics)
         self._info: Info | None = None
         self._commands: Commands | None = None
@@ -133,10 +140,19 @@ class MqttPublisher:
     def info(self, info: Info) -> None:
         """See `Publisher`; retained, QoS 1."""
         self._info = info
-        session = self._session
-        self._retain(self.topics.info, _encode(_with_protocol(info, session)))
-        if self._discovery_topic is not None:
-            self._retain(self._discovery_topic, _encode(discovery(self.topics, info)))
+        topics = [self.topics.status, self.topics.info, self.topics.tunables]
+        topics += [name(camera) for camera in info.cameras for name in (self.topics.label, self.topics.camera)]
+        message = None if self._discovery_topic is None else discovery(self.topics, info)
+        if message is not None and self._discovery_topic is not None:
+            topics.append(self._discovery_topic)
+            platforms = {key: component["platform"] for key, component in message["components"].items()}
+            # Home Assistant removes a component that is announced with its platform alone.
+            message["components"] |= self._published.removed_components(self._discovery_topic, platforms)
+        for topic in self._published.no_longer(topics):
+            self._retain(topic, b"")
+        self._retain(self.topics.info, _encode(_with_protocol(info, self._session)))
+        if message is not None and self._discovery_topic is not None:
+            self._retain(self._discovery_topic, _encode(message))
 
     def label(self, observation: Observation) -> None:
         """See `Publisher`; retained, QoS 1. While there is no connection, only the latest label is kept."""
@@ -144,7 +160,7 @@ class MqttPublisher:
 
     def event(self, observation: Observation) -> None:
         """See `Publisher`; QoS 1, through the spool."""
-        self.outbox.put(SpooledEvent(self.topics.event(observation.camera), _encode(observation), time.time()))
+        self.outbox.put(SpooledEvent(self.topics.event(observation.camera), _encode(observation), Stamp.now()))
 
     def result(self, observation: Observation) -> None:
         """See `Publisher`; QoS 0, dropped if there is no connection or the broker does not keep up."""
@@ -165,6 +181,23 @@ class MqttPublisher:
     def snapshot(self, camera: str, jpeg: bytes) -> None:
         """See `Publisher`; QoS 0, dropped if there is no connection, as an old image is of no use."""
         self._send_or_drop(self.topics.snapshot(camera), jpeg)
+
+    def last_labels(self, max_age_s: float) -> dict[str, str]:
+        """The labels of the last events, by camera; also those of earlier processes. Call it inside the context.
+
+        Args:
+            max_age_s: Labels that are known to be older are left out.
+        """
+        now = Stamp.now()
+        labels = {}
+        for topic, payload, at in self.outbox.latest:
+            try:
+                observation = msgspec.json.decode(payload, type=Observation)
+            except msgspec.MsgspecError:
+                continue  # Of another version.
+            if topic == self.topics.event(observation.camera) and (age_s(at, now) or 0.0) <= max_age_s:
+                labels[observation.camera] = observation.label
+        return labels
 
     def spool_health(self) -> SpoolHealth:
         """State of the event spool."""
@@ -283,8 +316,9 @@ class MqttPublisher:
             session = self._session
             if session is None or not self._may_send(session):
                 return None
-            if self._fits(session, event.topic, event.payload):
-                return self._send(session, "event", event.topic, event.payload, expiry_s=left_s)
+            payload = _corrected(event)
+            if self._fits(session, event.topic, payload):
+                return self._send(session, "event", event.topic, payload, expiry_s=left_s)
         return Refusal("too large for the broker", lasting=True)
 
     # --- called by the network thread; see `Listener` ---
@@ -321,11 +355,16 @@ class MqttPublisher:
                     f"the broker refuses a message on {sent.topic} ({refusal.reason}); allow this device to publish "
                     "on this topic in the broker's access list",
                 )
+            is_cleared = sent.kind == "retained" and refusal is None and self._retained.get(sent.topic) == b""
+            if is_cleared:
+                del self._retained[sent.topic]
             self._send_waiting()
             if not self._in_flight and not self._waiting:
                 if time.monotonic() - self._connected_s >= _CALM_S:
                     self._poison.all_acknowledged()
                 self._lock.notify_all()
+        if is_cleared:
+            self._published.cleared(sent.topic)
         if sent.kind == "event":
             self.outbox.acknowledge(packet, refusal)
         elif was_full:
@@ -391,3 +430,16 @@ class MqttPublisher:
 
 def _with_protocol(info: Info, session: Session | None) -> Info:
     return info if session is None else msgspec.structs.replace(info, mqtt_protocol=session.protocol)
+
+
+def _corrected(event: SpooledEvent) -> bytes:
+    """The payload, with the capture time corrected if the clock has been set since."""
+    shift_s = correction_s(event.at, Stamp.now())
+    if shift_s is None:
+        return event.payload
+    try:
+        observation = msgspec.json.decode(event.payload, type=Observation)
+        captured_at = shifted(observation.captured_at, shift_s)
+    except (msgspec.MsgspecError, ValueError, OverflowError):
+        return event.payload
+    return _encode(msgspec.structs.replace(observation, captured_at=captured_at, clock=None))

@@ -6,10 +6,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from ..clock import Stamp, age_s
 from .connection import WINDOW, Refusal
 from .spool import Spool, SpooledEvent, Waiting
 
@@ -44,8 +45,6 @@ class Outbox:
         self._spool = Spool(path)
         self._send = send
         self._expiry_s = expiry_s
-        self._started_s = time.monotonic()
-        self._inherited = 0
         self._incoming: queue.Queue[SpooledEvent] = queue.Queue(MAX_INCOMING)
         self._wake_up = threading.Event()
         self._stopping = threading.Event()
@@ -56,6 +55,8 @@ class Outbox:
         self._refused: dict[str, _RefusedTopic] = {}
         self._dropped_here = 0
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+        self.latest: Sequence[SpooledEvent] = ()
+        """The newest event on each topic at the start, from earlier processes, too."""
         self.on_disk = path is not None
         """Whether events survive a restart of the process; False if the disk has failed."""
         self.depth = 0
@@ -67,7 +68,7 @@ class Outbox:
 
     def __enter__(self) -> Self:
         self._spool.__enter__()
-        self._inherited = self._spool.last
+        self.latest = self._spool.latest()
         self._thread.start()
         return self
 
@@ -137,13 +138,14 @@ class Outbox:
             new.append(self._incoming.get_nowait())
         self._spool.put(new)
         self._spool.remove(self._settled())
-        now_s = time.monotonic()
+        now_s, now = time.monotonic(), Stamp.now()
         under_way = {waiting.id for waiting in self._in_flight.values()}
         on_trial = {waiting.event.topic for waiting in self._in_flight.values()} & self._refused.keys()
         held = {name for name, topic in self._refused.items() if topic.retry_s > now_s} | on_trial
         for waiting in self._spool.waiting(WINDOW - len(under_way), except_ids=under_way, except_topics=held):
             event = waiting.event
-            left_s = self._expiry_s - self._age_s(waiting)
+            # An event whose age cannot be known, because the clock was not set, does not expire.
+            left_s = self._expiry_s - (age_s(event.at, now) or 0.0)
             if left_s <= 0:
                 log.warning("dropped an event: it could not be delivered for %.0f hours", self._expiry_s / 3600)
                 self._dropped_here += 1
@@ -163,13 +165,6 @@ class Outbox:
                 on_trial.add(event.topic)  # One event is enough to find out.
         self.on_disk = self._spool.on_disk
         self.depth, self.dropped = self._spool.depth, self._spool.dropped + self._dropped_here
-
-    def _age_s(self, waiting: Waiting) -> float:
-        # If the clock was set back, an event may appear to come from the future; its age is then 0. A device without a
-        # battery-backed clock starts with the time at which it was switched off, and jumps forward when the network is
-        # up. Events of this process are therefore never considered older than the process.
-        age_s = max(0.0, time.time() - waiting.event.at)
-        return age_s if waiting.id <= self._inherited else min(age_s, time.monotonic() - self._started_s)
 
     def _settled(self) -> list[int]:
         """Ids of the events that need not be sent again. Answers to other messages are ignored."""

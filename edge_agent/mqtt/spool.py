@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from ..clock import Stamp
+
 log = logging.getLogger(__name__)
 
 MAX_EVENTS = 10_000
@@ -22,16 +24,22 @@ _SCHEMA = """
     );
     CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
     INSERT OR IGNORE INTO counter VALUES ('dropped', 0);
+    CREATE TABLE IF NOT EXISTS latest (
+        topic TEXT PRIMARY KEY, payload BLOB NOT NULL, at REAL NOT NULL, boot TEXT, uptime REAL, clock_set INTEGER
+    );
 """
+_ADDED = {"boot": "TEXT", "uptime": "REAL", "clock_set": "INTEGER"}
+"""Columns of `event` that files of version 0.1 do not have; NULL there."""
+_COLUMNS = "topic, payload, at, boot, uptime, clock_set"
 _BUSY_S = 5.0
 
 
 class SpooledEvent(NamedTuple):
-    """A message to deliver. ``at``: time when it was created, in seconds since 1970."""
+    """A message to deliver. ``at``: when it was created."""
 
     topic: str
     payload: bytes
-    at: float
+    at: Stamp
 
 
 class Waiting(NamedTuple):
@@ -101,10 +109,14 @@ class Spool:
     ) -> list[Waiting]:
         """Up to ``limit`` events, oldest first, without those with one of these ids or topics."""
         ids, topics = (", ".join("?" * len(values)) for values in (except_ids, except_topics))
-        query = f"""SELECT id, topic, payload, at FROM event WHERE id NOT IN ({ids}) AND topic NOT IN ({topics})
+        query = f"""SELECT id, {_COLUMNS} FROM event WHERE id NOT IN ({ids}) AND topic NOT IN ({topics})
                     ORDER BY id LIMIT ?"""  # noqa: S608  placeholders alone
         rows = self._rows(query, *except_ids, *except_topics, limit)
-        return [Waiting(ident, SpooledEvent(topic, bytes(payload), at)) for ident, topic, payload, at in rows]
+        return [Waiting(ident, _event(*columns)) for ident, *columns in rows]
+
+    def latest(self) -> list[SpooledEvent]:
+        """The newest event ever stored on each topic, delivered or not."""
+        return [_event(*columns) for columns in self._rows(f"SELECT {_COLUMNS} FROM latest")]  # noqa: S608
 
     def remove(self, idents: Iterable[int]) -> None:
         """Remove delivered events; ids that do not exist are ignored."""
@@ -132,7 +144,9 @@ class Spool:
 
     def _put(self, events: Sequence[SpooledEvent]) -> None:
         with self._database:
-            self._database.executemany("INSERT INTO event (topic, payload, at) VALUES (?, ?, ?)", events)
+            rows = [(event.topic, event.payload, *event.at) for event in events]
+            self._database.executemany(f"INSERT INTO event ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
+            self._database.executemany(f"REPLACE INTO latest ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
             beyond = self._database.execute(
                 "DELETE FROM event WHERE id <= (SELECT id FROM event ORDER BY id DESC LIMIT 1 OFFSET ?)",
                 (self._max_events,),
@@ -170,11 +184,11 @@ class Spool:
             dropped = disk.execute("SELECT value FROM counter WHERE name = 'dropped'").fetchone()[0]
         with suppress(sqlite3.Error):
             # Row by row, to get the rows before the damage in a damaged file.
-            rows.extend(disk.execute("SELECT id, topic, payload, at FROM event ORDER BY id"))
+            rows.extend(disk.execute(f"SELECT id, {_COLUMNS} FROM event ORDER BY id"))  # noqa: S608
         with suppress(sqlite3.Error):
             disk.close()
         with self._database as memory:
-            memory.executemany("INSERT INTO event VALUES (?, ?, ?, ?)", rows)
+            memory.executemany(f"INSERT INTO event (id, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
             memory.execute("UPDATE counter SET value = ? WHERE name = 'dropped'", (dropped,))
             # An id is never used twice.
             memory.execute("DELETE FROM sqlite_sequence")
@@ -191,6 +205,12 @@ class Spool:
         return _connected(":memory:")
 
 
+def _event(
+    topic: str, payload: bytes, at: float, boot: str | None, uptime_s: float | None, clock_set: int | None
+) -> SpooledEvent:
+    return SpooledEvent(topic, bytes(payload), Stamp(at, boot or "", uptime_s or 0.0, clock_set != 0))
+
+
 def _connected(path: str) -> sqlite3.Connection:
     # Created by one thread and then used by another one, but never by two at the same time.
     database = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False)
@@ -199,6 +219,10 @@ def _connected(path: str) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         database.executescript(_SCHEMA)
+        present = {row[1] for row in database.execute("PRAGMA table_info(event)")}
+        for name, kind in _ADDED.items():
+            if name not in present:
+                database.execute(f"ALTER TABLE event ADD COLUMN {name} {kind}")
         (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
     except BaseException:
         database.close()

@@ -65,6 +65,15 @@ def observations(publisher: RecordingPublisher, kind: str) -> list[Observation]:
     return [message for name, message in publisher.messages if name == kind and isinstance(message, Observation)]
 
 
+@pytest.mark.parametrize("is_set", [True, False])
+def test_a_message_says_whether_the_clock_was_set(
+    bundle_file: Path, images: dict[str, Pixels], monkeypatch: pytest.MonkeyPatch, *, is_set: bool
+) -> None:
+    monkeypatch.setattr("edge_agent.agent.pipeline.is_clock_set", lambda: is_set)
+    _, publisher = run_agent(bundle_file, {"door": ListCamera([images["brick"]] * 3, interval_s=0.1)})
+    assert {o.clock for o in observations(publisher, "label")} == {None if is_set else "unset"}
+
+
 def test_labels_and_events_are_published_when_they_change_and_only_then(
     bundle_file: Path, images: dict[str, Pixels]
 ) -> None:

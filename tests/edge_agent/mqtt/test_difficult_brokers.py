@@ -14,16 +14,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from edge_agent.clock import Stamp
 from edge_agent.config import MqttSettings
 from edge_agent.messages import Info, ModelId, Observation, Reply, Timing
 from edge_agent.mqtt import MqttPublisher, connection
 from edge_agent.mqtt.commands import Envelope
 from edge_agent.mqtt.poison import PoisonFinder
+from edge_agent.mqtt.spool import Spool, SpooledEvent
 from edge_agent.mqtt.topics import Topics, can_be_answered
 
 from ...conftest import Mosquitto, Subscriber, find_free_port, wait_until
@@ -431,6 +435,29 @@ def test_whatever_the_broker_sends_the_agent_goes_on(packet: bytes, tmp_path: Pa
             lambda: publisher.outbox.depth == 0 and any("event" in t for t, _ in broker.published), 20, "the event"
         )
         publisher.check()
+    broker.close()
+
+
+# --- events of a clock that was not set ---
+
+
+def test_the_capture_time_is_corrected_once_the_clock_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broker = ScriptedBroker(obliging)
+    behind = msgspec.structs.replace(observed(1), captured_at="1970-01-01T00:05:00.250Z", clock="unset")
+    now = Stamp.now()
+    stamp = Stamp(300.0, now.boot, now.uptime_s - 60, is_set=False)
+    with Spool(tmp_path / "spool.sqlite") as spool:
+        spool.put([SpooledEvent("edgeloop/pi/camera/door/event", msgspec.json.encode(behind), stamp)])
+        spool.put([SpooledEvent("edgeloop/pi/camera/door/event", b"not JSON", stamp)])
+    monkeypatch.setattr("edge_agent.clock.is_clock_set", lambda: True)
+    with MqttPublisher(settings(broker.port, "3.1.1"), "pi", tmp_path / "spool.sqlite"):
+        wait_until(lambda: sum(topic.endswith("/event") for topic, _ in broker.published) == 2, 20, "the events")
+    first, second = (payload[2:] for topic, payload in broker.published if topic.endswith("/event"))
+    sent = json.loads(first)
+    captured = datetime.fromisoformat(sent["captured_at"]).timestamp()
+    assert captured == pytest.approx(now.wall_s - 60, abs=5)
+    assert "clock" not in sent
+    assert second == b"not JSON"
     broker.close()
 
 

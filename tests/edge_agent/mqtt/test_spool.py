@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.clock import Stamp
 from edge_agent.mqtt.connection import WINDOW
 from edge_agent.mqtt.outbox import Outbox
 from edge_agent.mqtt.spool import Spool, SpooledEvent
@@ -23,7 +24,7 @@ from ...conftest import NAMESPACE, wait_until
 
 
 def event(number: int, at: float | None = None) -> SpooledEvent:
-    return SpooledEvent("a/b", str(number).encode(), time.time() if at is None else at)
+    return SpooledEvent("a/b", str(number).encode(), Stamp(time.time() if at is None else at))
 
 
 def numbers(spool: Spool, after: int = 0) -> list[int]:
@@ -68,7 +69,7 @@ def test_a_damaged_file_is_set_aside_and_said(
 ) -> None:
     path = tmp_path / "spool.sqlite"
     with Spool(path) as spool:
-        spool.put([SpooledEvent("a", bytes(2000), 0.0)] * 100)
+        spool.put([SpooledEvent("a", bytes(2000), Stamp(0.0))] * 100)
     if isinstance(damage, slice):  # in the middle: all tables, or one page of events
         whole = bytearray(path.read_bytes())
         whole[damage] = random.Random(1).randbytes(damage.stop - damage.start)
@@ -90,7 +91,7 @@ def test_the_log_beside_a_damaged_file_goes_with_it(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.sqlite") as spool:
         spool.put([event(number) for number in range(100)])
     with Spool(tmp_path / "spool.sqlite") as spool:
-        spool.put([SpooledEvent("a", bytes(2000), 0.0)] * 10)  # the log then holds the first page, but not all
+        spool.put([SpooledEvent("a", bytes(2000), Stamp(0.0))] * 10)  # the log then holds the first page, but not all
         shutil.copy(tmp_path / "spool.sqlite-wal", path.parent)  # as a power cut leaves it
     path.write_bytes(b"no database" * 1000)
     for depth in (1, 2):
@@ -131,7 +132,9 @@ def test_a_disk_that_fails_while_it_is_read_leaves_what_could_be_read(
     path = tmp_path / "spool.sqlite"
     with Spool(path, max_events=2900) as spool:
         for start in range(0, 3000, 100):  # more than SQLite keeps in memory
-            spool.put([SpooledEvent("a", b"%04d" % number + bytes(2000), 0.0) for number in range(start, start + 100)])
+            spool.put(
+                [SpooledEvent("a", b"%04d" % number + bytes(2000), Stamp(0.0)) for number in range(start, start + 100)]
+            )
     with Spool(path, max_events=2900) as spool:
         half = path.stat().st_size // 2
         with path.open("r+b") as file:
@@ -161,15 +164,16 @@ def test_where_nothing_can_be_written_events_wait_in_memory_and_it_is_said(
 FULL = """
     import os, time
     from pathlib import Path
+    from edge_agent.clock import Stamp
     from edge_agent.mqtt.spool import Spool, SpooledEvent
     with Spool(Path("disk/spool.sqlite")) as spool:
         number = 0
         while spool.on_disk:
-            spool.put([SpooledEvent("a", b"%06d" % number + bytes(4000), time.time())])
+            spool.put([SpooledEvent("a", b"%06d" % number + bytes(4000), Stamp(time.time()))])
             number += 1
         assert number > 5, number
         for _ in range(10):
-            spool.put([SpooledEvent("a", b"%06d" % number + bytes(4000), time.time())])
+            spool.put([SpooledEvent("a", b"%06d" % number + bytes(4000), Stamp(time.time()))])
             number += 1
         waiting = spool.waiting(10_000)
         assert [int(one.event.payload[:6]) for one in waiting] == list(range(number)), number
@@ -193,11 +197,12 @@ def test_a_full_disk_loses_nothing_while_the_agent_lives(tmp_path: Path) -> None
 WRITER = """
     import sys, time
     from pathlib import Path
+    from edge_agent.clock import Stamp
     from edge_agent.mqtt.spool import Spool, SpooledEvent
     with Spool(Path(sys.argv[1])) as spool:
         number = int(sys.argv[2])
         while True:
-            spool.put([SpooledEvent("a", str(number).encode(), time.time())])
+            spool.put([SpooledEvent("a", str(number).encode(), Stamp(time.time()))])
             print(number, flush=True)
             if number % 7 == 0:
                 spool.remove([spool.waiting(1)[0].id])
@@ -296,7 +301,11 @@ def test_expired_events_are_dropped_and_counted_and_those_of_the_future_are_sent
     network, now = Network(), time.time()
     with Spool(tmp_path / "spool.sqlite") as spool:
         spool.put([event(number, at) for number, at in enumerate((now - 61, now - 20, now + 1e6))])
-    with Outbox(tmp_path / "spool.sqlite", network.send, expiry_s=60) as outbox:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Outbox(tmp_path / "spool.sqlite", network.send, expiry_s=60) as outbox,
+    ):
+        patch.setattr("edge_agent.clock.is_clock_set", lambda: True)
         outbox.wake()
         wait_until(lambda: network.numbers == [1, 2], 10, "those that are not too old")
         wait_until(lambda: outbox.dropped == 1, 10, "the other to be counted")
@@ -304,14 +313,37 @@ def test_expired_events_are_dropped_and_counted_and_those_of_the_future_are_sent
     assert network.left_s[1] == 60
 
 
-def test_what_was_stamped_before_the_clock_was_set_is_as_new_as_it_is(tmp_path: Path) -> None:
-    network, now = Network(), time.time()
+def test_the_newest_event_of_each_topic_is_remembered_also_when_it_is_delivered(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.sqlite") as spool:
-        spool.put([event(0, now - 1e6), event(1, now)])
-    with Outbox(tmp_path / "spool.sqlite", network.send, expiry_s=60) as outbox:
-        outbox.put(event(2, now - 1e6))
-        wait_until(lambda: network.numbers == [1, 2], 10, "all but what the last process left long ago")
+        spool.put([event(1), SpooledEvent("a/c", b"2", Stamp.now()), event(3)])
+        spool.remove([waiting.id for waiting in spool.waiting(10)])
+    with Spool(tmp_path / "spool.sqlite") as spool:
+        assert {(one.topic, one.payload) for one in spool.latest()} == {("a/b", b"3"), ("a/c", b"2")}
+
+
+def test_what_was_stamped_before_the_clock_was_set_is_as_new_as_it_is(tmp_path: Path) -> None:
+    network, now = Network(), Stamp.now()
+    long_ago = now.wall_s - 1e6
+    stamps = [
+        Stamp(long_ago, "an earlier boot", 5.0, is_set=True),  # really old
+        Stamp(long_ago, "an earlier boot", 5.0, is_set=False),  # nobody knows
+        now._replace(wall_s=long_ago),  # of this boot: just now, whatever the clock says
+        now._replace(uptime_s=now.uptime_s - 100),  # of this boot: too old
+        now._replace(wall_s=now.wall_s + 1e6, uptime_s=now.uptime_s - 20),
+    ]
+    with Spool(tmp_path / "spool.sqlite") as spool:
+        spool.put([SpooledEvent("a/b", str(number).encode(), stamp) for number, stamp in enumerate(stamps)])
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Outbox(tmp_path / "spool.sqlite", network.send, expiry_s=60) as outbox,
+    ):
+        patch.setattr("edge_agent.clock.is_clock_set", lambda: True)
+        outbox.wake()
+        wait_until(lambda: network.numbers == [1, 2, 4], 10, "all but what is too old")
+        wait_until(lambda: outbox.dropped == 2, 10, "the others to be counted")
+    assert network.left_s[0] == 60
     assert 30 < network.left_s[1] <= 60
+    assert 10 < network.left_s[2] <= 40
 
 
 def test_a_disk_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,7 @@ def _loads(folder: Path) -> Callable[[int], int]:
     return lambda item: item + 1
 
 
+@pytest.mark.slow
 @pytest.mark.needs("ray")
 def test_the_work_is_done_by_several_processes_that_load_once_each(tmp_path: Path, three_workers: Executor) -> None:
     assert len(set(three_workers(_who, list(range(30)), "")) - {os.getpid()}) > 1
