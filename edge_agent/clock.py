@@ -1,8 +1,8 @@
 """Time on a device whose clock may be wrong.
 
 A Raspberry Pi has no clock that runs while it is off. It starts with the time of its last shutdown, or with 1970, and
-jumps to the present when the network is up. Ages are therefore measured by the time since boot, which never jumps, as
-long as the device has not been rebooted in between.
+jumps to the right time when the network is up. Ages are therefore measured by the time since boot, which never jumps,
+as long as the device has not been rebooted in between.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Stamp(NamedTuple):
 
     @classmethod
     def now(cls) -> Stamp:
-        """The present."""
+        """Return the stamp of this moment."""
         return cls(time.time(), _boot(), _uptime_s(), is_clock_set())
 
 

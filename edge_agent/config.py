@@ -54,8 +54,9 @@ class CameraSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One camera.
 
     Attributes:
-        source: A device number (``0``), a device (``/dev/video0``), ``picamera`` or ``picamera:1``, an ``rtsp://``
-            or ``http://`` address, a video file or a folder of images. Paths are relative to agent.yaml.
+        source: A device number (``0``), a device (``/dev/v4l/by-id/...``, ``/dev/video0``), ``picamera`` or
+            ``picamera:1``, an ``rtsp://`` or ``http://`` address, a video file or a folder of images. Paths are
+            relative to agent.yaml.
         loop: Whether to restart a video file or a folder at its end.
         size: Width and height to request from the camera, in pixels; the camera's default if omitted.
         fps: Frame rate to request from the camera, or at which to play a folder of images.

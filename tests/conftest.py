@@ -121,7 +121,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "hub": _missing("keras_hub", "hub"),
     "ray": _missing("ray", "scale"),
 }
-LONG = ("test_resume", "test_search", "test_tf_serving", "test_shortlist", "test_trainer")
+LONG = ("test_resume", "test_search", "test_tf_serving", "test_shortlist", "test_trainer", "test_review")
 _verdicts: dict[str, str] = {}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import ssl
 import time
@@ -14,11 +13,14 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from ..config import CameraSettings
 from ..errors import CameraError
 from .frames import Frame
+from .http_auth import Authorize, Credentials, answer
 from .jpeg import MAX_BYTES, JpegFrame
 from .opencv import without_password
 
 MJPEG = "multipart/x-mixed-replace"
 IMAGE = "image/jpeg"
+# A login page, for example. Other types may be wrong: some cameras send image/jpg, application/octet-stream or none.
+_NO_IMAGE = frozenset({"text/html", "application/json", "application/xml", "text/xml"})
 _REDIRECTS = 5
 _LINE_BYTES = 4096
 _HEADER_LINES = 64
@@ -41,7 +43,9 @@ class HttpCamera:
         self._url = str(settings.source)
         self._connection: http.client.HTTPConnection | None = None
         self._response: http.client.HTTPResponse | None = None
+        self._authorize: Authorize | None = None
         self._boundary = b""
+        self._boundary_ends_in_dashes = False
         self._due = 0.0
 
     def __enter__(self) -> Self:
@@ -65,15 +69,38 @@ class HttpCamera:
             yield JpegFrame(data=data, seq=seq)
 
     def _request(self) -> None:
-        """Send the request, follow redirects, and check the type of the response."""
+        """Send the request, and check the type of the response."""
+        response = self._final_response()
+        if response.status == 401:
+            raise self._error("refuses the user name or password; give them as http://USER:PASSWORD@HOST/")
+        if response.status != 200:
+            raise self._error(f"answers {response.status} {response.reason}")
+        kind = response.headers.get_content_type()
+        if kind == MJPEG:
+            announced = str(response.headers.get_param("boundary") or "").strip('"')
+            self._boundary = announced.strip("-").encode("latin-1", "replace")
+            self._boundary_ends_in_dashes = announced.endswith("--")
+            if not self._boundary:
+                raise self._error(f"sends {MJPEG} without a boundary")
+        elif kind in _NO_IMAGE or kind.startswith("multipart/"):
+            raise self._error(f"sends {kind}; expected {MJPEG} or {IMAGE}")
+
+    def _final_response(self) -> http.client.HTTPResponse:
+        """Send the request, answer a demand for the password, and follow redirects."""
         address = urlsplit(self._url)
         credentials = _credentials(address)
         for _ in range(_REDIRECTS + 1):
-            self.__exit__()
-            response = self._response_of(address, credentials)
+            response = self._response_of(address, None if credentials is None else self._authorize)
+            if response.status == 401 and credentials is not None:
+                # Also when the answer to an earlier demand has expired.
+                demands = response.headers.get_all("WWW-Authenticate", [])
+                self._authorize = answer(demands, credentials)
+                if self._authorize is None:
+                    raise self._error(f"asks for an unknown kind of password: {', '.join(demands)[:200] or 'none'}")
+                response = self._response_of(address, self._authorize)
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or location is None:
-                break
+                return response
             try:
                 target = urlsplit(urljoin(address.geturl(), location))
             except ValueError as error:
@@ -84,22 +111,10 @@ class HttpCamera:
             same_host = target.netloc.rpartition("@")[2] == address.netloc.rpartition("@")[2]
             credentials = credentials if same_host else None
             address = target
-        else:
-            raise self._error(f"redirects more than {_REDIRECTS} times")
-        if response.status == 401:
-            raise self._error("refuses the user name or password; give them as http://USER:PASSWORD@HOST/")
-        if response.status != 200:
-            raise self._error(f"answers {response.status} {response.reason}")
-        kind = response.headers.get_content_type()
-        if kind == MJPEG:
-            boundary = str(response.headers.get_param("boundary") or "")
-            self._boundary = boundary.strip('"-').encode("latin-1", "replace")
-            if not self._boundary:
-                raise self._error(f"sends {MJPEG} without a boundary")
-        elif kind != IMAGE:
-            raise self._error(f"sends {kind}; expected {MJPEG} or {IMAGE}")
+        raise self._error(f"redirects more than {_REDIRECTS} times")
 
-    def _response_of(self, address: SplitResult, credentials: str | None) -> http.client.HTTPResponse:
+    def _response_of(self, address: SplitResult, authorize: Authorize | None) -> http.client.HTTPResponse:
+        self.__exit__()
         timeout_s = self._settings.timeout_s
         try:
             if address.scheme == "https":
@@ -108,8 +123,8 @@ class HttpCamera:
                 )
             else:
                 self._connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)
-            headers = {"User-Agent": "edgeloop"} | ({"Authorization": credentials} if credentials else {})
             target = (address.path or "/") + (f"?{address.query}" if address.query else "")
+            headers = {"User-Agent": "edgeloop"} | ({"Authorization": authorize(target)} if authorize else {})
             self._connection.request("GET", target, headers=headers)
             self._response = self._connection.getresponse()
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -121,7 +136,10 @@ class HttpCamera:
         while True:
             start = time.monotonic()
             self._due = start + self._settings.timeout_s
-            yield self._read(None)
+            data = self._read(None)
+            if not data.startswith(b"\xff\xd8"):
+                raise self._error("sends something that is not a JPEG image")
+            yield data
             time.sleep(max(0.0, start + interval_s - time.monotonic()))
             self._request()
 
@@ -131,7 +149,7 @@ class HttpCamera:
             self._due = time.monotonic() + self._settings.timeout_s
             while not self._is_boundary(line):
                 line = self._line()
-            if line.endswith(b"--"):
+            if line.endswith(b"--") and not self._boundary_ends_in_dashes:
                 return
             length = None
             for _ in range(_HEADER_LINES):
@@ -210,11 +228,10 @@ def _read(most: int, response: http.client.HTTPResponse) -> bytes:
     return response.read(most)
 
 
-def _credentials(where: SplitResult) -> str | None:
+def _credentials(where: SplitResult) -> Credentials | None:
     if where.username is None:
         return None
-    pair = f"{unquote(where.username)}:{unquote(where.password or '')}"
-    return "Basic " + base64.b64encode(pair.encode()).decode()
+    return Credentials(unquote(where.username), unquote(where.password or ""))
 
 
 def _reason(error: BaseException) -> str:

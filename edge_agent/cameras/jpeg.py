@@ -16,6 +16,10 @@ from .frames import Frame
 MAX_BYTES = 32 * 2**20
 """Largest accepted frame; the 4K frames of a camera take 2 or 3 MB."""
 MAX_PIXELS = 64_000_000
+_PADDING = 4096
+"""Number of bytes at the end in which the end mark is searched, as some cameras pad frames: ESP32 cameras with up to
+2,048 bytes. The compressed pixels of a truncated frame contain no end mark, as each of their 0xFF bytes is followed by
+a zero or a restart mark."""
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})
 
@@ -58,9 +62,8 @@ class JpegFrame(Frame):
 
     def _decoded(self, scale: int) -> Pixels:
         jpeg_size(self.data)  # Rejects images that claim to be huge.
-        if b"\xff\xd9" not in self.data[-256:]:
-            # Searched in the last 256 bytes, as some cameras pad frames with zeros. A truncated frame would be decoded
-            # with a grey part.
+        if b"\xff\xd9" not in self.data[-_PADDING:]:
+            # A truncated frame would be decoded with a grey part.
             raise ImageError("truncated JPEG frame")
         flag = next((flag for reduced, flag in _REDUCED if reduced == scale), cv2.IMREAD_COLOR)
         try:

@@ -28,18 +28,33 @@ class Found(NamedTuple):
 
 
 def available(devices: Path = Path("/dev")) -> list[Found]:
-    """List the capture devices under ``/dev/video*``, then the cameras known to Picamera2."""
+    """List the capture devices under ``/dev/video*``, then the cameras known to Picamera2.
+
+    A device is given by the name that udev makes of its serial number or its port, as its own number may change at
+    the next boot.
+    """
     found = []
+    links = _stable_names(devices)
     for path in sorted(devices.glob("video*"), key=lambda path: (len(path.name), path.name)):
         with suppress(OSError):
             name, formats = _described(path)
             number = path.name.removeprefix("video")
-            found.append(Found(int(number) if number.isdecimal() else str(path), name, formats))
+            plain = int(number) if number.isdecimal() else str(path)
+            found.append(Found(links.get(path.resolve(), plain), name, formats))
     found += [
         Found("picamera" if not number else f"picamera:{number}", name, ())
         for number, name in enumerate(picamera.names())
     ]
     return found
+
+
+def _stable_names(devices: Path) -> dict[Path, str]:
+    """The links in ``v4l/by-id``, or else in ``v4l/by-path``, by the device that they lead to."""
+    return {
+        link.resolve(): str(link)
+        for folder in ("by-path", "by-id")
+        for link in sorted((devices / "v4l" / folder).glob("*"), reverse=True)
+    }
 
 
 def _described(path: Path) -> tuple[str, tuple[str, ...]]:

@@ -96,7 +96,10 @@ class ReconnectingCamera:
             if isinstance(item, Frame):
                 last_frame_s = time.monotonic()
                 if self._live and self._frozen_s and self._still.seconds(item) >= self._frozen_s:
-                    return "frozen", f"exactly the same image for {self._frozen_s:g} s"
+                    return "frozen", (
+                        f"exactly the same image for {self._frozen_s:g} s; if the source renews its image less often, "
+                        "increase frozen_s, or set it to 0"
+                    )
                 self._set_state("online", "delivers frames")
                 self._deliver(item)
             elif item is None:

@@ -10,7 +10,7 @@ from ..config import CameraSettings
 from .frames import Camera
 from .opencv import without_password
 
-_DEVICE = re.compile(r"(?:/dev/video)?(\d{1,3})\Z")
+_NUMBER = re.compile(r"\d{1,3}\Z")
 _PICAMERA = re.compile(r"picamera(?::(\d))?\Z")
 _STREAMS = frozenset({".avi", ".m3u8", ".mkv", ".mov", ".mp4", ".mpd", ".ts", ".webm"})
 
@@ -18,10 +18,10 @@ _STREAMS = frozenset({".avi", ".m3u8", ".mkv", ".mov", ".mp4", ".mpd", ".ts", ".
 def open_camera(settings: CameraSettings) -> Camera:
     """Create the camera for these settings; ``with`` opens it. `CameraSettings` describes the possible sources."""
     source = str(settings.source)
-    if (device := _DEVICE.match(source)) is not None:
+    if (device := _device(source)) is not None:
         from .v4l2 import V4L2Camera
 
-        return V4L2Camera(settings, int(device[1]))
+        return V4L2Camera(settings, device)
     if (number := _PICAMERA.match(source)) is not None:
         from .picamera import PiCamera
 
@@ -42,10 +42,21 @@ def open_camera(settings: CameraSettings) -> Camera:
 def is_live(settings: CameraSettings) -> bool:
     """Whether the camera is reopened when it stops. True for all sources except files and folders.
 
-    Paths that do not exist count as files.
+    Paths outside /dev that do not exist count as files.
     """
     source = str(settings.source)
-    return "://" in source or _DEVICE.match(source) is not None or _PICAMERA.match(source) is not None
+    return "://" in source or _device(source) is not None or _PICAMERA.match(source) is not None
+
+
+def _device(source: str) -> str | None:
+    """Path of a video device, which may be a link that is not there yet; None for other sources."""
+    if _NUMBER.match(source):
+        return f"/dev/video{int(source)}"
+    path = Path(source)
+    if not source.startswith("/dev/") or path.suffix.lower() in _STREAMS:
+        return None
+    is_file = path.is_file() or path.is_dir() or path.parts[2:3] == ("shm",)
+    return None if is_file else source
 
 
 def shown_source(settings: CameraSettings) -> str:

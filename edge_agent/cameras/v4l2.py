@@ -1,7 +1,9 @@
-"""USB cameras and other devices at /dev/videoN. The JPEG frames of MJPEG cameras are kept undecoded."""
+"""USB cameras and other video devices. The JPEG frames of MJPEG cameras are kept undecoded."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from typing import Self
 
@@ -13,31 +15,34 @@ from ..errors import CameraError
 from .frames import ArrayFrame, Frame
 from .jpeg import JpegFrame
 
+_VIDEO = re.compile(r"/dev/video(\d{1,3})\Z")
 _MJPG = cv2.VideoWriter.fourcc(*"MJPG")
 
 
 class V4L2Camera:
-    """A camera at ``/dev/videoN``.
+    """A camera at ``/dev/videoN``, or at a link to it, such as those in ``/dev/v4l/by-id``.
 
     Args:
         settings: ``size`` and ``fps`` to request; the camera may use the nearest values that it supports.
-        number: N.
+        path: Path of the device or of the link.
 
     Raises (when entered or iterated):
         CameraError: The camera does not exist, is in use, or stopped delivering frames.
     """
 
-    def __init__(self, settings: CameraSettings, number: int) -> None:
+    def __init__(self, settings: CameraSettings, path: str) -> None:
         self._settings = settings
-        self._number = number
+        self._path = path
         self._capture: cv2.VideoCapture | None = None
 
     def __enter__(self) -> Self:
-        capture = cv2.VideoCapture(self._number, cv2.CAP_V4L2)
-        if not capture.isOpened():
-            raise CameraError(
-                f"/dev/video{self._number}: cannot be opened; is it plugged in, and not in use elsewhere?"
-            )
+        # Resolved each time: the number behind a link changes when cameras are plugged in in another order.
+        device = _VIDEO.match(os.path.realpath(self._path))
+        if device is None and os.path.exists(self._path):
+            raise CameraError(f"{self._path}: is not a video device")
+        capture = None if device is None else cv2.VideoCapture(int(device[1]), cv2.CAP_V4L2)
+        if capture is None or not capture.isOpened():
+            raise CameraError(f"{self._path}: cannot be opened; is it plugged in, and not in use elsewhere?")
         # Set the format first, because cameras offer high rates at large sizes only as MJPEG.
         capture.set(cv2.CAP_PROP_FOURCC, _MJPG)
         if self._settings.size is not None:
@@ -61,7 +66,7 @@ class V4L2Camera:
         while self._capture is not None:
             read, image = self._capture.read()
             if not read or image is None or not image.size:
-                raise CameraError(f"/dev/video{self._number}: stopped delivering frames")
+                raise CameraError(f"{self._path}: stopped delivering frames")
             # An undecoded frame is one row of bytes.
             if image.ndim == 3 and image.shape[2] == 3:
                 yield ArrayFrame(image=np.asarray(image, np.uint8), seq=seq)

@@ -50,6 +50,7 @@ def test_images_are_balanced_seeded_and_every_beginning_is_balanced_too() -> Non
     assert choose(photos, 100, seed=1) != chosen
 
 
+@pytest.mark.slow
 def test_ranges_come_from_the_training_split_and_black_and_white(run: Run, model: bytes) -> None:
     seen = calibrate(model, run.spec, of_run(run))
     assert not seen.pixels[0].any()

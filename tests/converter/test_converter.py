@@ -62,6 +62,7 @@ def test_int8_is_smaller_and_agrees_with_float(bundle_file: Path, run_folder: Pa
     assert bundle.manifest.metrics.agreement >= 0.8
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(bundle_file: Path, run_folder: Path, tmp_path: Path) -> None:
     convert(run_folder, tmp_path / bundle_file.name, console=QUIET, limits=LENIENT)
     assert (tmp_path / bundle_file.name).read_bytes() == bundle_file.read_bytes()
@@ -99,6 +100,7 @@ def test_a_ruined_model_is_rescued_by_a_later_rung_and_the_bundle_says_how(
     assert "equalise" in ran.out
 
 
+@pytest.mark.slow
 def test_an_override_packs_the_ruined_model_and_the_bundle_says_so(
     edgeloop: conftest.Run, run_copy: Path, tmp_path: Path
 ) -> None:
@@ -197,6 +199,7 @@ def test_bundles_are_called_name_version(name: str) -> None:
     assert parse_name(Path("dir/back-door-1.2.edgeloop")) == ("back-door", "1.2")
 
 
+@pytest.mark.slow
 @pytest.mark.needs("ssh-keygen")
 def test_the_command_line_packs_signs_and_keeps_quiet(edgeloop: conftest.Run, run_folder: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"

@@ -258,6 +258,7 @@ def test_what_is_no_image_is_refused_and_leaves_nothing(image: Image, settings: 
     assert out.read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.needs("ssh-keygen")
 def test_options_that_do_not_go_together_are_refused(image: Image, key: Path, tmp_path: Path) -> None:
     source = tmp_path / "raspios.img"

@@ -181,6 +181,7 @@ def test_32_images_can_be_learnt_by_heart() -> None:
     assert 0.198 < losses[-1] < 0.3
 
 
+@pytest.mark.slow
 def test_what_is_learnt_is_smoothed_mixed_and_weighed_by_class() -> None:
     with native_noise_hidden():
         from trainer.backbones import build_backbone

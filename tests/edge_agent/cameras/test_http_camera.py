@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
 import ssl
 import threading
 import time
@@ -87,12 +89,92 @@ def frames(address: str, count: int = 3, **settings: float) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("boundary", "named"), [("frame", None), ("frame", '"frame"'), ("frame", "--frame"), ("--x", "--x")]
+    ("boundary", "named"),
+    [
+        ("frame", None),
+        ("frame", '"frame"'),
+        ("frame", "--frame"),
+        ("--x", "--x"),
+        ("video boundary--", "--video boundary--"),  # D-Link, TRENDnet
+    ],
 )
 def test_every_image_arrives_as_it_was_sent(serve: Serve, boundary: str, named: str | None) -> None:
     for length in (True, False):
         port = serve(mjpeg(boundary, named=named, length=length))
         assert frames(f"http://127.0.0.1:{port}/stream?x=1") == IMAGES
+
+
+@pytest.mark.parametrize("kind", ["image/jpg", "image/pjpeg", "application/octet-stream", "", "text/plain"])
+def test_an_image_is_known_by_its_first_bytes_whatever_its_type_says(serve: Serve, kind: str) -> None:
+    port = serve(sent(IMAGES[0], kind=kind))
+    assert frames(f"http://127.0.0.1:{port}/", 2, fps=100) == [IMAGES[0]] * 2
+    port = serve(sent(b"no image", kind=kind))
+    with pytest.raises(CameraError, match="something that is not a JPEG image"):
+        frames(f"http://127.0.0.1:{port}/")
+
+
+HASHES = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}
+
+
+def digest_camera(algorithm: str, qop: str, seen: list[str], *, lasts: int = 100) -> Answer:
+    """A camera that wants HTTP Digest; each nonce is good for so many requests."""
+    name, is_session = algorithm.removesuffix("-sess"), algorithm.endswith("-sess")
+    nonces: dict[str, int] = {}
+
+    def hashed(*parts: str) -> str:
+        return HASHES[name or "MD5"](":".join(parts).encode()).hexdigest()
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        header = request.headers.get("Authorization", "")
+        seen.append(header)
+        told = dict(re.findall(r'(\w+)="?([^",]+)"?', header.removeprefix("Digest ")))
+        nonce = told.get("nonce", "")
+        secret = hashed("me", "a camera, here", "se@cret")
+        if is_session:
+            secret = hashed(secret, nonce, told.get("cnonce", ""))
+        middle = [nonce, told.get("nc", ""), told.get("cnonce", ""), "auth"] if qop else [nonce]
+        right = told.get("response") == hashed(secret, *middle, hashed("GET", request.path))
+        fresh = nonce in nonces and nonces[nonce] < lasts
+        if right and fresh and (not qop or int(told["nc"], 16) == nonces[nonce] + 1):
+            nonces[nonce] += 1
+            sent(IMAGES[0], kind="image/jpeg")(request)
+            return
+        nonces[f"n{len(nonces)}"] = 0
+        request.send_response(401)
+        more = f", algorithm={algorithm}" * bool(algorithm) + f', qop="{qop}"' * bool(qop)
+        request.send_header("WWW-Authenticate", 'Basic realm="x"')
+        request.send_header(
+            "WWW-Authenticate", f'Digest realm="a camera, here", nonce="n{len(nonces) - 1}", opaque="o"{more}'
+        )
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    return answer
+
+
+@pytest.mark.parametrize("algorithm", ["", "MD5", "SHA-256", "MD5-sess"])
+@pytest.mark.parametrize("qop", ["", "auth", "auth,auth-int"])
+def test_a_camera_that_wants_digest_gets_it_and_never_the_password(serve: Serve, algorithm: str, qop: str) -> None:
+    seen: list[str] = []
+    if algorithm == "MD5-sess" and not qop:
+        return  # RFC 2069 has no client nonce.
+    port = serve(digest_camera(algorithm, qop, seen, lasts=2))
+    # More requests than one nonce is good for.
+    assert frames(f"http://me:se%40cret@127.0.0.1:{port}/a?b=c", 5, fps=100) == [IMAGES[0]] * 5
+    assert not any(header.startswith("Basic") for header in seen)
+    with pytest.raises(CameraError, match="refuses the user name or password"):
+        frames(f"http://me:wrong@127.0.0.1:{port}/")
+
+
+def test_a_kind_of_password_that_is_not_known_is_named(serve: Serve) -> None:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(401)
+        request.send_header("WWW-Authenticate", "Negotiate")
+        request.end_headers()
+
+    port = serve(answer)
+    with pytest.raises(CameraError, match="asks for an unknown kind of password: Negotiate"):
+        frames(f"http://me:x@127.0.0.1:{port}/")
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,33 @@ def test_a_camera_that_goes_is_lost_within_its_time(shim: Path, mode: str) -> No
     assert went - came < 5
 
 
+LOOK_AT_LINK = LOOK.replace("import", "import sys\nimport", 1).replace(
+    "CameraSettings(42,", "CameraSettings(sys.argv[1],"
+)
+
+
+def test_a_link_leads_to_the_camera_and_is_waited_for(shim: Path, tmp_path: Path) -> None:
+    link = tmp_path / "usb-porch-video-index0"
+    path = "/dev/" + os.path.relpath(link, "/dev")  # as a name that udev made
+    assert under(shim, "mjpg", LOOK_AT_LINK, path) == [
+        f"{path}: cannot be opened; is it plugged in, and not in use elsewhere?"
+    ]
+    link.symlink_to("/dev/video42")
+    assert len(under(shim, "mjpg", LOOK_AT_LINK, path)) == 12
+    link.unlink()
+    link.symlink_to("/dev/null")
+    assert under(shim, "mjpg", LOOK_AT_LINK, path) == [f"{path}: is not a video device"]
+
+
+def test_a_stable_name_is_listed_before_a_number(shim: Path, tmp_path: Path) -> None:
+    (tmp_path / "video42").touch()
+    for folder in ("by-path", "by-id"):
+        (tmp_path / "v4l" / folder).mkdir(parents=True)
+        link = tmp_path / "v4l" / folder / "usb-porch-video-index0"
+        link.symlink_to("../../video42")
+        assert under(shim, "mjpg", LIST, str(tmp_path))[0][:2] == [str(link), "Porch camera"]
+
+
 def test_it_is_listed_with_its_formats(shim: Path, tmp_path: Path) -> None:
     for name in ("video42", "video7"):  # the second is no camera
         (tmp_path / name).touch()

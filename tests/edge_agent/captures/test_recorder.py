@@ -93,7 +93,11 @@ def test_a_frame_is_kept_for_a_reason(given: Candidate, expected: str | None) ->
     assert reason(given) == expected
 
 
-def test_a_capture_is_the_original_with_all_that_is_known_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_set", [True, False])
+def test_a_capture_is_the_original_with_all_that_is_known_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_set: bool
+) -> None:
+    monkeypatch.setattr("edge_agent.captures.recorder.is_clock_set", lambda: is_set)
     data = encoded(image(1))
     frame = JpegFrame(data=data, seq=7, captured_ns=1_769_860_800_123_000_000)
     shown = candidate(1, TORN)
@@ -116,6 +120,7 @@ def test_a_capture_is_the_original_with_all_that_is_known_of_it(tmp_path: Path) 
         width=320,
         height=180,
         sha256=sha256(data).hexdigest(),
+        clock=None if is_set else "unset",
     )
     assert file.with_suffix(".json").read_text().count("\n") == 1
     assert os.stat(file).st_mode & 0o007 == 0

@@ -402,7 +402,7 @@ def test_a_broker_that_never_acknowledges_makes_nothing_grow(tmp_path: Path) -> 
     broker = ScriptedBroker(lambda kind, body: b"" if kind >> 4 == 3 else obliging(kind, body))
     with MqttPublisher(settings(broker.port, "3.1.1"), "pi", tmp_path / "spool.sqlite") as publisher:
         wait_until(lambda: publisher.is_connected, 20, "a connection")
-        for seq in range(5000):
+        for seq in range(1000):
             publisher.label(observed(seq, camera=f"camera-{seq % 3}"))
             publisher.event(observed(seq))
             publisher.result(observed(seq))

@@ -763,6 +763,7 @@ def machine(filled: Path, tmp_path: Path) -> type[StoreMachine]:
     return StoreMachine
 
 
+@pytest.mark.slow
 def test_any_order_of_changes_leaves_a_model_to_run(machine: type[StoreMachine]) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 

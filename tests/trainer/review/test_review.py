@@ -434,6 +434,7 @@ def test_frames_are_found_by_camera_day_guess_and_score(folder: Path, run_folder
         assert count(least=0.5) + count(most=0.4999999) == 64
 
 
+@pytest.mark.slow
 def test_two_people_lose_nothing_and_are_told_of_each_other(folder: Path, run_folder: Path) -> None:
     with Session(folder, run=run_folder, console=QUIET) as session, Session(folder, run=None, console=QUIET) as other:
         one = everything(session)[0][0]["id"]
@@ -527,6 +528,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[Server]:
             server.process.kill()
 
 
+@pytest.mark.slow
 def test_the_page_gives_groups_takes_decisions_and_shows_images(folder: Path, run_folder: Path, edgeloop: Run) -> None:
     with serving(folder, "--run", str(run_folder)) as server:
         assert server.ask("GET", "/")[1].startswith(b"<!doctype html>")
@@ -619,6 +621,7 @@ def test_a_full_disk_is_said_and_the_decision_can_be_made_once_there_is_room(fol
         assert set(Annotations(folder).latest) == set(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -639,6 +642,7 @@ def test_what_cannot_be_reviewed_is_said_in_one_line(
     assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_what_the_network_saw_is_remembered_and_damage_to_that_is_noticed(
     folder: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

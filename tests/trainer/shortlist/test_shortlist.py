@@ -86,6 +86,7 @@ def told(found: Ranking) -> list[list[int]]:
     return [[int(number), *likes.tolist()] for number, likes in zip(found.numbers, found.similar, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("considered", [3, 40, 20_000])
 def test_the_ranking_is_the_one_that_the_page_would_give(
     tmp_path: Path, considered: int, monkeypatch: pytest.MonkeyPatch
@@ -325,6 +326,7 @@ def test_the_list_is_a_folder_to_review_with_what_the_devices_knew(
     )
 
 
+@pytest.mark.slow
 def test_what_is_labelled_is_not_asked_again_and_a_second_list_adds_to_the_first(
     store: Path, run_folder: Path, tmp_path: Path
 ) -> None:
