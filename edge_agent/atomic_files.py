@@ -1,4 +1,7 @@
-"""Atomic file writes: after a crash or a power cut, a file has either its old or its new content, never a part."""
+"""Atomic file writes.
+
+After a crash or a power cut, a file contains either all of its old content or all of its new content, never a part.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from typing import BinaryIO, cast
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """Open a new file that replaces ``path`` at the end of the block, or is removed if the block raises.
+    """Open a new file for writing. At the end of the block it replaces ``path``; if the block raises, it is removed.
 
-    The content is flushed to the disk before the rename, and the rename before the context manager returns.
+    The content is flushed to the disk before the file is renamed. The rename is flushed to the disk before the
+    context manager returns.
 
     Args:
         path: final name of the file; its directory must exist.
@@ -36,7 +40,7 @@ def replacing(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[Bi
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the entries of a folder, such as the name of a new file, to the disk."""
+    """Flush the directory entries of a folder, such as the name of a new file, to the disk."""
     directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -45,9 +49,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a read-only file a second name: a hard link, or a copy if the target is on another disk.
+    """Make a read-only file available as ``target`` too: as a hard link if possible, otherwise as a copy.
 
-    An existing target is kept. Raises OSError.
+    A copy is needed if, for example, the target is on another disk. An existing target is kept.
+
+    Raises:
+        OSError: the target cannot be written.
     """
     try:
         os.link(source.resolve(), target)

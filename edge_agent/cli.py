@@ -81,10 +81,10 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """A group with the commands of the table. `edgeloop --help` does not import any of them."""
+    """A click group of the commands in the table. `edgeloop --help` lists them without importing any of them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
-        """Names of the commands, in the order of the loop."""
+        """Return the names of the commands in the order in which they are used: train, convert, deploy, run ..."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002

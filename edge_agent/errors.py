@@ -33,7 +33,7 @@ class EdgeloopError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """The message on one line, with control characters escaped: a quoted file name must not control the terminal."""
+    """Return the message on one line. Control characters are escaped, so that they cannot control the terminal."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(error))
 
 

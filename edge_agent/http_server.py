@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 CONNECTIONS = 64
-"""Largest number of open connections; a browser opens up to six. Others are closed: each needs a file handle."""
+"""Largest number of open connections; a browser opens up to six. Each needs a file handle, so more are closed."""
 HEADER_BYTES = 16 * 1024
 _REQUEST_S = 10.0
 """Seconds within which a request must arrive completely."""
@@ -51,11 +51,11 @@ class Guard:
 
     Args:
         app: the application to protect.
-        loopback: refuse requests whose Host header is not this machine. Otherwise another site could point its
-            name here and read the images through a visitor's browser (DNS rebinding).
-        methods: accepted methods. Methods that change something are also refused for pages of other sites.
-        token: token that clients must send: once in the URL (``?token=``), from then on as a cookie, or as
-            ``Authorization: Bearer``.
+        loopback: refuse requests whose Host header does not name this machine. Otherwise another site could let its
+            name point to this machine and read the images through a visitor's browser (DNS rebinding).
+        methods: accepted methods. A method that changes something is refused if a page of another site uses it.
+        token: token that clients must send: either as ``Authorization: Bearer``, or once in the URL (``?token=``) and
+            from then on as a cookie.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Bounded(H11Protocol):
-        """Closes connections over the limit, and those whose request does not arrive in time."""
+        """Closes connections that exceed the limit, and connections whose request does not arrive in time."""
 
         _deadline: asyncio.TimerHandle | None = None
 
@@ -229,13 +229,13 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 
 
 def listen(host: str, port: int, *, what: str, remedy: str) -> list[socket.socket]:
-    """Open listening sockets; ``localhost`` may give two.
+    """Open listening sockets. There may be two for ``localhost``.
 
     Args:
         host: host name or address of this machine.
         port: port number; 0 picks any free port.
         what: name of the server for error messages.
-        remedy: remedy for error messages.
+        remedy: what the user can do, for error messages.
 
     Raises:
         ConfigError: no socket can listen on this address.

@@ -30,15 +30,15 @@ def read_image(path: str | os.PathLike[str]) -> Pixels:
         (H, W, 3) uint8, BGR.
 
     Raises:
-        ImageError: the file does not exist, is not a regular file or not an image, is truncated, has a side of less
-            than 16 pixels, more than 64 megapixels (a gigapixel in scripts that import cv2 before edge_agent) or more
-            than 64 MiB.
+        ImageError: the file does not exist, is not a regular file, is not an image, is truncated, has a side of less
+            than 16 pixels, has more than 64 megapixels, or is larger than 64 MiB. In scripts that import cv2 before
+            edge_agent, the limit is a gigapixel instead of 64 megapixels.
     """
     return decode_image(read_bytes(path), path)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read the bytes of an image file; files that are too large or not regular are refused (a pipe would block)."""
+    """Read the bytes of an image file. Refuse files that are too large or not regular: reading a pipe would block."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):

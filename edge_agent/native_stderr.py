@@ -1,4 +1,4 @@
-"""Hide the output of native libraries that write to standard error directly, past Python's settings."""
+"""Hide the output of native libraries that write to standard error directly, bypassing Python's `sys.stderr`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def native_noise_hidden(*, even_on_errors: bool = False) -> Iterator[None]:
     """Hide what C and C++ code writes to standard error within the block.
 
     Python's own `sys.stderr` still reaches the terminal, so progress bars keep working. If the block
-    raises, the hidden output is printed, because it may contain the cause; ``even_on_errors`` disables this for
-    libraries that repeat it in their exceptions. The redirection affects the whole process, so use it for
+    raises, the hidden output is printed, because it may contain the cause. ``even_on_errors`` keeps it hidden; this is
+    for libraries whose exceptions contain the same text. The redirection affects the whole process, so use it for
     start-up and conversion, not in a running agent.
     """
     sys.stderr.flush()

@@ -8,7 +8,7 @@ the resize, where it is cheapest.
 The arithmetic is OpenCV's, restricted to the operations whose result does not depend on the
 processor (docs/reference/preprocessing.md has the measurements):
 
-* an axis that is at least twice too long is halved by the mean of neighbouring pixels, rounded half up;
+* while an axis is at least twice as long as needed, it is halved by the mean of neighbouring pixels, rounded half up;
 * one bilinear step in OpenCV's bit-exact variant does the rest.
 """
 

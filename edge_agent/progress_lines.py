@@ -44,8 +44,8 @@ def progress_lines(
 ) -> Iterator[Advance]:
     """Write a line such as "fine-tuning: 37 %, epoch 2 of 9, 4 min left" every half minute until the block ends.
 
-    The lines come from a thread, so they also appear while a single step takes long. If any was written,
-    a last one gives the whole duration.
+    The lines come from a thread, so they also appear while a single step takes long. If any line
+    was written, a last line gives the total duration.
 
     Args:
         label: name of the work.

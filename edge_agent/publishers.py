@@ -22,7 +22,7 @@ class Publisher(Protocol):
         """Publish the model, cameras and software that run now."""
 
     def label(self, observation: Observation) -> None:
-        """Publish the decided label of a camera. It is valid until the next one."""
+        """Publish the decided label of a camera. It is valid until the next label of this camera."""
 
     def event(self, observation: Observation) -> None:
         """Publish a change of label."""
@@ -84,7 +84,7 @@ class RecordingPublisher:
 
 
 class FanOut:
-    """Forwards each message to several publishers. If one of them raises, the error is logged and the others still run.
+    """Forwards each message to several publishers. An error in one of them is logged and does not stop the rest.
 
     Args:
         publishers: Publishers, called in this order.

@@ -86,7 +86,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _problems(value: Any, expected: Any, where: str) -> Iterator[str]:
-    """All differences between a parsed document and a type; msgspec itself stops at the first."""
+    """Yield all differences between a parsed document and a type. (msgspec itself stops at the first one.)"""
     optional = NoneType in get_args(expected)
     kinds = [kind for kind in (expected, *get_args(expected)) if isinstance(kind, type)]
     struct = next((kind for kind in kinds if issubclass(kind, msgspec.Struct)), None)

@@ -1,6 +1,7 @@
-"""Trains a classifier: labelled images to a run, a fine-tuned Keras model with a record of its training.
+"""Trains a classifier on labelled images.
 
-The public names, loaded when they are first used::
+The result is a run: a directory with a fine-tuned Keras model and a record of its training. The public names are
+imported when they are first used::
 
     import trainer
 

@@ -1,4 +1,4 @@
-"""Keras start-up, its devices, and clear messages for its failures."""
+"""Starts Keras, checks for accelerators, and turns out-of-memory errors into clear messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError", "
 
 
 def start_keras() -> Any:
-    """Import Keras without its start-up messages.
+    """Import Keras while hiding its start-up messages, and return the module.
 
     Raises:
         MissingExtraError: Keras or its configured backend is not installed.
@@ -60,7 +60,7 @@ def memory_explained(batch_size: int) -> Iterator[None]:
 
 
 def check_tensorboard() -> None:
-    """Raise `MissingExtraError` if TensorBoard logs cannot be written; called before the training starts."""
+    """Raise `MissingExtraError` if a package that TensorBoard logs need is missing. Call before the training starts."""
     for package in ("tensorflow", "tensorboard"):
         if find_spec(package) is None:
             raise MissingExtraError("--tensorboard", "tensorboard", package)

@@ -1,7 +1,7 @@
-"""Evaluation of a run or a bundle on labelled images, with the same metrics as the training report and the gate.
+"""Evaluates a run or a bundle on labelled images, with the same metrics as the training report and the gate.
 
-A run predicts with Keras in batches, a bundle with the device's classifier, frame by frame. The memory needed does not
-depend on the number or the size of the images.
+The model of a run is executed by Keras, in batches. A bundle is executed by the classifier of the device, one frame at
+a time. The memory needed does not depend on the number or the size of the images.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Evaluated:
 
     Attributes:
         model: path of the run or bundle.
-        root: folder that the photos' paths are relative to.
-        photos: the images, in the order of the evaluation.
+        root: folder that the paths in ``photos`` are relative to.
+        photos: the images, in the same order as in ``evaluation``.
         evaluation: true classes and scores of the images.
         spec: preprocessing of the images.
-        unreadable: images that could not be read, with the reason.
+        unreadable: one message for each image that could not be read, with the reason.
         trained_on: number of images that were left out because the model was trained on them.
         doubts: reasons why the metrics may be misleading, one sentence each.
         network: the Keras model of a run; None for a bundle.
@@ -66,7 +66,7 @@ class Evaluated:
     network: keras.Model | None = None
 
     def mistakes(self) -> list[dict[str, Any]]:
-        """Return all misclassified images, those with the highest score first."""
+        """Return all misclassified images, sorted by the score of the predicted class, highest first."""
         found, labels = self.evaluation, self.evaluation.labels
         wrong = np.flatnonzero(~found.right)
         scores = found.scores[wrong, found.predicted[wrong]]
@@ -88,8 +88,8 @@ class Predictor:
     Attributes:
         labels: class names.
         spec: preprocessing of the frames.
-        prepare: maps a frame, (H, W, 3) uint8 BGR, to an input of ``predict``; called in threads.
-        predict: maps at most ``batch`` prepared frames to scores, (n, classes) float32.
+        prepare: maps a frame, (H, W, 3) uint8 BGR, to an input of ``predict``. It is called from several threads.
+        predict: maps at most ``batch`` prepared frames to their scores, (n, classes) float32.
         batch: maximum number of frames in one call of ``predict``.
         close: frees the model.
         network: the Keras model of a run; None for a bundle.
@@ -119,18 +119,23 @@ def evaluate(
 
     Args:
         model: a run directory, a bundle file, or the directory of an unpacked bundle.
-        data: a folder per class, train/val/test folders of those, or a CSV file.
-        console: Rich console that shows progress and messages; instead of the two functions.
+        data: a folder that contains a folder for each class; a folder with the subfolders train, val and test, each
+            of which contains a folder for each class; or a CSV file.
+        console: Rich console that shows progress and messages. If given, ``on_progress`` and ``on_message`` are not
+            called.
         on_progress: called with the progress of each stage.
-        on_message: called with each message, such as a finding about the images: one line of plain text.
+        on_message: called with each message, for example a finding about the images. A message is one line of plain
+            text.
         split: evaluate only this split of ``data``.
         everything: include images that the model was trained on.
-        run: the run that a bundle was made from, which lists its training images; not needed if ``model`` is a run.
+        run: the run that a bundle was made from. It lists the training images, which the bundle does not. Not needed
+            if ``model`` is a run.
 
     Raises:
-        DataError: neither a run nor a bundle, classes the model does not know, or no image is left.
+        DataError: ``model`` is neither a run nor a bundle, ``data`` has classes that the model does not know, or no
+            images are left to evaluate.
         BundleError, ModelError: the bundle cannot be used.
-        MissingExtraError: Keras, which a run needs, is not installed.
+        MissingExtraError: ``model`` is a run, and Keras is not installed.
     """
     model, data = Path(model), Path(data)
     console = console or CallbackConsole(on_progress, on_message)
@@ -185,7 +190,7 @@ class _Answers:
 def _ask(
     predictor: Predictor, root: Path, photos: Sequence[Photo], left_out: frozenset[str], console: Console
 ) -> _Answers:
-    """Read and predict all images except those whose hashes are in ``left_out``."""
+    """Read all images and compute their scores, except for images whose hash is in ``left_out``."""
     answers = _Answers()
 
     def read(photo: Photo) -> tuple[Photo, Pixels | None] | ImageError:
@@ -221,7 +226,7 @@ def _ask(
 
 
 def run_predictor(run: Path) -> Predictor:
-    """Load a run's Keras model; its last layer, "scores", takes the backbone's features.
+    """Load a run's Keras model. The input of its last layer, "scores", are the features of the backbone.
 
     Raises:
         DataError: the run is damaged.
@@ -273,10 +278,11 @@ def _bundle_predictor(bundle: Path) -> Predictor:
 
 
 def _check_labels(data: Path, photos: Sequence[Photo], known: Sequence[str]) -> None:
-    """Reject images of classes that the model does not know; they would all count as mistakes.
+    """Check that the model knows the classes of all images; images of other classes would all count as mistakes.
 
     Raises:
-        DataError: classes the model does not know; names each and the most similar known class.
+        DataError: the model does not know some classes. The message names each of them and, if there is one, a known
+            class with a similar name.
     """
     unknown = sorted({photo.label for photo in photos}.difference(known))
     if not unknown:
@@ -307,13 +313,19 @@ def _doubts(photos: Sequence[Photo], learned: frozenset[str], *, known: bool) ->
 
 
 class ImagesOnDemand:
-    """Pixels of photos, read from their files on access, because a report shows only a few of many."""
+    """Pixels of images, which are read from the image files when they are accessed.
+
+    A report shows only a few of the images, so most of them are never read.
+    """
 
     def __init__(self, root: Path, photos: Sequence[Photo], spec: PreprocessSpec) -> None:
         self._root, self._photos, self._spec = root, photos, spec
 
     def __getitem__(self, place: int) -> Pixels:
-        """Return (height, width, 3) uint8 in the spec's channel order; grey if the file is no longer readable."""
+        """Return one preprocessed image, (height, width, 3) uint8, in the channel order of the spec.
+
+        If the file can no longer be read, all pixels are grey.
+        """
         path = self._root / self._photos[place].path
         try:
             return preprocess(decode_image(read_bytes(path), path), self._spec)

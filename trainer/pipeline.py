@@ -1,4 +1,8 @@
-"""Training of a classifier, stage by stage: data, features, head, fine-tuning, temperature, metrics, files."""
+"""Trains a classifier in stages.
+
+Load the data, compute features, train the head, fine-tune the backbone, fit the temperature, compute the metrics, and
+write the files.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run: its directory, and the accuracy on the test images, which were not used for training.
+    """A finished run: its directory and its accuracy on the test images, which were not used for training.
 
     Attributes:
         path: the run directory.
@@ -59,9 +63,11 @@ class Reading:
     """Options for reading the data.
 
     Attributes:
-        max_unreadable: maximum share of unreadable images, 0 to 1; they are reported and left out.
-        group_by: regular expression for image paths; images with the same match stay in one split.
-        split_from: an earlier run whose images keep their splits.
+        max_unreadable: maximum share of unreadable images, 0 to 1. Unreadable images are reported and left out; if
+            there are more than this share, an error is raised.
+        group_by: regular expression that is searched for in each image path; images with the same matched text are
+            put into the same split.
+        split_from: an earlier run. Images that it contains keep the split they had in that run.
         cache: folder of the pixel cache; None for the user's cache folder.
     """
 
@@ -87,20 +93,24 @@ def train(
     """Train a classifier and write the run directory.
 
     Args:
-        data: a folder per class, train/val/test folders of those, or a CSV file.
+        data: a folder that contains a folder for each class; a folder with the subfolders train, val and test, each
+            of which contains a folder for each class; or a CSV file.
         out: the run directory to create; must not exist.
         recipe: training options.
-        console: Rich console that shows progress and messages; instead of the two functions.
+        console: Rich console that shows progress and messages. If given, ``on_progress`` and ``on_message`` are not
+            called.
         on_progress: called with the progress of each stage.
-        on_message: called with each message, such as a finding about the images: one line of plain text.
+        on_message: called with each message, for example a finding about the images. A message is one line of plain
+            text.
         reading: options for reading the data.
-        team: the processes that train together; this one is the leader, the others call `assist`.
+        team: the processes that train together. This process must be the leader; the other processes call `assist`.
         resume: continue the interrupted training of this run.
         tensorboard: folder for TensorBoard logs; None for no logs.
 
     Raises:
-        DataError: the data cannot be trained on, ``out`` exists, or there is nothing to resume.
-        ConfigError: an option that cannot be met, such as weights that the backbone does not have.
+        DataError: a model cannot be trained on the data, ``out`` exists, or there is nothing to resume.
+        ConfigError: an option cannot be fulfilled, for example because the backbone does not have the requested
+            weights.
         MissingExtraError: a required package is not installed.
         ResourceError: out of memory, or another process of the team was lost.
     """
@@ -176,10 +186,10 @@ def train(
 
 
 def assist(data: Path, recipe: Recipe, *, team: Team, reading: Reading = Reading()) -> None:
-    """Train together with the team's leader, with the same data and recipe; this process writes nothing.
+    """Train together with the team's leader, using the same data and recipe. This process writes no files.
 
     Raises:
-        As `train`.
+        The same errors as `train`.
     """
     console = Console(quiet=True)
     setup = _set_up(data, recipe, reading, team, console)
@@ -252,7 +262,7 @@ def _fine_tune(
     keep: Callable[[Checkpoint], None] = lambda _: None,
     tensorboard: Path | None = None,
 ) -> Checkpoint:
-    """Do the rest of the fine-tuning after the leader's checkpoint."""
+    """Continue fine-tuning from the leader's checkpoint, and return the last checkpoint."""
     from .training.fine_tune import fine_tune
 
     checkpoint = agree(setup.team, checkpoint, setup.dataset.fingerprint)
@@ -280,14 +290,28 @@ def _fine_tune(
 
 
 def class_weights(truth: npt.NDArray[np.intp], classes: int) -> npt.NDArray[np.float32]:
-    """Return the (classes,) weight of an image of each class; all classes weigh the same, and the mean is 1."""
+    """Return the weight in the loss of one image of each class.
+
+    An image of a rare class gets a larger weight, so that the total weight of the images is the same for every class.
+    The mean weight over all images is 1.
+
+    Args:
+        truth: (n,) int, class index of each training image.
+        classes: number of classes.
+
+    Returns:
+        (classes,) float32.
+    """
     counts = np.bincount(truth, minlength=classes)
     weights: npt.NDArray[np.float32] = (counts.sum() / (classes * counts)).astype(np.float32)
     return weights
 
 
 def with_temperature(base: keras.Model, head: keras.Model, temperature: float) -> keras.Model:
-    """Return the final model: pixels to softmax scores, with the temperature folded into the last layer's weights."""
+    """Return the final model, which maps pixels to softmax scores.
+
+    The weights of its last layer are divided by the temperature, so that the scores are calibrated.
+    """
     import keras
 
     kernel, bias = head.get_layer("logits").get_weights()

@@ -1,4 +1,8 @@
-"""Progress of long work: a bar on a terminal, a plain line every half minute elsewhere, or calls of a function."""
+"""Shows the progress of long work.
+
+On a terminal it is shown as a progress bar, and elsewhere as a line of text every half minute. With a
+`CallbackConsole`, a function is called instead.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,11 @@ Item = TypeVar("Item")
 
 
 class CallbackConsole(Console):
-    """A console that shows nothing: progress and messages go to functions of a program that uses this package.
+    """A console that prints nothing, and passes progress and messages to functions of the calling program.
 
     Args:
-        on_progress: receives the progress of each stage; None to ignore it.
-        on_message: receives each message, one line of plain text; None to ignore them.
+        on_progress: called with the progress of each stage; None to ignore progress.
+        on_message: called with each message, one line of plain text; None to ignore messages.
     """
 
     def __init__(
@@ -34,17 +38,18 @@ class CallbackConsole(Console):
         self._on_message = on_message or (lambda _message: None)
 
     def print(self, *objects: Any, markup: bool | None = None, **_style: Any) -> None:
-        """Pass a message on as plain text."""
+        """Pass a message to ``on_message`` as plain text."""
         text = " ".join(map(str, objects))
         self._on_message(text if markup is False else Text.from_markup(text).plain)
 
 
 @contextmanager
 def steps(console: Console, label: str, total: int | None, *, done: int = 0) -> Iterator[Advance]:
-    """Show the progress of ``total`` steps, of which ``done`` were finished before.
+    """Show the progress of ``total`` steps, of which ``done`` had already been finished.
 
     Yields:
-        A function that adds finished steps. The bar is full when the block ends, however early.
+        A function to call when further steps are finished. The bar is shown as full when the block ends, even if
+        fewer than ``total`` steps were finished.
     """
     if isinstance(console, CallbackConsole):
         with progress_calls(label, total, console.on_progress, done=done) as advance:
@@ -67,7 +72,7 @@ def steps(console: Console, label: str, total: int | None, *, done: int = 0) -> 
 
 
 def track(items: Iterable[Item], label: str, *, total: int, console: Console) -> Iterator[Item]:
-    """Yield the items, and show how many of ``total`` are done; an empty pass shows nothing."""
+    """Yield the items, and show how many of ``total`` are done. If ``total`` is 0, nothing is shown."""
     if not total:
         yield from items
         return
@@ -79,7 +84,7 @@ def track(items: Iterable[Item], label: str, *, total: int, console: Console) ->
 
 @contextmanager
 def status(console: Console, label: str) -> Iterator[None]:
-    """Show that work of unknown length is in progress."""
+    """Show that work of unknown duration is in progress."""
     if _has_bars(console):
         with console.status(label):
             yield

@@ -1,6 +1,6 @@
 """Reads and writes the run directory: the model and the record of its training.
 
-docs/reference/run.md describes the files. The directory is created complete or not at all.
+docs/reference/run.md describes the files. The directory is either created with all its files or not created at all.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ FIELDS = ("sha256", "path", "label", "group", "split")
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise `DataError` if ``out`` exists; also called before the training starts."""
+    """Raise `DataError` if ``out`` exists. This is also called before the training starts, to fail early."""
     if out.exists():
         raise DataError(f"{out}: already exists; give another directory or delete it")
 
 
 @contextmanager
 def new_run(out: Path) -> Iterator[Path]:
-    """Yield a temporary directory, which is renamed to ``out`` when the block ends and removed if it raises.
+    """Yield a temporary directory.
+
+    It is renamed to ``out`` when the block ends, or removed if the block raises an error.
 
     Raises:
         DataError: ``out`` already exists; a run is never overwritten.
@@ -66,7 +68,7 @@ def write_inputs(folder: Path, dataset: Dataset, spec: PreprocessSpec) -> None:
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Write `history.csv`, one row per epoch; values that a phase does not have are empty."""
+    """Write `history.csv`, one row per epoch. Values that were not recorded in the epoch's phase are left empty."""
     fields = ("epoch", "phase", "loss", "val_loss", "val_accuracy", "learning_rate")
     with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields)
@@ -77,7 +79,7 @@ def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_split(run: Path) -> dict[str, str]:
-    """Return the frozen split of an earlier run: sha256 of an image to ``train``, ``val`` or ``test``.
+    """Return the split of an earlier run: a dict from the SHA-256 of each image to ``train``, ``val`` or ``test``.
 
     Raises:
         DataError: the split is missing or damaged.

@@ -1,4 +1,4 @@
-"""Parallel work in threads; reading and decoding images release Python's global lock."""
+"""Runs work in parallel threads, which is efficient for reading and decoding images: both release Python's GIL."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Result = TypeVar("Result")
 def in_order(
     work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Apply ``work`` to each item in threads, one per core, and yield the items and results in order.
+    """Apply ``work`` to each item, using one thread per core, and yield the items and results in order.
 
     Args:
         work: called in a thread with each item.
         items: the items.
-        ahead: maximum number of items in progress or waiting to be yielded, which bounds the memory; at least one
-            per core is used.
+        ahead: maximum number of items that are in progress or waiting to be yielded. It limits the memory used. If it
+            is less than the number of cores, the number of cores is used instead.
 
     Yields:
         Each item and its result. Close the generator to stop the threads early.

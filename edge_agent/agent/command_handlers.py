@@ -24,8 +24,8 @@ from .pipeline import Agent
 class CommandHandlers:
     """Carries out commands, one at a time, in the thread of `edge_agent.mqtt.commands.Commands`.
 
-    A command that changes the model only changes the store; the supervisor notices that `current` has changed, and
-    switches.
+    A command that changes the model only updates the model store. The supervisor then notices that the store's link
+    `current` has changed, and switches the agent to the new model.
 
     Args:
         agent: The running agent.
@@ -45,7 +45,7 @@ class CommandHandlers:
 
     @property
     def handlers(self) -> Handlers:
-        """Handlers by command verb."""
+        """Handlers of all commands, by the verb of the command."""
         return {
             "snapshot": self.snapshot,
             "set": self.set,
@@ -57,7 +57,7 @@ class CommandHandlers:
 
     @property
     def settings(self) -> Settings:
-        """Settings from agent.yaml, with the changes made by `set` since."""
+        """Settings from agent.yaml, including later changes by the command `set`."""
         return msgspec.structs.replace(self._settings, decision=self._decision)
 
     def publish_tunables(self) -> None:
@@ -97,7 +97,7 @@ class CommandHandlers:
         return {"cameras": sorted(frames)}
 
     def set(self, command: Set) -> dict[str, Any]:
-        """Change the decision rules, or whether results are published, until the agent stops."""
+        """Change the decision rules, or turn the publishing of results on or off, until the agent stops."""
         changes = {
             key: value
             for key, value in msgspec.structs.asdict(command).items()
@@ -146,7 +146,7 @@ class CommandHandlers:
         return _summary(self._own_store().rollback(reason="rolled back over MQTT"))
 
     def bench(self, command: Bench) -> dict[str, Any]:
-        """Measure inference times, in milliseconds, of a second copy of the model while the agent runs."""
+        """Load a second copy of the model and measure its inference times, in milliseconds, while the agent runs."""
         from ..inference.classifier import Classifier
 
         model = self._agent.model

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class HealthReporter:
-    """Creates health messages. Counts cover the time since the previous message.
+    """Creates health messages. The counts in a message cover the time since the previous message.
 
     Args:
         agent: The running agent.
-        disk: Directory of captures and spool, to report the free disk space.
-        root: Root of the file system; tests pass another one.
+        disk: Directory of the captures and the spool; the free space on its disk is reported.
+        root: Root of the file system; tests pass another directory.
     """
 
     def __init__(self, agent: Agent, *, disk: Path, root: Path = Path("/")) -> None:

@@ -33,7 +33,7 @@ class LoadedModel:
 
     @property
     def id(self) -> ModelId:
-        """Name, version and digest, for messages."""
+        """Name, version and digest of the model, as sent in messages."""
         manifest = self.bundle.manifest
         return ModelId(manifest.name, manifest.version, self.bundle.digest)
 
@@ -58,7 +58,7 @@ def load_model(path: Path, settings: Settings) -> LoadedModel:
 
 
 def rules_of(thresholds: Thresholds, settings: DecisionSettings, labels: Sequence[str] = ()) -> Rules:
-    """Rules from the device's settings; omitted thresholds are taken from the bundle.
+    """Return the rules from the device's settings; thresholds that are not set there are taken from the bundle.
 
     Settings for labels that the model does not have are logged and ignored, because agent.yaml outlives models.
     """

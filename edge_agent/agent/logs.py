@@ -19,7 +19,7 @@ def configure(kind: Literal["text", "json"] = "text") -> None:
 
 
 class _Text(logging.Formatter):
-    """Keeps each message on one line, as messages may quote untrusted input with line breaks."""
+    """Keeps each message on one line, because a message may quote untrusted input that contains line breaks."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
         record.message = one_line(Exception(record.message))

@@ -27,8 +27,8 @@ SAVE_INTERVAL_S = 900.0
 GOOD_AFTER = 500
 """Frames that a new model must classify without errors to pass its probation: half a minute at 15 frames/s."""
 TOO_SLOW = 3.0
-"""A model is too slow if its median inference time is over this many times that of its canary test. Heat and other
-processes slow a model down less."""
+"""A model is too slow if its median inference time is more than this many times the median in its canary test. Heat
+and other processes slow a model down by less than this factor."""
 _STUCK_S = 30.0
 """The agent counts as stuck after this many seconds without progress; no inference takes that long."""
 
@@ -58,8 +58,8 @@ class Supervisor:
         broker: MQTT client. If the broker refuses the connection for good, the agent stops.
         settings: Settings from agent.yaml.
         control: Handlers of the MQTT commands.
-        recorder: Recorder, for its state in health messages.
-        store: Model store whose current model to run; None if agent.yaml names a bundle.
+        recorder: Recorder, whose state is part of the health messages.
+        store: Model store whose current model the agent runs; None if agent.yaml names a bundle.
         running: The model that the store selected at startup.
     """
 
@@ -122,7 +122,7 @@ class Supervisor:
         self._agent.publisher.health(self._reporter.report(spool=self._broker.spool_health(), recorder=recorder))
 
     def save_score_counts(self) -> None:
-        """Add the score counts since the last call to today's counts, and write them to disk."""
+        """Add the scores counted since the last call of this method to today's counts, and write all counts to disk."""
         for key, counter in list(self._agent.score_counters.items()):
             now = counter.now()
             self._days.add(*key, since(now, self._saved.get(key, ScoreCounts())))
@@ -133,7 +133,7 @@ class Supervisor:
             log.warning("cannot save the score counts: %s", error)
 
     def _switch_if_changed(self, store: ModelStore) -> None:
-        """Run the current model of the store if it has changed, by a command over MQTT or on the command line."""
+        """Switch to the store's current model if a command, over MQTT or on the command line, has changed it."""
         link = store.current_link()
         if link == self._link or link is None:
             return
@@ -144,7 +144,7 @@ class Supervisor:
             log.warning("%s; the running model is kept", error)
 
     def _end_probation(self, store: ModelStore, running: Installed) -> None:
-        """End the probation of a model once it has passed, or if it fails or is too slow."""
+        """Confirm a model that has passed its probation; roll back a model that fails or is too slow."""
         failing, inference = self._agent.failing, self._agent.inference_ms
         if failing is not None:
             self._roll_back(store, running, f"inference fails: {failing}")

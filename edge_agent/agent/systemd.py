@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 def notify(message: str) -> None:
-    """Send an assignment such as ``READY=1`` or ``WATCHDOG=1``. Does nothing without a service manager."""
+    """Send an assignment such as ``READY=1`` or ``WATCHDOG=1``. If there is no service manager, do nothing."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
@@ -20,7 +20,7 @@ def notify(message: str) -> None:
 
 
 def watchdog_s() -> float | None:
-    """Seconds within which systemd expects the next ``WATCHDOG=1``; None if this process has no watchdog."""
+    """Return the seconds within which systemd expects the next ``WATCHDOG=1``; None if this process has no watchdog."""
     microseconds, process = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
     if not microseconds.isdecimal() or (process and process != str(os.getpid())):
         return None

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Self
 
 _EVERY_S = 1.0
-"""Interval between two readings of the PMIC. Each starts a program; together they use a hundredth of a core."""
+"""Interval between two readings of the PMIC. Each reading starts a program; at this interval, the readings
+use a hundredth of a core."""
 _RAIL = re.compile(r"^\s*(\w+)_([AV]) (?:current|volt)\(\d+\)=([0-9.]+)[AV]$", re.MULTILINE)
 
 
@@ -70,7 +71,10 @@ class EnergyMeter:
 
 
 def pmic_watts() -> float | None:
-    """Return the present power from a Raspberry Pi 5's PMIC (`vcgencmd pmic_read_adc`); None on other machines."""
+    """Read the power at this moment, in watts, from a Raspberry Pi 5's PMIC (`vcgencmd pmic_read_adc`).
+
+    Return None on other machines.
+    """
     program = shutil.which("vcgencmd")
     if program is None:
         return None

@@ -36,7 +36,7 @@ def describe(root: Path = Path("/")) -> Machine:
 
 
 def clock_mhz(root: Path = Path("/")) -> float | None:
-    """Return the present clock of the fastest core; None if it is not available, as in most virtual machines."""
+    """Return the current clock of the fastest core, in MHz; None if it is not known, as in most virtual machines."""
     found = [
         int(text) / 1000
         for path in (root / "sys/devices/system/cpu/cpufreq").glob("policy*/scaling_cur_freq")
@@ -64,12 +64,12 @@ class Load:
     preempted: int
 
     def others_since(self, before: Load) -> float:
-        """Return how many cores other processes kept busy since an earlier reading, on average."""
+        """Return the average number of cores that other processes kept busy since an earlier reading."""
         elapsed = max(1e-3, self.at_s - before.at_s)
         return max(0.0, (self.busy_s - before.busy_s - (self.own_s - before.own_s)) / elapsed)
 
     def stolen_since(self, before: Load) -> float:
-        """Return how many cores the host gave to other virtual machines since an earlier reading, on average."""
+        """Return the average number of cores that the host gave to other virtual machines since an earlier reading."""
         return max(0.0, (self.stolen_s - before.stolen_s) / max(1e-3, self.at_s - before.at_s))
 
 

@@ -1,8 +1,9 @@
 """Operation profile: time of each operation, measured by cutting the model after each operation.
 
 LiteRT's profiler is not available from Python. A model that ends after its first n operations takes as long as these
-operations, so the time of an operation is the time that it adds. XNNPACK fuses and reorders operations, so the result
-shows where the time is spent, not the cost of an operation alone; by construction, the parts add up to the whole.
+n operations. So the time of an operation is the time that the model takes longer if it ends after this operation
+instead of before it. XNNPACK fuses and reorders operations, so the result shows where the time is spent, not the cost
+of an operation alone. By construction, the times of the operations add up to the time of the whole model.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ RUNS = 30
 
 
 def cut_after_each(model: bytes) -> Iterator[tuple[str, tuple[int, ...], bytes]]:
-    """Yield the kind and output shape of each operation, and the model that ends after it.
+    """Yield for each operation its kind, its output shape and the model that ends after this operation.
 
     Raises:
         ModelError: the model cannot be read on this machine.
@@ -56,7 +57,7 @@ def shares(kinds: Sequence[tuple[str, tuple[int, ...]]], until_ms: Sequence[floa
 
     Args:
         kinds: kind and output shape of each operation.
-        until_ms: time of the model that ends after each operation, milliseconds.
+        until_ms: for each operation, the time of the model that ends after it, in milliseconds.
     """
     until = np.maximum.accumulate(np.asarray(until_ms, np.float64))
     added = np.diff(until, prepend=0.0)

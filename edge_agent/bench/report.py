@@ -29,7 +29,7 @@ class Spread(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, times_ms: Sequence[float]) -> Spread:
-        """Compute the distribution of times in milliseconds; at least one is needed."""
+        """Compute the distribution of times in milliseconds; ``times_ms`` must contain at least one."""
         p50, p90, p95, p99 = (round(float(value), 4) for value in np.percentile(times_ms, (50, 90, 95, 99)))
         return cls(len(times_ms), p50, p90, p95, p99, round(float(np.max(times_ms)), 4))
 
@@ -222,7 +222,7 @@ def load(path: Path) -> Report:
     """Read a report from a file.
 
     Raises:
-        ConfigError: the file is not a report, or has another version.
+        ConfigError: the file is not a report, or is a report in another version of the format.
     """
     try:
         if os.stat(path).st_size > MOST_BYTES:

@@ -1,4 +1,4 @@
-"""Run of a benchmark from plan to report: one child process after the other, with this process idle in between."""
+"""Runs a benchmark in child processes, one after the other, and collects the results; this process idles meanwhile."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _PATIENCE_S = 120.0
 """Seconds that a child may take in addition to its task, for example to load a large model from a slow SD card."""
 _MOST_TIMES = 2000
 _PROFILE_S = 30.0
-"""Estimated seconds of a profile; about 80 operations, 60 runs of each cut."""
+"""Estimated duration of a profile in seconds, for about 80 operations and 60 runs of the model cut after each one."""
 _BURST_S = 10.0
 
 
@@ -58,10 +58,10 @@ class Plan:
         delegates: external delegates to measure; None stands for the CPU.
         seconds: length of a round.
         rounds: number of rounds per configuration. Each round runs in a new process, and configurations alternate.
-        stages: measure the pipeline stages too.
+        stages: whether to measure the pipeline stages as well.
         sustained_s: seconds of sustained load; 0 skips this measurement.
         source: camera on which to measure the whole agent; empty skips this measurement.
-        profile: measure the time of each operation too.
+        profile: whether to measure the time of each operation as well.
     """
 
     bundles: Sequence[Path]
@@ -76,18 +76,18 @@ class Plan:
 
 
 Progress = Callable[[str, float], Any]
-"""Callback with the name of the present measurement and the share of the benchmark that is done, 0 to 1."""
+"""Callback with the name of the current measurement and the share of the benchmark that is done, 0 to 1."""
 
 
 def measure(plan: Plan, progress: Progress, keep: Callable[[Report], Any]) -> Report:
     """Run a benchmark.
 
-    A measurement that fails is recorded in the report, and the others continue. Ctrl-C ends the benchmark and keeps the
-    results so far.
+    A measurement that fails is recorded in the report, and the benchmark continues with the next one. Ctrl-C ends the
+    benchmark and keeps the results so far.
 
     Args:
         plan: the measurements.
-        progress: called with the progress.
+        progress: called with the name of the current measurement and the share of the benchmark that is done, 0 to 1.
         keep: called with the unfinished report after each measurement, and with the final one.
 
     Raises:
@@ -128,7 +128,7 @@ class _Jobs:
         self._reported = 0
 
     def steps(self) -> Iterator[tuple[str, float]]:
-        """Run all measurements; yields the name of the present one and the share of the benchmark that is done."""
+        """Run all measurements; yield the name of the current one and the share of all work that is done, 0 to 1."""
         plan, count = self.plan, len(self.configurations)
         total_s = count * (plan.rounds * (plan.seconds + 1) + plan.sustained_s + bool(plan.source) * plan.seconds)
         total_s += count * plan.profile * _PROFILE_S
@@ -181,7 +181,7 @@ class _Jobs:
         return Task(do=do, bundle=bundle, threads=threads, delegate=delegate, **more)
 
     def _run_task(self, task: Task, on_result: Callable[[Any], object]) -> Iterator[float]:
-        """Run a task in a child and pass on its result; yields the share that is done."""
+        """Run a task in a child process. Call ``on_result`` with its result; yield the share that is done, 0 to 1."""
         for message in _run_child(task):
             if isinstance(message, float):
                 yield message
@@ -232,7 +232,7 @@ class _Jobs:
         return has_new
 
     def add_to(self, report: Report) -> Report:
-        """Return the report with all results so far."""
+        """Return a copy of the report that contains all results so far."""
         return msgspec.structs.replace(
             report,
             steady=tuple(_steady(key, rounds) for key, rounds in self.rounds.items()),
@@ -244,7 +244,7 @@ class _Jobs:
 
 
 def _run_child(task: Task) -> Iterator[Any]:
-    """Run a task in a child process; yields its progress as numbers, and other messages decoded.
+    """Run a task in a child process. Yield its progress as numbers, 0 to 1, and its other messages as decoded JSON.
 
     Raises:
         EdgeloopError: the child reported an error, hung or crashed.

@@ -9,21 +9,22 @@ import numpy.typing as npt
 
 BATCH = 5
 MAX_DRIFT = 0.05
-"""Largest relative difference between two halves of a round, or two rounds, that a report does not mark as noise."""
+"""Largest relative difference between the medians of two halves of a round, or of two rounds, that is not reported."""
 MAX_OTHERS = 0.1
-"""Cores that other processes may keep busy; the system of a Pi occasionally needs this much of its four cores."""
+"""Number of cores that other processes may keep busy; the system of a Pi occasionally uses a tenth of a core."""
 MAX_STOLEN = 0.02
-"""Cores that the host of a virtual machine may give to others."""
+"""Number of cores that the host of a virtual machine may give to other virtual machines."""
 
 
 def warm_from(times_ms: Sequence[float]) -> int | None:
     """Return the index from which the times are steady; None if they are not steady yet, or there are fewer than 20.
 
-    The times before that index are warm-up. It is the index for which the standard error of the times after it is
-    smallest (MSER-5: White, Cobb and Spratt, "A comparison of five steady-state truncation heuristics for simulation",
-    2000), but with medians of five values instead of means, because an interruption by the system is not a sign of
-    warm-up. Only the first half is searched, because a few last values may vary little by chance. If the minimum is at
-    the end of that half, there are too few values to decide, and None is returned.
+    The times before this index are warm-up. The index is chosen such that the standard error of the times after it is
+    as small as possible (MSER-5: White, Cobb and Spratt, "A comparison of five steady-state truncation heuristics for
+    simulation", 2000). Unlike MSER-5, this function groups five values by their median instead of their mean, because
+    an interruption by the system is not a sign of warm-up. Only the first half of the times is searched, because the
+    last few values may vary little by chance. If the smallest error is at the end of the first half, there are too few
+    values to decide, and None is returned.
 
     Args:
         times_ms: times in the order of measurement, milliseconds.
@@ -42,7 +43,7 @@ def warm_from(times_ms: Sequence[float]) -> int | None:
 
 
 def drift(times_ms: npt.ArrayLike) -> float:
-    """Return the difference between the medians of the first and the second half, relative to the lower one."""
+    """Return the difference between the medians of the first and the second half, relative to the lower median."""
     times = np.asarray(times_ms, np.float64)
     if len(times) < 2:
         return 0.0
@@ -56,9 +57,9 @@ def disturbances(
     """Return notes for people on anything that disturbed the measurement; empty if nothing did.
 
     Args:
-        rounds_ms: times of each round after warm-up; the rounds should be alike.
-        others: cores that other processes kept busy during the measurement.
-        stolen: cores that the host of a virtual machine gave to others.
+        rounds_ms: for each round, the times after warm-up in milliseconds.
+        others: number of cores that other processes kept busy during the measurement.
+        stolen: number of cores that the host of a virtual machine gave to other virtual machines.
         throttled: flags of a Raspberry Pi's firmware that were set.
         hotter_c: rise of the processor temperature in a round, degrees Celsius.
     """

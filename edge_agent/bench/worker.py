@@ -1,4 +1,4 @@
-"""Child process for one measurement: only a new process has a cold start, and a crash does not affect the others.
+"""Child process for one measurement: only a new process has a cold start, and a crash affects no other measurement.
 
 `python -P -m edge_agent.bench.worker JSON` runs one `Task` and prints lines of JSON: progress, the results of
 single seconds under sustained load, and at the end an `Outcome`.
@@ -123,7 +123,7 @@ def _round(task: Task) -> Round:
 
 
 class _ColdStart:
-    """Loading of a model in a new process, with the time of each part."""
+    """Loads a model in a new process and measures the time of each part."""
 
     def __init__(self, task: Task) -> None:
         begun = _BEGUN_NS
@@ -142,7 +142,7 @@ class _ColdStart:
         }
 
     def times_ms(self, first_inference_ms: float) -> dict[str, float]:
-        """Return the time of each part of the cold start by its name, and their sum, in milliseconds."""
+        """Return the times of all parts of the cold start, by the name of the part, and their sum, in milliseconds."""
         parts = {**self._parts, "first_inference_ms": first_inference_ms}
         return {name: round(value, 3) for name, value in {**parts, "total_ms": sum(parts.values())}.items()}
 

@@ -52,7 +52,7 @@ class Bundle:
         path: file or directory that the bundle was read from.
         manifest: description of the bundle.
         labels: class names; item i names output i of the model.
-        digest: SHA-256 of `manifest.json`. The manifest contains the hashes of all other files, so it covers them too.
+        digest: SHA-256 of `manifest.json`. It covers all other files too, because the manifest contains their hashes.
         raw: bytes of `manifest.json`, the content that is signed.
         signature: bytes of `manifest.json.sig`, not verified yet (see `.signature`); None if there is no signature.
     """
@@ -65,7 +65,7 @@ class Bundle:
     signature: bytes | None = field(repr=False)
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of one file, hashed again, so that the bytes in use are those that were verified.
+        """Return the bytes of one file. They are hashed again, so that only verified bytes are used.
 
         Raises:
             BundleError: the bundle has no such file, or the file changed since the bundle was opened.
@@ -138,11 +138,11 @@ def write_bundle(
 ) -> str:
     """Write a bundle atomically: ``path`` becomes a complete, verified bundle or stays unchanged.
 
-    The same manifest and files give the same bytes.
+    The same manifest and the same files always produce the same bytes.
 
     Args:
         path: file to write; an existing file is replaced.
-        manifest: manifest, whose ``files`` and ``labels_sha256`` are filled in here.
+        manifest: description of the bundle; this function fills in ``files`` and ``labels_sha256``.
         files: contents of the files by name, without the manifest.
         sign: function that returns the signature over the manifest's bytes; without it the bundle is not signed.
 
@@ -226,7 +226,7 @@ def _problems_of_names(sizes: Mapping[str, int]) -> list[str]:
 
 
 def _problems_of_files(path: Path, manifest: Manifest, found: Mapping[str, int]) -> list[str]:
-    """Compare the files with the manifest, and check the hashes of those that have the right size."""
+    """Return the differences between the files and the manifest; a file is hashed only if it has the right size."""
     listed = manifest.files
     problems = [f"{name} is missing from {MANIFEST}" for name in _REQUIRED if name not in listed]
     problems += [f"{name} is listed but missing" for name in sorted(listed.keys() - found.keys())]
@@ -308,7 +308,7 @@ def _zip_sizes(path: Path) -> dict[str, int]:
 
 
 def _check_zip_end(path: Path, file: BinaryIO) -> None:
-    """Check the size of the table of contents before `zipfile` loads it. No comment, one disk, no zip64."""
+    """Check the size of the table of contents before `zipfile` loads it; refuse comments, several disks and zip64."""
     size = file.seek(0, os.SEEK_END)
     if size > MAX_BYTES + _MIB:
         raise BundleError(path, [f"it has {size} bytes, at most {MAX_BYTES} are allowed"])

@@ -42,21 +42,21 @@ class TensorEntry(msgspec.Struct, frozen=True):
 
 
 class Tensors(msgspec.Struct, frozen=True):
-    """The model's one input and one output."""
+    """The only input tensor and the only output tensor of the model."""
 
     input: TensorEntry
     output: TensorEntry
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """Scores for a decision: a label is decided at ``enter`` or above and kept while it is at ``leave`` or above."""
+    """A label is decided if its score is at least ``enter``, and kept while its score is at least ``leave``."""
 
     enter: Fraction = 0.6
     leave: Fraction = 0.4
 
 
 class Scored(msgspec.Struct, frozen=True):
-    """Metrics of one model on the test split, measured with `edge_agent.Classifier`. ``per_class`` is the recall."""
+    """Metrics of one model on the test split, measured with `edge_agent.Classifier`. ``per_class``: recall by class."""
 
     accuracy: Fraction
     per_class: dict[str, Fraction]
@@ -83,16 +83,17 @@ class Metrics(msgspec.Struct, frozen=True, rename={"float32": "float", "images":
 
 
 class Calibration(msgspec.Struct, frozen=True, rename={"images": "pictures"}):
-    """Representative dataset from which the integer ranges were measured.
+    """Images on which the ranges of the integer tensors were measured (representative dataset).
 
     Attributes:
         images: number of images.
         per_class: number of images by class; empty if the images have no classes.
         seed: random seed of the selection.
         source: split or folder of the images.
-        growth: how much wider the ranges are than those of the first half of the images, as a share of their width;
-            mean over the tensors.
-        fingerprint: SHA-256 of the images, in their order.
+        growth: how much narrower a tensor's range would be if only the first half of the images had been used, as a
+            share of the width of the range from all images; mean over the tensors. A small value means that more
+            images would hardly widen the ranges.
+        fingerprint: SHA-256 over the SHA-256 hashes of the images, in the order in which they were used.
     """
 
     images: Size
@@ -104,7 +105,7 @@ class Calibration(msgspec.Struct, frozen=True, rename={"images": "pictures"}):
 
 
 class Rung(msgspec.Struct, frozen=True):
-    """A quantization method that was tried, with its result on the test split; the bundle contains the last one."""
+    """A quantization method that was tried, and its result on the test split. The bundle uses the last method tried."""
 
     name: Text
     did: Text
@@ -115,7 +116,10 @@ class Rung(msgspec.Struct, frozen=True):
 
 
 class Provenance(msgspec.Struct, frozen=True):
-    """Origin of the model. ``calibration`` is None for a float model; ``overridden`` names failed, ignored checks."""
+    """Origin of the model.
+
+    ``calibration`` is None for a float model. ``overridden`` names the checks that failed and were ignored.
+    """
 
     run: Text
     backbone: Text
@@ -128,7 +132,10 @@ class Provenance(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """Contents of `manifest.json`. ``files`` lists all other files except the signature, so its digest covers them."""
+    """Contents of `manifest.json`.
+
+    ``files`` lists all other files except the signature, so the digest of the manifest covers these files too.
+    """
 
     format: int
     name: Name
@@ -155,7 +162,7 @@ class CanaryImage(msgspec.Struct, frozen=True):
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """Return a dotted version as numbers for comparison: 1.10 is newer than 1.9, and 1.0 equals 1."""
+    """Return a dotted version as numbers that can be compared: 1.10 is newer than 1.9, and 1.0 equals 1."""
     numbers = [int(part) for part in version.split(".")]
     while len(numbers) > 1 and numbers[-1] == 0:
         numbers.pop()

@@ -17,7 +17,7 @@ from ..errors import ConfigError, SignatureError
 from . import Bundle
 
 NAMESPACE = "edgeloop-bundle"
-"""Purpose of the signature: a signature over a git commit or a mail with the same key is not valid for a bundle."""
+"""Purpose recorded in a signature. A signature by the same key of a git commit or a mail is not valid for a bundle."""
 _TIMEOUT_S = 30
 _GOOD = re.compile(r'Good "[^"]*" signature(?: for .*?)? with (?P<kind>\S+) key (?P<key>SHA256:\S+)')
 
@@ -55,7 +55,7 @@ def sign(manifest: bytes, key: Path) -> bytes:
 
 
 def verify(manifest: bytes, signature: bytes, allowed_signers: Path | None) -> Signed:
-    """Verify the signature of a manifest and, if ``allowed_signers`` is given, that it is from one of them.
+    """Verify the signature of a manifest. If ``allowed_signers`` is given, the signer must be one of them.
 
     Raises:
         SignatureError: the signature is not valid, is from another signer, or cannot be verified on this machine.
@@ -75,7 +75,7 @@ def verify(manifest: bytes, signature: bytes, allowed_signers: Path | None) -> S
 
 
 def verify_bundle(bundle: Bundle, allowed_signers: Path | None) -> Signed | None:
-    """Verify the signature of a bundle, and return it; None if the bundle is not signed and need not be.
+    """Verify the signature of a bundle and return it; return None if the bundle is not signed and need not be signed.
 
     Args:
         bundle: an opened bundle.

@@ -62,8 +62,8 @@ class Captures:
 
     Args:
         folder: Folder of the captures; created if it does not exist.
-        max_bytes: Maximum size of all files. If it is reached, the oldest capture of the most frequent kind (camera and
-            label) is deleted first.
+        max_bytes: Maximum size of all files. When it is reached, captures are deleted: each time the oldest one of the
+            most frequent kind (combination of camera and label).
         min_free_bytes: Bytes to leave free on the disk, even if ``max_bytes`` is not reached.
     """
 
@@ -97,7 +97,7 @@ class Captures:
             path.unlink(missing_ok=True)
 
     def keep(self, capture: Capture, jpeg: bytes, captured_ns: int) -> str | None:
-        """Write a capture. Returns None, or the reason if there is not enough space.
+        """Write a capture. Return None on success, or the reason if there is not enough space.
 
         Raises:
             OSError: The capture cannot be written.

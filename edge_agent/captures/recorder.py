@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
 Reason = Literal["uncertain", "changed", "disagrees", "random"]
 
 MARGIN = 0.2
-"""If the two highest scores differ by less, the model was uncertain."""
+"""The model counts as uncertain if the two highest scores differ by less than this."""
 _CHECK_INTERVAL_S = 1.0
-"""Minimum seconds between two checked frames of the same camera and reason. A check costs a small decode."""
+"""Minimum seconds between two checked frames of the same camera and reason. A check decodes a small image."""
 _QUEUE_SIZE = 4
 _DUPLICATE_BITS = 8
 """Images whose 64-bit hashes differ in at most this many bits count as near duplicates. Measured on 29 photos: noise,
-JPEG compression, light and shifts of two pixels change at most 5 bits in 95 of 100 cases, and never more than 10.
+JPEG compression, other light and shifts of two pixels change at most 5 bits in 95 of 100 cases, and never more than 10.
 Different scenes differ in 20 bits or more."""
 _REMEMBERED = 16
 _RETRY_S = 60.0
@@ -57,7 +57,7 @@ class Candidate:
         label: The decided label, or `unknown`.
         changed: Whether this frame changed the decided label.
         model: The model that classified the frame.
-        enter: Score that a label must reach.
+        enter: Score that a label must reach to be decided.
     """
 
     camera: str
@@ -71,10 +71,11 @@ class Candidate:
 
 
 class Budget:
-    """A token bucket of frames per hour, shared by all kinds (camera and reason) of frames. Not thread-safe.
+    """A token bucket that limits the number of frames kept per hour. Not thread-safe.
 
-    The bucket holds the tokens of ten minutes. A kind that recently used its share may draw only while the bucket is
-    more than half full, so that one flickering camera does not use up the tokens of the others.
+    All kinds of frames (combinations of camera and reason) share the bucket, which holds the tokens of ten minutes. A
+    kind that recently used its share may draw a token only while the bucket is at least half full, so that one
+    flickering camera does not use up the tokens of all cameras.
     """
 
     def __init__(self, per_hour: float) -> None:
@@ -85,7 +86,7 @@ class Budget:
         self._drawn: dict[tuple[str, str], float] = {}
 
     def draw(self, kind: tuple[str, str], now: float) -> bool:
-        """Draw a token. Returns False if this kind may not draw now. ``now`` is monotonic time in seconds."""
+        """Take a token for a capture. Return False if this kind gets none now. ``now`` is monotonic time in seconds."""
         self._fill(now)
         kinds = len(self._drawn.keys() | {kind})
         used_its_share = now - self._drawn.get(kind, float("-inf")) < kinds / self._rate
@@ -163,7 +164,7 @@ class Recorder:
             self._skip()
 
     def health(self) -> RecorderHealth:
-        """Numbers of kept and skipped frames since the start, and why recording is paused, if it is."""
+        """Return the numbers of kept and skipped frames since the start and, if recording is paused, the reason."""
         return RecorderHealth(self._kept, self._skipped, round(self._captures.size / 1e6, 3), self._paused)
 
     def _next_random_s(self) -> float:
@@ -247,7 +248,7 @@ class Recorder:
 
 
 def reason(candidate: Candidate) -> Reason | None:
-    """The reason to keep a frame; None if there is no reason."""
+    """Return the reason to keep a frame; None if there is no reason."""
     if candidate.changed:
         return "changed"
     scores = np.sort(candidate.scores)
@@ -261,7 +262,7 @@ def reason(candidate: Candidate) -> Reason | None:
 
 
 def fingerprint(image: Pixels) -> int:
-    """64-bit difference hash of an image, (H, W, 3) uint8 BGR (N. Krawetz, "Kind of Like That", 2013).
+    """Return the 64-bit difference hash of an image, (H, W, 3) uint8 BGR (N. Krawetz, "Kind of Like That", 2013).
 
     Each bit says whether one of 8x8 cells is darker than its right neighbour.
     """

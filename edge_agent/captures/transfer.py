@@ -22,7 +22,7 @@ MAX_IMAGE_BYTES = 64 * 2**20
 
 
 class StoredCapture(msgspec.Struct, frozen=True):
-    """A capture on the device. ``name``: its path without the suffix. ``sha256``, ``size``: of the image file."""
+    """A capture on the device. ``name``: path without suffix. ``sha256``, ``size``: hash and bytes of the image."""
 
     name: str
     sha256: str
@@ -30,7 +30,7 @@ class StoredCapture(msgspec.Struct, frozen=True):
 
 
 def list_captures(folder: Path) -> Iterator[StoredCapture]:
-    """List all complete captures, oldest first. Damaged JSON files, and those without an image, are skipped."""
+    """List all complete captures, oldest first. JSON files that are damaged or have no image are skipped."""
     for file in sorted(folder.glob("*/*.json")):
         capture, image = read_capture(file), file.with_suffix(".jpg")
         name = image.relative_to(folder).with_suffix("").as_posix()
@@ -43,7 +43,7 @@ def list_captures(folder: Path) -> Iterator[StoredCapture]:
 
 
 def send(folder: Path, names: Iterable[str], to: BinaryIO) -> None:
-    """Write captures as a tar stream: JSON file and image of each. Captures that no longer exist are skipped.
+    """Write the JSON file and the image of each capture as a tar stream. Captures that no longer exist are skipped.
 
     Raises:
         CommandError: A name is not the name of a capture.
@@ -63,7 +63,7 @@ def send(folder: Path, names: Iterable[str], to: BinaryIO) -> None:
 
 
 def remove(folder: Path, captures: Iterable[StoredCapture]) -> int:
-    """Delete captures that have been copied, and return their number. An image that has changed since is kept.
+    """Delete captures that have been copied, and return their number. A capture whose image has changed is kept.
 
     Raises:
         CommandError: A name is not the name of a capture.

@@ -1,4 +1,4 @@
-"""Dashboard and Prometheus metrics: the agent's messages over HTTP. Needs the extra ``review``."""
+"""Dashboard and Prometheus metrics, which show the agent's messages over HTTP. Needs the extra ``review``."""
 
 from __future__ import annotations
 

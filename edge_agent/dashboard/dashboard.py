@@ -32,7 +32,8 @@ _STOP_S = 2.0
 class Dashboard:
     """Publisher that shows the agent's messages in the browser and as Prometheus metrics. A context manager.
 
-    Publishing only stores the message, however many browsers are connected; it also works outside the ``with`` block.
+    Publishing a message only stores it, no matter how many browsers are connected. Messages can also be published
+    outside the ``with`` block.
 
     Args:
         settings: address to listen on.

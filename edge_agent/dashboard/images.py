@@ -59,7 +59,7 @@ class Images:
         return None if frame is None else await self._once(("live", camera), frame, lambda: live_jpeg(frame))
 
     async def model(self, camera: str) -> bytes | None:
-        """Return the last model input as PNG, with the exact pixels; None before the first one."""
+        """Return the last model input of a camera as PNG, without loss; None before the first one."""
         levels = self._prepared(camera)
         return None if levels is None else await self._once(("model", camera), levels, lambda: _encode(".png", levels))
 
@@ -83,7 +83,7 @@ class Images:
 
 
 def live_jpeg(frame: Frame) -> bytes | None:
-    """Encode a frame (decoded: (H, W, 3) uint8, BGR) as JPEG of at most `WIDTH` pixels width; None if undecodable."""
+    """Return a frame as JPEG, at most `WIDTH` pixels wide; None if it cannot be decoded to (H, W, 3) uint8, BGR."""
     try:
         rows, columns = frame.size
         width = min(WIDTH, columns)

@@ -26,7 +26,7 @@ VIEWERS = 8
 _TICK_S = 0.2
 """Interval between updates to a viewer; people cannot read labels that change faster."""
 _HEARTBEAT_TICKS = 25
-"""Ticks without changes after which only the time is sent; after a longer silence the browser reconnects."""
+"""Number of ticks without changes after which the time alone is sent, so that the browser does not reconnect."""
 _ABORT_S = 0.5
 
 Region = tuple[float, float, float, float]
@@ -60,7 +60,7 @@ class Sources:
 
 
 def make_app(sources: Sources, *, loopback: bool) -> ASGIApp:
-    """Create the web application; with ``loopback``, it accepts only the host names of this machine."""
+    """Create the web application. If ``loopback`` is true, it accepts only the host names of this machine."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.responses import PlainTextResponse, Response
@@ -165,7 +165,7 @@ async def _send_changes(sources: Sources, send: Send, gone: asyncio.Future[None]
 
 
 def stop(server: uvicorn.Server, sources: Sources) -> None:
-    """Start to stop the server, in its event loop: end all streams, then abort the connections that do not read."""
+    """Begin to stop the server: end all streams, then abort connections that do not read. Call in its event loop."""
     sources.closing = server.should_exit = True
 
     def abort() -> None:

@@ -1,4 +1,4 @@
-"""State of the dashboard: present values and the last minutes. The agent's threads write it, the web server reads it.
+"""State of the dashboard: current values and the last minutes. The agent's threads write it, the web server reads it.
 
 Each value has a version that increases with every change, and a viewer asks for everything newer than the last version
 it received. So nothing is queued per viewer, and a slow viewer skips to the newest values.
@@ -27,7 +27,12 @@ BOUNDS_MS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
-    """Results of one camera in one second: start of the second, number of results, means, and the highest age."""
+    """Results of one camera in one second.
+
+    ``at_s``: start of the second. ``results``: number of results. ``score``, ``preprocess_ms``, ``inference_ms``,
+    ``age_ms``: means over these results, where the age is the time from capture to publishing. ``age_most_ms``: the
+    greatest age.
+    """
 
     at_s: float
     results: int
@@ -39,7 +44,7 @@ class Point(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LabelChange(msgspec.Struct, frozen=True, array_like=True):
-    """Label of a camera from ``at_s`` on; None while the camera delivers no frames."""
+    """Label of a camera from ``at_s`` on; ``label`` is None while the camera delivers no frames."""
 
     at_s: float
     label: str | None
@@ -87,7 +92,10 @@ class _Second:
 
 @dataclass
 class CameraHistory:
-    """Present values and history of one camera. ``present``, ``points`` and ``labels`` hold (version, value)."""
+    """Current values and history of one camera.
+
+    The entries of ``present`` (the current values), ``points`` and ``labels`` are pairs (version, value).
+    """
 
     present: dict[str, tuple[int, Any]] = field(default_factory=dict)
     points: deque[tuple[int, Point]] = field(default_factory=lambda: deque(maxlen=POINTS))
@@ -98,7 +106,7 @@ class CameraHistory:
     second: _Second | None = None
 
     def value(self, key: str) -> Any:
-        """Return the present ``state``, ``label``, ``score`` or ``result``; None before the first one."""
+        """Return the current ``state``, ``label``, ``score`` or ``result``; None if there is none yet."""
         return self.present.get(key, (0, None))[1]
 
 
@@ -164,7 +172,7 @@ class DashboardState:
             self._events.append((self._version, observation))
 
     def result(self, observation: Observation) -> None:
-        """Store one inference result as the newest, and add it to the sums of its second."""
+        """Store an inference result as the newest one, and add it to the sums of the current second."""
         second, timing = int(self.now_s()), observation.timing_ms
         with self._lock:
             camera = self._camera(observation.camera)
@@ -183,7 +191,7 @@ class DashboardState:
             camera.second.add(score, timing)
 
     def now_s(self) -> float:
-        """Return seconds since this object was created: the monotonic clock of points and labels."""
+        """Return the seconds since this object was created. The times of points and labels use this monotonic clock."""
         return round(time.monotonic() - self._start_s, 3)
 
     def since(self, version: int) -> tuple[int, dict[str, Any]]:
@@ -216,7 +224,7 @@ class DashboardState:
             return self._version, changes
 
     def value(self, key: str) -> Any:
-        """Return the present ``info``, ``health`` or ``tunables``; None before the first one."""
+        """Return the current ``info``, ``health`` or ``tunables``; None if there is none yet."""
         with self._lock:
             return self._present.get(key, (0, None))[1]
 
@@ -248,7 +256,7 @@ class DashboardState:
 def score_now(observation: Observation, decided: str | None) -> float:
     """Return the score of the decided label in one frame; for ``unknown``, the frame's highest score.
 
-    Returns 0 if the label is not among the top scores, because a message contains no others.
+    Return 0 if the label is not among the top scores, because a message contains only the top scores.
     """
     if decided is None or decided == UNKNOWN:
         return observation.top[0].score if observation.top else 0.0

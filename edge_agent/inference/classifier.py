@@ -168,7 +168,7 @@ class Classifier:
         return Result(self.labels, scores, (prepared - start) / 1e6, (done - prepared) / 1e6)
 
     def infer(self, levels: Pixels) -> tuple[npt.NDArray[np.float32], float]:
-        """Run the model on an already preprocessed image, so that callers can prepare the next one in parallel.
+        """Run the model on a preprocessed image; meanwhile, another thread can preprocess the next image.
 
         Args:
             levels: (height, width, 3) uint8 from `preprocess`, with the size and channel order of ``spec``. The array
@@ -210,7 +210,7 @@ class Classifier:
 
 
 def dequantize(stored: npt.NDArray[Any], tensor: TensorEntry) -> npt.NDArray[np.float32]:
-    """Convert stored tensor values to real values: scale * (stored - zero_point). Always a float32 copy."""
+    """Convert stored tensor values to real values: scale * (stored - zero_point). Return a float32 copy."""
     if tensor.dtype == "float32":
         return stored.astype(np.float32)
     return (stored.astype(np.float32) - np.float32(tensor.zero_point)) * np.float32(tensor.scale)

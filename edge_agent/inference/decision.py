@@ -52,7 +52,7 @@ class Decision:
         scores: (classes,) float32, smoothed scores.
         at: monotonic time of the latest frame, seconds.
         candidate: class that may be decided next; None means `unknown`.
-        candidate_since: monotonic time since which it has been the candidate, seconds.
+        candidate_since: monotonic time at which this class became the candidate, seconds.
     """
 
     label: int | None
@@ -70,8 +70,8 @@ class Decision:
 def decide(before: Decision | None, scores: npt.NDArray[np.float32], at: float, rules: Rules) -> Decision:
     """Update the decision with the scores of one frame.
 
-    The average weights a frame by the time since the previous one (weight 1 - exp(-dt/tau)), so the result does not
-    depend on the frame rate.
+    In the moving average, the weight of a frame depends on the time dt since the previous frame, 1 - exp(-dt/tau), so
+    the result does not depend on the frame rate.
 
     Args:
         before: decision after the previous frame; None for the first frame.

@@ -79,11 +79,11 @@ class Evaluation:
         return dict(zip(self.labels, self._count(self.truth).tolist(), strict=True))
 
     def recall(self) -> dict[str, float]:
-        """Return, per class, the share of its images classified correctly; classes without images are omitted."""
+        """Return for each class the share of its images that are classified correctly; omit classes without images."""
         return self._shares(self._count(self.truth[self.right]), self._count(self.truth))
 
     def precision(self) -> dict[str, float]:
-        """Return, per class, the share of its predictions that are correct; classes never predicted are omitted."""
+        """Return for each class the share of its predictions that are correct; omit classes never predicted."""
         return self._shares(self._count(self.truth[self.right]), self._count(self.predicted))
 
     def f1(self) -> dict[str, float]:
@@ -131,7 +131,7 @@ class Evaluation:
     def log_loss(self) -> float:
         """Mean of -ln(score of the true class), in nats: the loss that the head is trained with; 0 is perfect.
 
-        Scores are clipped at `LEAST_SCORE`. The scores of an int8 model are steps of 1/256, so a score of 0 costs 16
+        Scores are clipped at `LEAST_SCORE`. The scores of an int8 model are multiples of 1/256; a score of 0 costs 16
         nats.
         """
         own = np.take_along_axis(self.scores, self.truth[:, None], axis=1).astype(np.float64)
@@ -152,7 +152,8 @@ class Evaluation:
         """Return the expected calibration error, 0 to 1: the mean difference between score and accuracy.
 
         Sum over the bins of (images in the bin / images) * |accuracy - mean score|; equation 3 of Guo et al. 2017
-        (arXiv:1706.04599). With few images per bin it is above 0 by chance alone.
+        (arXiv:1706.04599). If the bins contain few images, the error is above 0 by
+        chance alone.
         """
         found = self.reliability(bins)
         used = found.images > 0

@@ -1,4 +1,4 @@
-"""TFLite interpreter: choice of the package and the number of threads, with tensors as typed values.
+"""TFLite interpreter: chooses the package and the number of threads, and describes tensors as typed values.
 
 The package is LiteRT where a wheel is available, and its predecessor tflite-runtime on 32-bit Arm.
 """
@@ -83,7 +83,7 @@ class Interpreter:
     def output(self) -> npt.NDArray[Any]:
         """Return a view of the output tensor, (1, classes).
 
-        Release it before the next `invoke`, which fails while a view exists and overwrites the tensor.
+        Release the view before the next `invoke`, which overwrites the tensor and fails while a view exists.
         """
         return self._output()  # type: ignore[no-any-return]
 

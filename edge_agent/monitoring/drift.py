@@ -3,8 +3,8 @@
 The population stability index compares two score distributions: the sum over the score bins of (p - q) ln(p / q), where
 p and q are the shares of the frames in a bin. By a common rule of thumb, an index above 0.25 means a different
 population (Siddiqi 2006, Credit Risk Scorecards). A model may well be more confident in the field than on a difficult
-test set, so it only counts as drift if the mean score also fell. As scores are calibrated, their mean estimates the
-accuracy, provided that the frames are like the test images.
+test set, so a difference counts as drift only if the mean score also fell. As scores are calibrated, their mean
+estimates the accuracy, provided that the frames are like the test images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .score_counts import BINS, ScoreCounts, total
 
 MAX_INDEX = 0.25
 MIN_LOSS = 0.05
-"""Decrease of the mean score that counts as drift; smaller ones occur between any two weeks."""
+"""Decrease of the mean score that counts as drift; smaller decreases occur between any two weeks."""
 MIN_FRAMES = 500
 FIRST_DAYS = LAST_DAYS = 3
 
@@ -27,7 +27,7 @@ Verdict = Literal["fits", "drifting", "too few frames"]
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Two sets of frames compared: the population stability index, and both mean scores, 0 to 1."""
+    """Comparison of two sets of frames: their population stability index and the mean score of each set, 0 to 1."""
 
     index: float
     before: float
@@ -35,7 +35,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @property
     def drifted(self) -> bool:
-        """Whether the mean score fell and the score distribution is a different population."""
+        """Whether the mean score fell by more than `MIN_LOSS` and the index shows a different population."""
         return self.index > MAX_INDEX and self.before - self.now > MIN_LOSS
 
 
@@ -47,8 +47,9 @@ class CameraDrift(msgspec.Struct, frozen=True):
         verdict: ``drifting`` if either comparison shows drift.
         frames: Number of frames classified in the last days.
         unsure: Share of these frames whose highest score is below the bundle's threshold.
-        test: Comparison with the test images; None if the bundle does not contain the score counts of them.
-        first: Comparison with the first days of this model on this device; None until there are enough other frames.
+        test: Comparison with the test images; None if the bundle does not contain their score counts.
+        first: Comparison with the first days of this model on this device; None until enough frames
+            exist from first days that are not among the last days.
         labels: Share of the frames classified as each label, the most frequent label first.
     """
 
@@ -70,7 +71,7 @@ class DeviceDrift(msgspec.Struct, frozen=True):
 
 
 def index(one: ScoreCounts, other: ScoreCounts) -> float:
-    """Population stability index of two score counts. Half a frame is added to each bin, so that no bin is empty."""
+    """Return the population stability index. Half a frame is added to each bin, so that no bin is empty."""
     total_index = 0.0
     for count, other_count in zip(one.scores, other.scores, strict=True):
         p, q = (count + 0.5) / (one.frames + BINS / 2), (other_count + 0.5) / (other.frames + BINS / 2)

@@ -18,8 +18,8 @@ _LOG_RATIO = float(np.log(_RATIO))
 class Histogram:
     """Counts of durations in milliseconds, from a microsecond to an hour.
 
-    One thread may add while another one takes, without waiting for each other: counts only grow, and `take` remembers
-    the previous counts, so that no value is lost or counted twice.
+    One thread may call `add` while another one calls `take`; neither waits for the other. The counts only grow, and
+    `take` remembers the previous counts, so that no value is lost or counted twice.
     """
 
     def __init__(self) -> None:
@@ -42,12 +42,12 @@ class Histogram:
         return sum(self._counts)
 
     def at_most(self, bounds_ms: tuple[float, ...]) -> list[int]:
-        """Number of values ever added that are at most each bound, within the error; for cumulative histograms."""
+        """Return for each bound the number of values ever added that are at most this bound, within the error."""
         cumulative = np.cumsum(self._counts)
         return [int(cumulative[_bucket(bound)]) for bound in bounds_ms]
 
     def take(self) -> Percentiles:
-        """Percentiles of the values added since the previous call; all 0 if there are none."""
+        """Return the percentiles of the values added since the previous call; all 0 if there are none."""
         counts, highest = np.array(self._counts, np.int64), self._max
         self._max = 0.0
         new = counts - self._taken
@@ -72,5 +72,5 @@ def _bucket(ms: float) -> int:
 
 
 def _middle(bucket: int) -> float:
-    """The value, in ms, that represents a bucket: the geometric mean of its bounds."""
+    """Return the value, in ms, that represents a bucket: the geometric mean of its bounds."""
     return _LEAST_MS if bucket == 0 else _LEAST_MS * _RATIO ** (bucket - 0.5)

@@ -1,4 +1,4 @@
-"""Score counts: histograms of a model's highest scores and of its labels, per camera and day."""
+"""Score counts: how many frames got which highest score and which label, per camera and day."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from ..atomic_files import replacing
 log = logging.getLogger(__name__)
 
 BINS = 20
-"""Number of bins of the highest score; each is 0.05 wide."""
+"""Number of equal bins for the highest score of a frame, 0 to 1; each bin is 0.05 wide."""
 KEPT_DAYS = 90
 MAX_BYTES = 16 * 2**20
 FILE = "seen.json"
 
 
 class ScoreCounts(msgspec.Struct, frozen=True):
-    """Number of frames by their highest score, and by the label with that score.
+    """Numbers of frames by their highest score, and by the label with this score.
 
-    ``scores``: `BINS` counts, from 0 to 1. ``labels``: labels without frames are left out.
+    ``scores``: one count for each of `BINS` equal bins of the highest score, from 0 to 1. ``labels``: one count for
+    each label; labels without frames are left out.
     """
 
     scores: tuple[int, ...] = (0,) * BINS
@@ -40,17 +41,17 @@ class ScoreCounts(msgspec.Struct, frozen=True):
         return sum((place + 0.5) / BINS * count for place, count in enumerate(self.scores)) / max(1, self.frames)
 
     def under(self, score: float) -> float:
-        """Share of the frames whose highest score is in a bin below ``score``."""
+        """Return the share of the frames whose highest score is in a bin below ``score``."""
         return sum(self.scores[: round(score * BINS)]) / max(1, self.frames)
 
 
 def bin_of(score: float) -> int:
-    """Index of the bin of a score, 0 to 1."""
+    """Return the index of the bin that contains a score, 0 to 1."""
     return min(BINS - 1, max(0, int(score * BINS)))
 
 
 def total(parts: Iterable[ScoreCounts]) -> ScoreCounts:
-    """Sum of several score counts."""
+    """Return the sum of several score counts."""
     scores, labels = [0] * BINS, dict[str, int]()
     for part in parts:
         scores = [one + other for one, other in zip(scores, part.scores, strict=True)]
@@ -72,12 +73,12 @@ class ScoreCounter:
         self._labels[label] = self._labels.get(label, 0) + 1
 
     def now(self) -> ScoreCounts:
-        """The counts so far."""
+        """Return the counts so far."""
         return ScoreCounts(tuple(self._scores), dict(self._labels.copy()))
 
 
 def since(now: ScoreCounts, before: ScoreCounts) -> ScoreCounts:
-    """Difference between two states of one counter."""
+    """Return the frames counted between two states of the same counter."""
     labels = {label: count - before.labels.get(label, 0) for label, count in now.labels.items()}
     scores = tuple(one - other for one, other in zip(now.scores, before.scores, strict=True))
     return ScoreCounts(scores, {label: count for label, count in labels.items() if count})
@@ -106,7 +107,7 @@ class DailyScoreCounts:
         cameras[camera] = total([cameras.get(camera, ScoreCounts()), counts])
 
     def save(self) -> None:
-        """Write the file, without days older than `KEPT_DAYS`.
+        """Write the file, without the days that are `KEPT_DAYS` or more before the newest day.
 
         Raises:
             OSError: The file cannot be written.
@@ -123,7 +124,7 @@ class DailyScoreCounts:
             file.write(msgspec.json.encode(self._kept))
 
     def of(self, digest: str) -> dict[str, dict[str, ScoreCounts]]:
-        """Score counts of a model, by camera and day."""
+        """Return the score counts of a model, by camera and day."""
         cameras: dict[str, dict[str, ScoreCounts]] = {}
         for day, by_camera in sorted(self._kept.models.get(digest, {}).items()):
             for camera, counts in by_camera.items():

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _FLAGS = ("under_voltage", "frequency_capped", "throttled", "soft_temperature_limit")
-"""Names of bits 0 to 3 that the Raspberry Pi's firmware reports for the present; bits 16 to 19 are the same since boot
-(documentation of `vcgencmd get_throttled`)."""
+"""Names of bits 0 to 3, with which the Raspberry Pi's firmware reports the current state. Bits 16 to 19 report whether
+the same states have occurred since boot (documentation of `vcgencmd get_throttled`)."""
 
 
 def temperature_c(root: Path = Path("/")) -> float | None:

@@ -52,7 +52,7 @@ class _Sent(NamedTuple):
 class MqttPublisher:
     """A `Publisher` that sends messages to a broker. A context manager.
 
-    The client connects in the background, and retries until it succeeds. After each connect, it sends the present
+    The client connects in the background, and retries until it succeeds. After each connect, it sends the current
     retained messages (status, info, labels), in case the broker has lost them, and then the waiting events. When the
     context exits, the client publishes ``offline``. If the process dies, the broker publishes it (last will).
 
@@ -324,7 +324,7 @@ class MqttPublisher:
     # --- called by the network thread; see `Listener` ---
 
     def connected(self, session: Session) -> None:
-        """Send the present state."""
+        """Send the current state."""
         with self._lock:
             self._session = session
             self._connected_s = time.monotonic()
@@ -385,7 +385,7 @@ class MqttPublisher:
             self._commands.take(Envelope(topic.rpartition("/")[2], payload, response_topic, correlation))
 
     def lost(self, loss: Loss) -> None:
-        """Forget what was under way; the next connection begins with the present state."""
+        """Forget what was under way; the next connection begins with the current state."""
         with self._lock:
             self._session = None
             under_way = list(self._in_flight.items())

@@ -33,7 +33,9 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all commands. The reply repeats ``id``; a command with an ``id`` that was done before is not repeated."""
+    """Base of all commands. The reply contains the same ``id``. A command whose ``id`` was already executed is not
+    executed again.
+    """
 
     id: Ident | None = None
 
@@ -55,7 +57,10 @@ class Set(Command, frozen=True, forbid_unknown_fields=True):
 
 
 class Install(Command, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Download a bundle, verify it and run its canary test. ``sha256``: of the file. ``activate``: run the model."""
+    """Download a bundle, verify it and run its canary test.
+
+    ``sha256``: checksum of the file. ``activate``: whether to run the model.
+    """
 
     url: Url
     sha256: Sha256

@@ -1,7 +1,7 @@
 """The connection to the broker.
 
 Each connection has a paho client of its own. A paho client that reconnects sends its unacknowledged messages again,
-after the messages that the agent publishes on connect, so that old labels would overwrite the present one. With a new
+after the messages that the agent publishes on connect, so that old labels would overwrite the current one. With a new
 client, everything that was under way ends with its connection, and the caller decides what is still worth sending.
 """
 
@@ -189,7 +189,7 @@ class Connection:
 
     @property
     def broker(self) -> str:
-        """The broker, for messages to the user."""
+        """Name of the broker, as shown to the user in logs and errors."""
         return f"the broker at {self._settings.host}:{self._settings.port}"
 
     @property

@@ -59,7 +59,7 @@ class Published:
 
         Args:
             topic: topic of the discovery message.
-            platforms: platforms of the present components, by key.
+            platforms: platforms of the current components, by key.
         """
         with self._lock:
             known = self._content.components.get(topic, {})

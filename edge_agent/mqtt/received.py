@@ -1,4 +1,4 @@
-"""Messages of agents, decoded for subscribers: a topic and a payload to a typed value."""
+"""Decodes messages from agents for subscribers: turns a topic and a payload into a typed value."""
 
 from __future__ import annotations
 

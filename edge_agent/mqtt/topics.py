@@ -47,7 +47,7 @@ class Topics:
 
     @property
     def health(self) -> str:
-        """Health messages."""
+        """State of the device, published regularly."""
         return f"{self.prefix}/{self.device}/health"
 
     @property

@@ -19,7 +19,7 @@ from ..inference.interpreter import cores
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 128
-"""Number of waiting images; more are refused, because their clients would time out before their turn."""
+"""Largest number of waiting images. More are refused, as their clients would time out before their turn."""
 BATCH = 8
 """Largest number of images that a thread takes from the queue at once.
 
@@ -56,7 +56,7 @@ class Workers:
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
-        """Load the models one after the other: loading redirects standard error for the whole process."""
+        """Load the models one after the other, because loading redirects standard error for the whole process."""
         with ExitStack() as held:
             loaded = [
                 held.enter_context(Classifier.from_bundle(self._bundle, threads=1, delegate=self._delegate))

@@ -39,9 +39,9 @@ class CanaryResult(msgspec.Struct, frozen=True, rename={"images": "pictures", "s
         digest: digest of the bundle.
         images: number of canary images.
         accuracy: share of images whose top class is correct, 0 to 1.
-        expected_accuracy: the same share on the desktop.
+        expected_accuracy: share of images whose top class was correct on the desktop, 0 to 1.
         agreement: share of images with the same top class as on the desktop, 0 to 1.
-        score_difference: largest difference of any score from the expected one, mean over the images.
+        score_difference: largest difference between a score of an image and its expected value, mean over the images.
         p50_ms: median time of invoke, milliseconds.
         memory_mb: peak resident memory of the whole process.
         threads: inference threads.

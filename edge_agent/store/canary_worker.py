@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 from .canary import CanaryReport, CanaryResult
 
 CLEAR_MARGIN = 0.3
-"""Difference between the two highest expected scores from which an image counts as clear.
+"""An image counts as clear if its two highest expected scores differ by at least this much.
 
 Scores of one int8 file differed by up to 0.08 between x86-64 and aarch64, so a clear image keeps its top class on any
 device that works correctly."""
 MIN_AGREEMENT = 0.9
-"""Share of the clear images that must keep their top class: 2 of 24 may change, because the 0.08 measured with one
-model may be 0.15 with another."""
+"""Share of the clear images that must keep their top class. So 2 of 24 may change: the difference of 0.08 was measured
+with one model, and with another model it may be 0.15."""
 MAX_SCORE_DIFFERENCE = 0.1
 """Limit for `CanaryResult.score_difference`; the worst single difference measured was 0.08."""
 MAX_ACCURACY_LOSS = 0.15
-"""Accuracy that may be lost. A bundle has 6 close calls among about 30 images, and every correct one of them may change
-its top class."""
+"""Largest accepted loss of accuracy. Of about 30 images in a bundle, 6 are close calls, and each of these may lose its
+correct top class."""
 _MIB = 2**20
 # Address space that is reserved but never used: LiteRT and OpenCV reserve a stack for each thread. Measured with
 # RLIMIT_DATA on EfficientNet-Lite0 int8: 80 MB resident, 262 MB of data; the model fails with less than 250 MB.
@@ -57,7 +57,7 @@ def _child(argument: str) -> None:
 
 
 def _limit_resources(timeout_s: float, memory_mb: int) -> None:
-    """Set resource limits that survive the parent's death, and disable core dumps, which would fill the SD card."""
+    """Set resource limits that hold even if the parent dies, and disable core dumps, which would fill the SD card."""
     import resource
 
     signal.setitimer(signal.ITIMER_REAL, timeout_s + 1)  # its default action ends the process

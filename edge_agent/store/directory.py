@@ -89,7 +89,7 @@ class StoreDirectory:
             ) from error
 
     def write(self, state: State) -> State:
-        """Replace the state file atomically, then update links and directories. Only with the lock held."""
+        """Replace the state file atomically, then update links and directories. Call it only with the lock held."""
         # Create the links first: after the state file is replaced, nothing may need disk space any more.
         for name, folder in ((CURRENT, state.current), (PREVIOUS, state.previous)):
             if folder is not None and self.link(name) != folder:
@@ -132,7 +132,7 @@ class StoreDirectory:
             return self._rebuilt()
 
     def link(self, name: str) -> str | None:
-        """Return the directory name that `current` or `previous` points to, by one system call; None if unset."""
+        """Return the directory that the link `current` or `previous` points to, by one system call; None if unset."""
         try:
             return os.path.basename(os.readlink(self.state / name))  # noqa: PTH119, PTH115  polled, so no Path object
         except OSError:
@@ -146,7 +146,7 @@ class StoreDirectory:
         """Check that a bundle is still identical to the one that was installed.
 
         Raises:
-            StoreError: the bundle is missing, damaged or another one.
+            StoreError: the bundle is missing or damaged, or another bundle is in its place.
         """
         path = self.path(one)
         if path.is_symlink():
@@ -167,7 +167,7 @@ class StoreDirectory:
         return True
 
     def unpack(self, bundle: Bundle, folder: Path) -> None:
-        """Write a bundle's files, verified again, and flush them to the disk."""
+        """Verify a bundle's files again, write them to ``folder`` and flush them to the disk."""
         (folder / EXPECTED).parent.mkdir()
         signature = {} if bundle.signature is None else {SIGNATURE: bundle.signature}
         for name, data in ({MANIFEST: bundle.raw} | signature).items():
@@ -198,7 +198,7 @@ class StoreDirectory:
         return folder, handle
 
     def adopt(self, folder: Path, handle: int, one: Installed) -> None:
-        """Give an unpacked directory its final name. A directory that already has this name is damaged: remove it."""
+        """Give an unpacked directory its final name. A directory that has this name already is damaged; remove it."""
         final = self.path(one)
         if final.is_symlink() or not final.is_dir():
             final.unlink(missing_ok=True)
@@ -286,7 +286,7 @@ def _checked(state: State) -> State:
             raise msgspec.ValidationError(f"{folder[:80]!r} is not the directory of a bundle")
     for linked in (state.current, state.previous):
         if linked is not None and linked not in state.bundles:
-            raise msgspec.ValidationError(f"it has no bundle {linked[:80]!r}")
+            raise msgspec.ValidationError(f"its link `current` names a bundle that is not there: {linked[:80]!r}")
     return state
 
 

@@ -144,7 +144,7 @@ def _try(url: str, download: _Download) -> None:
 
 @contextmanager
 def _connected(parts: SplitResult, download: _Download) -> Iterator[http.client.HTTPConnection]:
-    """Open a connection that is closed at the deadline, even if data still trickles in, and on ``stop``."""
+    """Open a connection. Close it when ``stop`` is set, or at the deadline even if data still arrives slowly."""
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=max(0.1, min(_SILENCE_S, download.left_s)))
     with _translated(parts):
@@ -172,7 +172,7 @@ def _connected(parts: SplitResult, download: _Download) -> Iterator[http.client.
 
 @contextmanager
 def _translated(parts: SplitResult) -> Iterator[None]:
-    """Translate network errors: those worth another try to `_DroppedError`, the others to StoreError or OSError."""
+    """Turn an invalid certificate into StoreError, `_DiskError` into its OSError, other errors into `_DroppedError`."""
     try:
         yield
     except ssl.SSLCertVerificationError as error:

@@ -54,7 +54,7 @@ __all__ = ["Failure", "Installed", "ModelStore", "StoreStatus"]
 log = logging.getLogger(__name__)
 
 MAX_STARTS = 3
-"""Number of agent starts during the probation after which a model is rolled back: it may be what stops the agent."""
+"""A model on probation is rolled back at this start of the agent, because the model may be what stops the agent."""
 _STALE_S = 3600.0
 
 
@@ -117,7 +117,7 @@ class ModelStore:
         limits: CanaryLimits = CanaryLimits(),  # noqa: B008  frozen
         progress: Callable[[int, int], object] = lambda _done, _of: None,
     ) -> Installed:
-        """Verify a bundle, unpack it, run its canary test and make it current. If this fails, nothing is changed.
+        """Verify a bundle, unpack it, run its canary test and make it current. If any step fails, nothing is changed.
 
         Args:
             bundle: bundle file, or the directory it was unpacked into.
@@ -182,10 +182,10 @@ class ModelStore:
             return self._commit(state, one, activate=True)
 
     def rollback(self, *, reason: str) -> Installed:
-        """Make the previous bundle current again. The former current one is recorded as failed for this reason.
+        """Make the previous bundle current again. Record the one that was current as failed, with ``reason``.
 
         Raises:
-            StoreError: there is no previous bundle, or it failed or is damaged itself.
+            StoreError: there is no previous bundle, or the previous bundle has failed or is damaged.
         """
         with self._disk.changing() as state:
             current, back = state.running, state.bundles.get(state.previous or "")
@@ -204,8 +204,9 @@ class ModelStore:
     def starting(self) -> Installed:
         """Return the model to run. Call it before loading the model, at the start and when `current` has changed.
 
-        Counts the starts of a model on probation. A damaged model, and one on its third start, is rolled back first. A
-        store that cannot be written to is used as it is.
+        The starts of a model on probation are counted. If the model is damaged, or this is its third start on
+        probation, it is rolled back first. If the store cannot be written to, starts are not counted, and the first
+        usable model is returned.
 
         Raises:
             StoreError: no model is installed, or none of the installed models can be used.
@@ -238,7 +239,7 @@ class ModelStore:
 
         Args:
             reason: reason to show to people.
-            digest: digest of the model that failed; if another model has become current, that one stays.
+            digest: digest of the model that failed; if another model has become current, it stays current.
 
         Returns:
             The model to run now; the same one if there is no other model to roll back to.
@@ -252,7 +253,7 @@ class ModelStore:
             return self._with_path(state, current)
 
     def ended(self) -> None:
-        """Record that the agent ended on request or for a reason other than the model: the start does not count."""
+        """Do not count this start: the agent ended on request, or for a reason other than the model."""
         # If the store cannot be written to, the start was not counted either.
         with suppress(UnwritableError), self._disk.changing() as state:
             current = state.running
@@ -289,7 +290,7 @@ class ModelStore:
         return msgspec.structs.replace(new, canary=result)
 
     def _has(self, state: State, new: Installed, *, tested: bool = True) -> bool:
-        """Return whether a bundle is installed and undamaged, and with ``tested`` also has a canary result."""
+        """Return whether a bundle is installed and undamaged. If ``tested``, it must also have a canary result."""
         known = state.bundles.get(new.folder)
         return (
             known is not None
@@ -320,7 +321,7 @@ class ModelStore:
         return self._with_path(state, state.running)
 
     def _roll_back(self, state: State, reason: str) -> Installed:
-        """Roll back to the best fallback; keep the current bundle if there is none."""
+        """Roll back to the best undamaged fallback; keep the current bundle if there is none."""
         back = next((one for one in fallbacks(state) if self._disk.is_whole(one)), None)
         if back is not None:
             return self._roll_back_to(state, back, reason)

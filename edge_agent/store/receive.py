@@ -1,7 +1,7 @@
 """Device side of a push: receive a bundle on standard input, resume broken transfers, follow the bundle's probation.
 
-The device writes one `PushEvent` per line, as JSON. The sender waits for ``have`` and then sends exactly the missing
-bytes.
+The device writes one `PushEvent` per line, as JSON. The first event, ``have``, says how many bytes of the bundle the
+device already has from an earlier transfer. The sender waits for it and then sends exactly the missing bytes.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def received(store: ModelStore, announced: AnnouncedBundle, source: BinaryIO, em
         store: store whose ``incoming`` directory holds the file.
         announced: the bundle to receive.
         source: standard input, buffered or unbuffered.
-        emit: called with the number of bytes that have arrived.
+        emit: called with a `PushEvent` that says how many bytes have arrived.
 
     Raises:
-        StoreError: the bundle is too large, there is not enough disk space, another push of it is running, the
+        StoreError: the bundle is too large, there is not enough disk space, another push of the bundle is running, the
             connection was lost, or the checksum is wrong.
     """
     if announced.size > MAX_BYTES:
@@ -104,7 +104,7 @@ def received(store: ModelStore, announced: AnnouncedBundle, source: BinaryIO, em
 def watch(
     store: ModelStore, digest: str, emit: Emit, *, timeout_s: float, clock: Callable[[], float] = time.monotonic
 ) -> bool:
-    """Follow a bundle through its probation. Returns True if it became good.
+    """Follow a bundle through its probation. Return whether it became good.
 
     Args:
         store: store that contains the bundle.

@@ -30,7 +30,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True, rename={"canary": "pr
         path: directory of the bundle.
         status: ``installed`` if the model has not run on this device yet, ``probation`` if it has run but is not
             confirmed as good yet, ``good``, or ``failed`` if it was rolled back.
-        reason: reason why the model failed, also if there is no other model to roll back to.
+        reason: why the model failed; also set if it stays in use because there is no other model to roll back to.
         starts: number of agent starts during the probation.
         signer: signer of the bundle; None if it is not signed or no signers were configured.
         installed_at: time of the installation, RFC 3339 in UTC.
@@ -134,7 +134,7 @@ def added(state: State, new: Installed) -> State:
 
 
 def activated(state: State, one: Installed) -> State:
-    """Return the state with this bundle current and the former current one previous.
+    """Return the state in which this bundle is current, and the one that was current is the previous one.
 
     The bundle is on probation unless it was good on this device before.
     """
@@ -148,7 +148,7 @@ def activated(state: State, one: Installed) -> State:
 
 
 def failing(state: State, one: Installed, reason: str) -> State:
-    """Return the state with a failure of this bundle recorded, whether or not the bundle is current."""
+    """Return the state in which this bundle is recorded as failed. It need not be the current one."""
     failures = {digest: failure for digest, failure in state.failures.items() if digest != one.digest}
     failures[one.digest] = Failure(
         name=one.name, version=one.version, digest=one.digest, reason=plain(reason), at=now()
@@ -158,7 +158,7 @@ def failing(state: State, one: Installed, reason: str) -> State:
 
 
 def rolled_back(state: State, back: Installed, reason: str) -> State:
-    """Return the state with the current bundle failed and another one current in its place."""
+    """Return the state in which the current bundle has failed and ``back`` is current in its place."""
     failed = state.running
     state = changed(failing(state, failed, reason), back, starts=0)
     return msgspec.structs.replace(state, current=back.folder, previous=failed.folder)

@@ -1,6 +1,6 @@
-"""Label forecast: what the labels so far have improved, and what twice as many labels would improve.
+"""Estimates how much the labels so far have improved the accuracy, and how much twice as many labels would.
 
-Accuracies are measured by cross-validation: heads learn some of the labelled frames and are tested on the others.
+Accuracies are measured by cross-validation: heads are trained on some of the labelled frames and tested on the rest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LabelForecast:
     Attributes:
         labelled: number of labelled frames used.
         before: accuracy of the current model on these frames, 0 to 1; None without a model.
-        now: accuracy of heads that learned the other labelled frames, 0 to 1.
+        now: accuracy, 0 to 1, in cross-validation: each frame is predicted by a head that was trained on other frames.
         twice: forecast for twice as many labels; None if the learning curve allows none.
     """
 

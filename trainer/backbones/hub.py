@@ -1,4 +1,7 @@
-"""Networks from other sources: KerasHub presets, and TensorFlow SavedModels from a folder, Kaggle or tfhub.dev."""
+"""Builds networks from other sources: KerasHub presets, and TensorFlow SavedModels in a folder or on Kaggle.
+
+SavedModels can also be given by their former address on tfhub.dev.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,14 @@ if TYPE_CHECKING:
 
 _USUAL_SIDE = 224
 _ENDPOINTS = ("serve", "serving_default", "default")
-"""Names of a SavedModel's function in `keras.Model.export`, TensorFlow and TF Hub."""
+"""Names that `keras.Model.export`, TensorFlow and TF Hub give to the function of a SavedModel, in this order."""
 _PATIENCE_S = 15.0
 
 
 def kerashub_backbone(name: str, preset: str) -> Backbone:
-    """Return the backbone kerashub:PRESET; its default size is read from the preset if that is a folder.
+    """Return the backbone with the name kerashub:PRESET.
+
+    If the preset is a folder, the default input size is read from it.
 
     Raises:
         ConfigError: the folder does not exist or is not a preset.
@@ -45,7 +50,7 @@ def kerashub_backbone(name: str, preset: str) -> Backbone:
 
 
 def saved_model_backbone(name: str, place: str) -> Backbone:
-    """Return the backbone savedmodel:PLACE.
+    """Return the backbone with the name savedmodel:PLACE.
 
     Raises:
         ConfigError: the folder does not exist or is not a SavedModel.
@@ -66,11 +71,12 @@ def saved_model_backbone(name: str, place: str) -> Backbone:
 
 
 def kerashub_network(network: KerasHub, size: tuple[int, int], *, name: str, load_weights: bool) -> keras.Model:
-    """Build the preset's network, with the normalisation of its image converter as a plain layer.
+    """Build the network of a preset. The normalisation of the preset's image converter becomes a plain Keras layer.
 
     Returns:
-        A model from pixels (n, height, width, 3) float32, RGB, 0 to 255, to pooled features (n, f) float32. KerasHub's
-        layers are replaced by plain Keras layers if possible; otherwise loading the model requires KerasHub.
+        A model that maps pixels, (n, height, width, 3) float32, RGB, 0 to 255, to pooled features, (n, f) float32.
+        KerasHub's layers are replaced by plain Keras layers if possible. If it is not possible, KerasHub is needed to
+        load the saved model.
 
     Raises:
         MissingExtraError: KerasHub is not installed.
@@ -113,18 +119,19 @@ def kerashub_network(network: KerasHub, size: tuple[int, int], *, name: str, loa
 
 
 def saved_model_network(network: SavedModel, size: tuple[int, int], *, name: str) -> keras.Model:
-    """Build a network with the SavedModel as a frozen layer; requires Keras' TensorFlow backend.
+    """Build a network that contains the SavedModel as a frozen layer. This requires Keras' TensorFlow backend.
 
-    A SavedModel is a program: use only those you trust.
+    A SavedModel can execute code, so use only SavedModels that you trust.
 
     Returns:
-        A model from pixels (n, height, width, 3) float32, RGB, 0 to 255, to features (n, f) float32. The `.keras` file
-        of a model built on it cannot be loaded, because it only refers to the SavedModel; see `write_saved_model`.
+        A model that maps pixels, (n, height, width, 3) float32, RGB, 0 to 255, to features, (n, f) float32. If a
+        classifier built on it is saved as a `.keras` file, that file cannot be loaded, because it only refers to the
+        SavedModel. Use `write_saved_model` instead.
 
     Raises:
         ConfigError: Keras uses another backend.
-        MissingExtraError: kagglehub, which the handle needs, is not installed.
-        DataError: the SavedModel cannot be loaded, or does not map images of that size to vectors.
+        MissingExtraError: the SavedModel must be downloaded from Kaggle, and kagglehub is not installed.
+        DataError: the SavedModel cannot be loaded, or does not map images of that size to feature vectors or maps.
     """
     import keras
 
@@ -155,10 +162,12 @@ def saved_model_network(network: SavedModel, size: tuple[int, int], *, name: str
 
 
 def write_saved_model(model: keras.Model, folder: Path) -> None:
-    """Write a complete classifier as a SavedModel with batch size 1, if a `.keras` file cannot contain all of it.
+    """Write a complete classifier as a SavedModel with batch size 1.
+
+    This is for classifiers that a `.keras` file cannot contain completely; see `Backbone.self_contained`.
 
     Args:
-        model: model from (n, height, width, 3) float32 pixels, such as a head on `saved_model_network`.
+        model: classifier with the input (n, height, width, 3) float32, for example a head on `saved_model_network`.
         folder: folder to create.
     """
     import keras
@@ -169,7 +178,10 @@ def write_saved_model(model: keras.Model, folder: Path) -> None:
 
 
 def _scaling(hub: Any, network: KerasHub, name: str) -> tuple[Any, Any]:
-    """Return scale and offset from levels, 0 to 255, to the preset's pixels, each a number or one per channel."""
+    """Return the scale and offset that convert pixel values from 0 to 255 into the range that the preset expects.
+
+    Each is one number, or one number per channel.
+    """
     if network.pixels is not None:
         low, high = network.pixels
         return (high - low) / 255, low
@@ -177,7 +189,8 @@ def _scaling(hub: Any, network: KerasHub, name: str) -> tuple[Any, Any]:
         converter = hub.layers.ImageConverter.from_preset(network.preset)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(
-            f"{name}: no image converter defines its pixel range ({reason(error)}); give the range, as in {name}#-1..1"
+            f"{name}: the preset does not say which pixel range it expects ({reason(error)}); append the range to the "
+            f"name, as in {name}#-1..1"
         ) from error
     return (1.0 if converter.scale is None else converter.scale), (
         0.0 if converter.offset is None else converter.offset
@@ -211,9 +224,10 @@ def _fetched(place: str, name: str) -> Path:
 
 
 def _kaggle_handle(place: str) -> str:
-    """Return OWNER/MODEL/FRAMEWORK/VARIATION[/VERSION] from such a handle, a page on Kaggle, or a tfhub.dev address.
+    """Return the Kaggle handle OWNER/MODEL/FRAMEWORK/VARIATION[/VERSION] of a model.
 
-    tfhub.dev has moved to Kaggle; its addresses redirect to pages there.
+    ``place`` may be such a handle, the address of the model's page on Kaggle, or an address on tfhub.dev. tfhub.dev
+    has moved to Kaggle, and its addresses redirect to pages on Kaggle.
     """
     if urlsplit(place).hostname in {"tfhub.dev", "www.tfhub.dev"}:
         with urllib.request.urlopen(place, timeout=_PATIENCE_S) as page:  # noqa: S310  its host is tfhub.dev
@@ -239,13 +253,16 @@ def _means_a_folder(place: str) -> bool:
 
 
 def _split_range(place: str) -> tuple[str, Range | None]:
-    """Split PLACE#LOW..HIGH into the place and the pixel values of black and white, None if they are not given."""
+    """Split PLACE#LOW..HIGH into the place and the pixel range. The range is None if it is not given."""
     found = re.fullmatch(r"(.+)#(-?\d+)\.\.(\d+)", place)
     return (found[1], (float(found[2]), float(found[3]))) if found else (place, None)
 
 
 def _converter_side(path: Path) -> int | None:
-    """Return the side in pixels to which a preset's image converter resizes images, or None."""
+    """Return the side of the square, in pixels, to which a preset's image converter resizes images.
+
+    Return None if the side cannot be read, or is not a supported input size.
+    """
     try:
         height, width = json.loads(path.read_bytes())["config"]["image_size"]
     except (OSError, ValueError, KeyError, TypeError):

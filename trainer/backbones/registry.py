@@ -1,8 +1,11 @@
-"""The networks that a classifier can be built on, one row each.
+"""Lists the networks that a classifier can be built on.
 
-The int8 texts give milliseconds per image at 224x224 on 2 threads of an x86-64 server with VNNI
-(measured with LiteRT 2.3; use them as ratios), published milliseconds on a Raspberry Pi with
-XNNPACK (2022), and published ImageNet accuracies, float -> int8.
+The texts about int8 contain three kinds of numbers:
+
+- Milliseconds per image at 224x224 on 2 threads of an x86-64 server with VNNI, measured with LiteRT 2.3. Only their
+  ratios are meaningful on other machines.
+- Published milliseconds per image on a Raspberry Pi with XNNPACK (2022).
+- Published ImageNet accuracies, first of the float model, then of the int8 model.
 """
 
 from __future__ import annotations
@@ -190,15 +193,16 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType({row.name: row for row in _
 
 
 def find_backbone(name: str) -> Backbone:
-    """Return the backbone with this name; no framework is imported.
+    """Return the backbone with this name. This does not import Keras or any other framework.
 
     Args:
-        name: one of `BACKBONES`; ``kerashub:`` and a preset's name, handle or folder; ``savedmodel:`` and a
-            SavedModel's folder or its handle on Kaggle or tfhub.dev. The last two may end with the pixel range that the
-            network was trained with, such as ``#-1..1``.
+        name: a key of `BACKBONES`; ``kerashub:`` followed by the name, handle or folder of a preset; or
+            ``savedmodel:`` followed by the folder of a SavedModel, its Kaggle handle, or its address on Kaggle or
+            tfhub.dev. The last two forms may end with the pixel range that the network was trained with, such as
+            ``#-1..1``.
 
     Raises:
-        ConfigError: no backbone has this name, or the folder it names does not exist.
+        ConfigError: no backbone has this name, or the folder in the name does not exist or has the wrong content.
     """
     kind, _, rest = name.partition(":")
     if kind == "kerashub" and rest:

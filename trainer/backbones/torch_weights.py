@@ -1,9 +1,11 @@
-"""Reads the tensors of a PyTorch file in the legacy format, without PyTorch and without running its code.
+"""Reads the tensors of a PyTorch file in the legacy format, without PyTorch and without running code in the file.
 
-The format is five pickles (magic number, protocol, machine, descriptions of the tensors, keys of the
-storages), followed by every storage as an int64 element count and its raw little-endian values; see
-`torch.serialization._legacy_save`. A pickle can run code when it is loaded, so the file is pinned by its
-hash, and the unpickler accepts only four names.
+The file begins with five pickles: magic number, protocol, properties of the machine, descriptions of the tensors, and
+keys of the storages. They are followed by the storages. Each storage is its number of elements, int64, and its raw
+values, little-endian; see `torch.serialization._legacy_save`.
+
+A pickle can run code when it is loaded. Therefore only a file with a known SHA-256 is read, and the unpickler accepts
+only four names.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ _DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
 def read_torch_weights(path: Path, sha256: str) -> dict[str, npt.NDArray[Any]]:
-    """Return all tensors of the file by name: float32 or int64, in PyTorch's axis order.
+    """Return all tensors of the file as a dict by name. They are float32 or int64, with axes in PyTorch's order.
 
     Raises:
-        DataError: the file's hash is not ``sha256``, or it is not a legacy PyTorch file of tensors.
+        DataError: the SHA-256 of the file is not ``sha256``, or the file is not a PyTorch file of tensors in the
+            legacy format.
     """
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
@@ -71,7 +74,7 @@ class _Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds `_Tensor` descriptions; rejects all names except the four that a file of tensors needs."""
+    """Unpickler that builds `_Tensor` descriptions and rejects all names except the four that such a file needs."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):

@@ -1,4 +1,4 @@
-"""Finds and loads the initial weights of a network: from a package, a download or a file."""
+"""Finds and loads the initial weights of a network, which come from a package, a download or a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     import keras
 
 Progress: TypeAlias = Callable[[Iterable[bytes], int], Iterable[bytes]]
-"""Passes on the chunks of a download and shows its progress; the second argument is their number."""
+"""A function that yields the chunks of a download unchanged and shows how many have arrived.
+
+Its arguments are the chunks and their number.
+"""
 
 _PATIENCE_S = 15.0
 """Seconds to wait for a server that does not answer."""
@@ -46,24 +49,26 @@ with h5py.File(whole, "r") as file:
 
 
 def no_progress(chunks: Iterable[bytes], _: int) -> Iterable[bytes]:
-    """Pass on the chunks without showing progress."""
+    """Return the chunks unchanged, without showing progress."""
     return chunks
 
 
 def weights_file(
     backbone: Backbone, size: tuple[int, int], weights: str | Path, *, progress: Progress = no_progress
 ) -> Path | None:
-    """Return the file with the network's weights, downloaded if necessary; None for random weights.
+    """Return the path of the file with the network's weights. The file is downloaded if necessary.
+
+    Return None for random weights.
 
     Args:
         backbone: the network.
-        size: height and width of its input, pixels; some weights are published for several sizes.
-        weights: ``auto``, ``package``, ``imagenet``, ``none``, or a file or run directory.
+        size: height and width of its input, pixels. Some networks have separate weights for each input size.
+        weights: ``auto``, ``package``, ``imagenet``, ``none``, a file or a run directory; see `build_backbone`.
         progress: shows the progress of a download.
 
     Raises:
-        ConfigError: the network has no such weights, or their package is not installed.
-        DataError: no such file, or it cannot be downloaded.
+        ConfigError: the network has no such weights, or the package with the weights is not installed.
+        DataError: the given file does not exist or is of the wrong type, or the weights cannot be downloaded.
     """
     network = backbone.network
     if weights == "none":
@@ -81,7 +86,7 @@ def weights_file(
 
 
 def downloaded(url: str, md5: str, *, what: str, progress: Progress = no_progress) -> Path:
-    """Return the file at ``url`` from Keras' cache, after downloading it if necessary.
+    """Return the path of a file in Keras' cache. If it is not in the cache, download it from ``url`` first.
 
     Args:
         url: URL of the file.
@@ -111,10 +116,10 @@ def downloaded(url: str, md5: str, *, what: str, progress: Progress = no_progres
 
 
 def load_h5(model: keras.Model, path: Path, *, name: str) -> None:
-    """Load a Keras `.h5` or `.weights.h5` file into the model, layer by layer in order.
+    """Load a Keras `.h5` or `.weights.h5` file into the model. Weights are matched to layers by their order.
 
     Raises:
-        DataError: the file is damaged, or of another network.
+        DataError: the file is damaged, or contains the weights of another network.
     """
     _refuse_what_crashes(path)
     try:
@@ -127,10 +132,10 @@ def load_h5(model: keras.Model, path: Path, *, name: str) -> None:
 
 
 def load_by_name(model: keras.Model, path: Path, *, name: str) -> None:
-    """Load the weights of the layers with the same names from a `.keras` file of a classifier or a backbone.
+    """Load weights from the `.keras` file of a classifier or a backbone. Weights are matched to layers by layer name.
 
     Raises:
-        DataError: not a Keras model, one that contains code, or of another network.
+        DataError: the file is not a Keras model, contains code, or belongs to another network.
     """
     import keras
 
@@ -159,7 +164,10 @@ def reason(error: BaseException) -> str:
 
 
 def _refuse_what_crashes(path: Path) -> None:
-    """Read the file in a separate process first, because HDF5 can crash on a damaged file."""
+    """Raise `DataError` if reading the file crashes HDF5, which can happen with a damaged file.
+
+    The file is read in a separate process, so that only that process crashes.
+    """
     try:
         code = subprocess.run(
             [sys.executable, "-c", _PROBE, path], check=False, capture_output=True, timeout=_PROBE_S
@@ -207,7 +215,7 @@ def _md5(path: Path) -> str:
 
 
 def _fetch(url: str, what: str, remedy: str, progress: Progress) -> Iterator[bytes]:
-    """Yield the chunks of the file; raise `DataError` unless it is complete."""
+    """Download the file and yield its chunks; raise `DataError` if the file is not received completely."""
     try:
         with urllib.request.urlopen(url, timeout=_PATIENCE_S) as response:  # noqa: S310  https, from our own table
             length = int(response.headers.get("Content-Length") or 0)

@@ -113,7 +113,9 @@ def _export(captures: Path, target: Path, console: Console) -> None:
 
     inside, above = captures.resolve(), target.parent.resolve()
     if not inside.is_relative_to(above):
-        raise ConfigError(f"{target}: the file must be in or above {captures}, because its paths are relative to it")
+        raise ConfigError(
+            f"{target}: the file must be in or above {captures}: the paths in a list are relative to the list"
+        )
     decisions, found = Annotations(captures), find_frames(captures)
     labels = [
         ((inside / frame.path).relative_to(above).as_posix(), decision.label)

@@ -28,7 +28,7 @@ class Groups:
     Attributes:
         together: (n,) int, images with the same number are in the same split.
         near: (n,) int, images with the same number are near duplicates of one class.
-        given_up: classes whose near duplicates are split nevertheless, because nearly all images belong to one set.
+        given_up: classes whose near duplicates are not kept together, because their sets are too few or too large.
     """
 
     together: Indices

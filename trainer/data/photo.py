@@ -11,7 +11,7 @@ SPLITS = ("train", "val", "test")
 
 
 NAMED_AT_ONCE = 5
-"""Maximum number of problems of one kind in a message, which gives the number of the others."""
+"""Maximum number of problems of one kind that a message lists. Further problems are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,6 @@ class Photo:
 
 
 def in_short(texts: Sequence[str], limit: int = NAMED_AT_ONCE) -> str:
-    """Return the first few texts in one printable line, and the number of the others."""
+    """Return one printable line with the first ``limit`` texts and the number of the remaining ones."""
     more = f"; and {len(texts) - limit} more" if len(texts) > limit else ""
     return one_line(ValueError("; ".join(texts[:limit]) + more))

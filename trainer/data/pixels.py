@@ -15,10 +15,10 @@ from edge_agent.preprocessing import Pixels
 
 
 class PixelRows:
-    """A read-only array, (n, height, width, 3) uint8, in a file; indexing copies rows out of it.
+    """A read-only array, (n, height, width, 3) uint8, that is stored in a file. Indexing returns copies of rows.
 
-    Rows are read and not memory-mapped, because a map counts as memory of the process, and the process is
-    killed if the file is truncated. Reading a cached row is as fast as copying it.
+    The file is not memory-mapped, because the memory of a map counts as memory of the process, and the process would be
+    killed if the file were truncated. Reading a row that the system has cached is as fast as copying it.
 
     Attributes:
         shape: n, height, width, 3.

@@ -23,7 +23,7 @@ SHARES = {"test": 0.15, "val": 0.15}
 
 @dataclass(frozen=True)
 class _Group:
-    """Images that stay together: the number of each class, and the smallest hash, which determines the order."""
+    """Images that stay together: the number of images of each class, and the smallest hash (the sort key)."""
 
     number: int
     key: str
@@ -93,7 +93,7 @@ def _try(
     totals: Mapping[str, int],
     taken: Counter[tuple[str, str]],
 ) -> tuple[dict[int, str], str]:
-    """Assign splits class by class; return them, and the first class that misses a split or ""."""
+    """Assign splits class by class. Return them, and the first class that is missing from a split, or "" if none is."""
     targets = {
         (label, split): max(1, round(totals[label] * share)) for label in totals for split, share in SHARES.items()
     }

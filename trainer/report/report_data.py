@@ -70,7 +70,7 @@ class ReportData:
 
     @cached_property
     def counts(self) -> dict[str, Counter[str]]:
-        """Number of images of each class, by split."""
+        """Numbers of images of each class, by split."""
         counts: dict[str, Counter[str]] = {}
         for photo in self.dataset.photos:
             counts.setdefault(photo.split, Counter())[photo.label] += 1

@@ -1,4 +1,4 @@
-"""Advice and doubts of a report: calls the functions of `advice` and sorts their results."""
+"""Collects the advice and the caveats of a report: calls the functions of `advice` and orders their results."""
 
 from __future__ import annotations
 

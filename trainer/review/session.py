@@ -126,7 +126,7 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the background thread; all annotations are saved already."""
+        """Stop the background thread. All annotations have already been saved."""
         self._closing = True
         self._wake.set()
         self._thread.join(1)

@@ -71,9 +71,9 @@ class Part:
 
 
 def chunk_embedder(work: Path, store: Path, run: Path | None) -> Callable[[Chunk], ChunkSummary]:
-    """Return a function that computes and stores the embeddings of a chunk, unless they are stored already.
+    """Return a function that computes and stores the embeddings of a chunk if they have not already been stored.
 
-    The network is loaded with the first chunk that needs it, and only once.
+    The network is loaded only once, when the first chunk needs it.
     """
     network = cache(partial(load_network, run))
 

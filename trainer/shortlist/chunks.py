@@ -101,7 +101,11 @@ def _chunk(store: Path, key: str, names: Sequence[str]) -> Chunk:
 
 
 def write_embeddings(work: Path, name: str, embeddings: ChunkEmbeddings) -> None:
-    """Write the embeddings of a chunk. Raises OSError."""
+    """Write the embeddings of a chunk.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with replacing(work / f"{name}.looked.npz") as file:
         arrays: dict[str, npt.NDArray[Any]] = {
             "features": embeddings.features,
@@ -126,13 +130,24 @@ def read_embeddings(work: Path, name: str) -> ChunkEmbeddings | None:
 
 
 def write_points(work: Path, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write the points of a chunk's frames and their masks. Raises OSError."""
+    """Write arrays that describe the n frames of a chunk.
+
+    Args:
+        work: the work folder.
+        name: name of the chunk.
+        arrays: ``points``: (n, d) float32, the frames as points in the feature space, see
+            `trainer.active_learning.feature_space`; ``nearest``: (n,) float32, squared distance of each point to the
+            nearest known point; ``usable`` and ``free``: (n,) bool, see `trainer.shortlist.chunk_tasks.Part`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with replacing(work / f"{name}.points.npz") as file:
         _save(file, arrays)
 
 
 def read_points(work: Path, name: str) -> dict[str, npt.NDArray[Any]]:
-    """Read what `write_points` has written in this run.
+    """Read the arrays that `write_points` has written for a chunk.
 
     Raises:
         DataError: the file is missing or damaged.

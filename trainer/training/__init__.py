@@ -1,1 +1,1 @@
-"""Stages of a training: batches, augmentation, head, fine-tuning, checkpoints."""
+"""The stages of a training run and what they need: batches, augmentation, head, fine-tuning and checkpoints."""

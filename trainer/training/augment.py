@@ -1,9 +1,9 @@
-"""Augmentation of training images: Keras layers that run on the same device as the network.
+"""Augments training images with Keras layers, which run on the same device as the network.
 
-The layers are used in training only and are not part of the saved model. As in
-RandAugment (Cubuk et al. 2019, arXiv:1909.13719), one strength scales every range.
+The layers are used only in training and are not part of the saved model. As in RandAugment (Cubuk et al. 2019,
+arXiv:1909.13719), a single number, the strength, scales the ranges of all random changes.
 
-This module imports Keras: import it inside functions.
+This module imports Keras, so import it inside functions.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ MIXED_SHARE = 0.5
 
 
 class RandomView(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Random flip, rotation, zoom, change of aspect ratio and shift, in one resampling.
+    """Flips, rotates, zooms, stretches and shifts images at random, and resamples each image only once.
 
-    Maps the enlarged images, (n, H, W, 3) of any dtype, to (n, height, width, 3) float32. On average the
-    result shows the same view as on the device, so the model is trained at the scale of its later input. The
-    finer pixels of the enlarged image keep zoomed-in parts sharp.
+    Maps the enlarged images, (n, H, W, 3) of any dtype, to (n, height, width, 3) float32. On average the output shows
+    the same section of the image as on the device, so the model is trained at the scale of its later input. Parts of
+    the image that are zoomed in stay sharp, because the enlarged image has more pixels than the output.
 
     Args:
         size: height and width of the output, pixels.
-        strength: scale of the ranges above: 0 turns the layer off, 1 is the default, 2 doubles them.
-        flip: mirror half of the images; not suitable if left and right are different classes.
+        strength: factor for the ranges ``ROTATION_DEGREES``, ``ZOOM`` and ``SHIFT``: 0 turns these changes off, 1 is
+            the default, 2 doubles the ranges.
+        flip: mirror half of the images. Not suitable if left and right are different classes.
         seed: random seed.
     """
 
@@ -42,7 +43,7 @@ class RandomView(keras.layers.Layer):  # type: ignore[misc]  # Keras has no type
         self._seeds = keras.random.SeedGenerator(seed)
 
     def call(self, pixels: Any) -> Any:
-        """Sample each image through its own affine map."""
+        """Resample each image with its own random affine transformation."""
         count, rows, columns = ops.shape(pixels)[0], pixels.shape[1], pixels.shape[2]
         height, width = self._size
 
@@ -75,7 +76,10 @@ class RandomView(keras.layers.Layer):  # type: ignore[misc]  # Keras has no type
 
 
 class RandomLight(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Random exposure, contrast and tint of (n, H, W, 3) levels, clipped to 0 to 255."""
+    """Changes the exposure, contrast and tint of images at random.
+
+    Maps pixels, (n, H, W, 3), to the same shape. The values are clipped to the range 0 to 255.
+    """
 
     def __init__(self, *, strength: float, seed: int) -> None:
         super().__init__(name="random_light")
@@ -83,7 +87,7 @@ class RandomLight(keras.layers.Layer):  # type: ignore[misc]  # Keras has no typ
         self._seeds = keras.random.SeedGenerator(seed)
 
     def call(self, pixels: Any) -> Any:
-        """Change the contrast about the mean of the image, then scale the levels of each channel."""
+        """Scale the differences from the mean of the image, which changes the contrast. Then scale each channel."""
         count = ops.shape(pixels)[0]
 
         def draw(channels: int, extent: float) -> Any:
@@ -96,11 +100,13 @@ class RandomLight(keras.layers.Layer):  # type: ignore[misc]  # Keras has no typ
 
 
 class Mix(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Mix pairs of images, and their classes in the same proportion, in `MIXED_SHARE` of the batches.
+    """Mixes pairs of images, and their true classes in the same proportion.
 
-    Half of these batches use MixUp (Zhang et al. 2017, arXiv:1710.09412), a weighted mean of both images, and half
-    CutMix (Yun et al. 2019, arXiv:1905.04899), which pastes a rectangle of one image into the other. Maps
-    ``[pixels, truth]``, (n, H, W, 3) and (n, classes), to the same shapes.
+    This happens in a random share of the batches, `MIXED_SHARE`. Half of these batches use MixUp (Zhang et al. 2017,
+    arXiv:1710.09412), which computes a weighted mean of the two images. The other half use CutMix (Yun et al. 2019,
+    arXiv:1905.04899), which pastes a rectangle of one image into the other.
+
+    Maps ``[pixels, truth]``, (n, H, W, 3) and (n, classes), to arrays of the same shapes.
     """
 
     def __init__(self, *, alpha: float, seed: int) -> None:

@@ -1,4 +1,7 @@
-"""Batches of rows on disk, prefetched for the network."""
+"""Reads batches of images or features from files for a network, in a background thread.
+
+The data is stored in rows: row i contains the pixels or the features of image i.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +20,39 @@ if TYPE_CHECKING:
     import keras
 
 AHEAD = 4
-"""Number of prefetched batches, enough to hide a slow disk; 25 MB with 32 images of 256x256."""
+"""Number of prefetched batches. It is large enough to hide the delays of a slow disk.
+
+With batches of 32 images of 256x256 pixels, the prefetched batches take 25 MB."""
 
 
 class Rows(Protocol):
-    """Anything that returns the rows at given indices as an array: `trainer.data.PixelRows`, a memory map."""
+    """Anything that returns the rows at given indices as an array, such as `trainer.data.PixelRows` or `numpy.memmap`.
+
+    Row i contains the pixels or the features of image i.
+    """
 
     def __getitem__(self, which: npt.NDArray[np.intp], /) -> Any: ...
 
 
 class Batches:
-    """Training batches in a new random order every epoch; rows that do not fill a batch are left out of that epoch.
+    """Training batches, in a new random order in every epoch.
 
-    The order depends only on the seed and the epoch, so a resumed training gives the same result as an uninterrupted
-    one. (Keras' `PyDataset` is shuffled between epochs, when it may already have prefetched from the next one.)
+    All batches have the same size. If the last rows of an epoch do not fill a batch, they are not used in that epoch.
+    The order depends only on the seed and the epoch, so a resumed training run gives the same result as an
+    uninterrupted one. Keras' `PyDataset` does not guarantee this: it is shuffled between epochs, when batches of the
+    next epoch may already have been prefetched.
 
     Args:
-        rows: all rows.
+        rows: pixels or features of all images, one row per image.
         places: indices of the rows to train on.
-        truth: (all rows,) int class indices.
-        size: rows per batch.
+        truth: (n,) int, class index of every image.
+        size: number of rows per batch.
         classes: number of classes.
         seed: random seed of the order.
-        part: index of the part of every batch that this process fetches, and the number of parts; (0, 1) is all of it.
-        devices: number of devices that share every batch evenly; the batch is made smaller if it is not divisible.
+        part: index of the part of every batch that this process reads, and the number of parts. With (0, 1) it reads
+            whole batches.
+        devices: number of devices among which every batch is divided equally. If ``size`` is not a multiple of it,
+            the batches are made smaller.
 
     Raises:
         ConfigError: there are more devices than images in a batch.
@@ -73,7 +85,7 @@ class Batches:
         return len(self._places) // self._size
 
     def epoch(self, number: int) -> Iterator[tuple[Any, npt.NDArray[np.float32]]]:
-        """Yield the rows and their one-hot truth, batch by batch."""
+        """Yield the batches of an epoch, each as an array of rows and their true classes, (size, classes) one-hot."""
         order = np.random.default_rng((self._seed, number)).permutation(self._places)
         mine = self._size // self._part[1]
         for start in range(0, len(self) * self._size, self._size):
@@ -81,13 +93,26 @@ class Batches:
             yield self._rows[which], self._one_hot[self._truth[which]]
 
     def for_fit(self, epoch: int) -> Iterator[Any]:
-        """Yield endless batches from an epoch on, for `fit` of a model that also takes the truth as input."""
+        """Yield the batches of the given epoch and of all later epochs, without end.
+
+        They are for `fit` of a model that has the truth as a second input.
+        """
         endless = (batch for number in count(epoch) for batch in self.epoch(number))
         return fetched_ahead(({"pixels": pixels, "truth": truth}, truth) for pixels, truth in endless)
 
 
 def predict(model: keras.Model, rows: Rows, places: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.float32]:
-    """Return the model's outputs for the rows at ``places``, (places, outputs) float32, in that order."""
+    """Return the outputs of the model for some rows.
+
+    Args:
+        model: the model.
+        rows: inputs of the model for all images, one row per image.
+        places: (k,) int, indices of the rows to use.
+        size: number of rows per batch.
+
+    Returns:
+        (k, outputs) float32, in the order of ``places``.
+    """
     # Padded to full batches, because Keras compiles the model again for another shape.
     filled = np.concatenate([places, np.repeat(places[-1:], -len(places) % size)]).reshape(-1, size)
     batches = fetched_ahead((rows[some],) for some in filled)
@@ -96,7 +121,7 @@ def predict(model: keras.Model, rows: Rows, places: npt.NDArray[np.intp], size: 
 
 
 def fetched_ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield the same batches, prefetched by another thread."""
+    """Yield the given batches unchanged. Another thread reads them in advance."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as worker:
         waiting: deque[Future[Any]] = deque(worker.submit(next, batches, None) for _ in range(AHEAD))
         while (batch := waiting.popleft().result()) is not None:

@@ -1,6 +1,7 @@
-"""Checkpoints of an unfinished training, stored next to the future run directory for `--resume`.
+"""Stores checkpoints of an unfinished training run next to the future run directory, for `--resume`.
 
-Every epoch replaces `checkpoint.npz` with one rename, so an interruption loses at most the current epoch.
+After every epoch `checkpoint.npz` is replaced by a single rename, so at most the current epoch is lost if the training
+run is interrupted.
 """
 
 from __future__ import annotations
@@ -23,22 +24,24 @@ from edge_agent.errors import DataError
 
 Weights = list[npt.NDArray[Any]]
 MIN_VALIDATION_IMAGES = 3
-"""Minimum number of validation images to compare two epochs."""
+"""Minimum number of validation images that is needed to compare the losses of two epochs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """State of a training.
+    """State of a training run.
 
     Attributes:
-        epoch: number of finished fine-tuning epochs; 0 right after the head.
-        history: one row per epoch of both phases: phase, loss, val_loss, val_accuracy, learning_rate.
-        best: the classifier's best weights so far, those of the latest epoch that is not clearly worse than the epoch
-            with the lowest validation loss. A few images cannot separate close epochs, and later epochs are better on
-            average.
-        best_epoch: the epoch of these weights; 0 is the head alone.
-        lowest: (validation images,) losses at the fitted temperature in the epoch with the lowest mean.
-        state: all variables of the trained model and of its optimizer, in order; empty before the first epoch.
+        epoch: number of finished fine-tuning epochs; 0 after the training of the head.
+        history: one row per epoch of both phases, head and fine-tuning, with ``phase``, ``loss``, ``val_loss``,
+            ``val_accuracy`` and, for fine-tuning, ``learning_rate``.
+        best: the classifier's best weights so far. They are the weights of the latest epoch that is not clearly worse
+            than the epoch with the lowest validation loss. A small number of validation images cannot show which of
+            two similar epochs is better, and on average the later one is.
+        best_epoch: number of the fine-tuning epoch with these weights; 0 if they are the weights before fine-tuning.
+        lowest: (validation images,) losses at the fitted temperature, in the epoch in which their mean was lowest.
+        state: all variables of the trained model and of its optimizer, in order; empty before the first fine-tuning
+            epoch.
     """
 
     epoch: int
@@ -50,17 +53,21 @@ class Checkpoint:
 
     @property
     def epochs_since_best(self) -> int:
-        """Number of fine-tuning epochs since the best one."""
+        """Number of fine-tuning epochs after the best one."""
         return self.epoch - self.best_epoch
 
     def next_epoch(self, epochs: int) -> str:
-        """Describe the epoch in progress, of ``epochs``, with the last validation accuracy, for the progress."""
+        """Return text for the progress bar: the number of the current epoch, and the last validation accuracy.
+
+        Args:
+            epochs: number of all fine-tuning epochs.
+        """
         accuracy = [f", validation {100 * row['val_accuracy']:.1f} %" for row in self.history[-1:]]
         return f"epoch {self.epoch + 1} of {epochs}" + "".join(accuracy)
 
     @property
     def kept(self) -> int:
-        """Index in the history of the epoch with the best weights."""
+        """Index in ``history`` of the epoch with the best weights."""
         heads = len([row for row in self.history if row["phase"] == "head"])
         if self.best_epoch:
             return heads + self.best_epoch - 1
@@ -72,8 +79,8 @@ class Checkpoint:
         """Return the checkpoint after one more epoch.
 
         Args:
-            epoch: number of finished epochs.
-            row: row of the history.
+            epoch: number of finished fine-tuning epochs, including the new one.
+            row: row of the new epoch for the history.
             losses: (validation images,) losses at the fitted temperature.
             state: variables of the model and its optimizer.
             weights: weights of the classifier.
@@ -86,12 +93,16 @@ class Checkpoint:
 
 
 def _clearly_worse(losses: npt.NDArray[np.float64], lowest: npt.NDArray[np.float64]) -> bool:
-    """Return True if the losses of the same images are higher by more than the standard error of the mean difference.
+    """Return True if ``losses`` is higher than ``lowest`` by more than the standard error of the mean difference.
 
-    The one-standard-error rule of Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.
-    Test accuracies with 8 classes (`benchmarks/few_pictures.py`, 4 draws): with 5 training images per class and 8
-    validation images, 27 % for the head alone, 29 % for the epoch with the lowest loss, 33 % for the epoch chosen by
-    this rule; with 15 training images per class and 24 validation images, 36, 44 and 48 %.
+    Both arrays contain the losses of the same images. This is the one-standard-error rule of Breiman et al. 1984,
+    Classification and Regression Trees, section 3.4.3.
+
+    Test accuracies with 8 classes (`benchmarks/few_pictures.py`, 4 draws) were:
+
+    - With 5 training images per class and 8 validation images: 27 % for the head alone, 29 % for the epoch with the
+      lowest loss, and 33 % for the epoch chosen by this rule.
+    - With 15 training images per class and 24 validation images: 36 %, 44 % and 48 %.
     """
     if not np.isfinite(losses).all():
         return True  # diverged
@@ -102,13 +113,13 @@ def _clearly_worse(losses: npt.NDArray[np.float64], lowest: npt.NDArray[np.float
 
 
 class Unfinished:
-    """The folder of an unfinished training, locked by this process while it is open."""
+    """The folder of an unfinished training run. `unfinished_training` holds a lock on it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Replace the checkpoint."""
+        """Store a checkpoint, which replaces the previous one."""
         record = {"epoch": checkpoint.epoch, "history": checkpoint.history, "best_epoch": checkpoint.best_epoch}
         arrays = {f"best{i}": array for i, array in enumerate(checkpoint.best)}
         arrays |= {f"state{i}": array for i, array in enumerate(checkpoint.state)}
@@ -116,7 +127,7 @@ class Unfinished:
             np.savez(file, record=np.array(json.dumps(record)), lowest=checkpoint.lowest, **arrays)  # type: ignore[arg-type]  # numpy's stub
 
     def load(self) -> Checkpoint | None:
-        """Return the last checkpoint, or None.
+        """Return the last checkpoint, or None if there is none.
 
         Raises:
             DataError: the checkpoint is damaged.
@@ -137,15 +148,16 @@ class Unfinished:
 
 
 def unfinished_path(out: Path) -> Path:
-    """Return the folder of the unfinished training of the run ``out``."""
+    """Return the folder that is used while the run ``out`` is being trained."""
     return out.with_name(f".{out.name}.unfinished")
 
 
 def check_unfinished(out: Path, *, resume: bool) -> None:
-    """Check, before the work starts, that ``resume`` matches what is on disk.
+    """Check before the work starts that an unfinished training run exists if and only if ``resume`` is True.
 
     Raises:
-        DataError: there is nothing to resume, or there is an unfinished training and ``resume`` is False.
+        DataError: ``resume`` is True and there is nothing to resume, or ``resume`` is False and there is an unfinished
+            training run.
     """
     path = unfinished_path(out)
     if resume and not path.is_dir():
@@ -156,14 +168,17 @@ def check_unfinished(out: Path, *, resume: bool) -> None:
 
 @contextmanager
 def unfinished_training(out: Path, choices: Mapping[str, Any]) -> Iterator[Unfinished]:
-    """Open or create the folder of the unfinished training of ``out``; delete it when the block ends without an error.
+    """Open or create the folder of the unfinished training run ``out``.
+
+    The folder is locked for this process. It is deleted when the block ends without an error.
 
     Args:
         out: the future run directory.
-        choices: all options that the result depends on, as JSON values.
+        choices: all options that affect the result, as JSON values.
 
     Raises:
-        DataError: another process trains this run, or it was started with other options, all of which are named.
+        DataError: another process is training this run, or the training run was started with different options. The
+            message names all of these options.
     """
     path = unfinished_path(out)
     path.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Training on several GPUs, or on several machines: Keras' data parallelism on the JAX backend.
+"""Trains on several GPUs or on several machines, using Keras' data parallelism with the JAX backend.
 
-Every process runs the same program on its share of each batch, and all have the same weights. Only the
-first process trains the head, evaluates, and writes files; the others follow it. JAX is used because no
-other backend of Keras' distribution trains across machines.
+Every process runs the same program on its part of each batch, and all processes have the same weights. Only the first
+process, the leader, trains the head, evaluates the model and writes files. The JAX backend is used because it is the
+only backend with which `keras.distribution` can train on several machines.
 
-This is the only module of the trainer that depends on a backend.
+This is the only module of the trainer that needs a particular backend for training.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Team:
     Attributes:
         rank: number of this process; 0 is the leader.
         count: number of processes.
-        devices: number of devices of all processes together.
-        distributed: True if Keras distributes batches over devices.
+        devices: total number of devices of all processes.
+        distributed: True if Keras divides batches among devices.
     """
 
     rank: int = 0
@@ -48,12 +48,12 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """True if this process trains the head, evaluates, and writes files."""
+        """True if this process is the leader, which trains the head, evaluates the model and writes files."""
         return self.rank == 0
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Distribute models that are built and run in the block over all devices."""
+        """Run models on all devices: models that are built and executed in the block are distributed."""
         if not self.distributed:
             yield
             return
@@ -67,7 +67,7 @@ class Team:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Within `together`, run the block in this process only."""
+        """Inside a block of `together`, run models in this process only."""
         if not self.distributed:
             yield
             return
@@ -81,7 +81,10 @@ class Team:
             keras.distribution.set_distribution(shared)
 
     def share(self, arrays: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """Return the leader's arrays in every process; all processes must pass arrays of the same shapes."""
+        """Send the leader's arrays to all processes, and return them in every process.
+
+        All processes must call this method with arrays of the same shapes and dtypes.
+        """
         if self.count == 1:
             return list(arrays)
         from jax.experimental import multihost_utils
@@ -97,10 +100,10 @@ class Team:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Turn the failure of a collective operation in the block into a clear error.
+        """Raise a clear error if communication with another process fails in the block.
 
         Raises:
-            TeamLostError: another process was lost.
+            TeamLostError: another process died or cannot be reached.
         """
         try:
             yield
@@ -113,7 +116,11 @@ class Team:
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and those during whose handling it was raised: Keras may fail again while it cleans up a lost step."""
+    """Yield the error, its cause, the cause of that error, and so on.
+
+    If an error has no cause, the error during whose handling it was raised is used instead. All of them are needed,
+    because Keras may raise another error while it handles the loss of a process.
+    """
     current: BaseException | None = error
     while current is not None:
         yield current
@@ -121,11 +128,11 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
 
 
 class TeamLostError(ResourceError):
-    """Another process of the team died or cannot be reached; exit with `leave`."""
+    """Another process of the team died or cannot be reached. After this error, exit the process with `leave`."""
 
 
 def leave(code: int) -> NoReturn:
-    """Exit without JAX's shutdown, which would wait for lost processes and then abort."""
+    """Exit the process without shutting down JAX, because that would wait for lost processes and then abort."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -135,16 +142,17 @@ ALONE = Team()
 
 
 def form_team(where: str | None) -> Team:
-    """Join the other processes; must be called before Keras is imported.
+    """Join the other processes that train together. This must be called before Keras is imported.
 
     Args:
-        where: None for this process on one device; ``devices`` for this process on all devices of the machine;
-            ``HOST:PORT,RANK/COUNT`` for one of COUNT processes, of which process 0 listens at HOST:PORT.
+        where: None to train in this process only, on one device; ``devices`` to train in this process only, on all
+            devices of the machine; ``HOST:PORT,RANK/COUNT`` if this is process number RANK of COUNT processes, of
+            which process 0 listens at HOST:PORT.
 
     Raises:
-        ConfigError: ``where`` is none of these.
+        ConfigError: ``where`` has none of these forms.
         MissingExtraError: JAX is not installed.
-        ResourceError: the other processes did not join.
+        ResourceError: not all processes joined in time.
     """
     if where is None:
         return ALONE
@@ -183,10 +191,11 @@ def form_team(where: str | None) -> Team:
 def agree(team: Team, checkpoint: Checkpoint, fingerprint: str) -> Checkpoint:
     """Return the leader's checkpoint in every process.
 
-    Its history stays with the leader; its state is shared later, when the model is built.
+    Only the leader has the history of the checkpoint. The state of the checkpoint is sent to the other processes
+    later, after the model has been built.
 
     Raises:
-        DataError: this process has other data than the leader.
+        DataError: the data of this process differs from the data of the leader.
     """
     if team.count == 1:
         return checkpoint

@@ -1,4 +1,7 @@
-"""Features of the frozen backbone, computed once per image and stored. Imports Keras: import it inside functions."""
+"""Computes the features of the frozen backbone once for every image, and stores them.
+
+This module imports Keras, so import it inside functions.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,21 @@ BATCHES_AT_ONCE = 16
 def frozen_features(
     base: keras.Model, pixels: Rows, count: int, *, batch_size: int, folder: Path, console: Console
 ) -> npt.NDArray[np.float32]:
-    """Compute the pooled features of every image, memory-mapped in ``folder``; rows stored there are not recomputed.
+    """Compute the pooled features of every image, and store them in a file in ``folder``.
+
+    Features that an interrupted call has already stored there are not computed again.
 
     Args:
-        base: backbone, maps (n, height, width, 3) pixels to (n, features).
-        pixels: pixels of the images.
+        base: backbone; maps pixels, (n, height, width, 3), to features, (n, features).
+        pixels: pixels of the images, one row per image.
         count: number of images.
-        batch_size: images per step.
-        folder: folder of `features.f32` and of `features.done`, the number of finished rows.
+        batch_size: number of images per step.
+        folder: folder of two files: `features.f32` contains the features, and `features.done` the number of images
+            whose features have been stored.
         console: console for the progress.
 
     Returns:
-        (count, features) float32, on disk.
+        (count, features) float32, a memory map of the file.
     """
     width = base.output_shape[-1]
     path, marker = folder / "features.f32", folder / "features.done"

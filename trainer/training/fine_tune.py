@@ -1,4 +1,7 @@
-"""Fine-tuning of the backbone's top layers together with the head. Imports Keras: import it inside functions."""
+"""Fine-tunes the top layers of the backbone together with the head.
+
+This module imports Keras, so import it inside functions.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ WEIGHT_DECAY = 1e-3
 LABEL_SMOOTHING = 0.1
 MIX_ALPHA = 0.4
 WARM_UP = 0.1
-"""Share of the steps with a rising learning rate, so that the first steps do not damage the pretrained weights."""
+"""Share of the training steps at the start in which the learning rate rises.
+
+Low learning rates in the first steps protect the pretrained weights."""
 
 
 def fine_tune(
@@ -49,24 +54,25 @@ def fine_tune(
     """Train backbone and head together.
 
     Args:
-        classifier: ``head`` on ``base``, maps (n, height, width, 3) pixels to (n, classes) logits; evaluated
-            after every epoch with that epoch's weights.
+        classifier: ``base`` followed by ``head``; maps pixels, (n, height, width, 3), to logits, (n, classes). After
+            every epoch it receives the new weights and is evaluated.
         base: the backbone.
         head: the trained head.
-        plan: number of epochs, trainable share, learning rate.
-        roomy: enlarged images for augmentation, (k, room height, room width, 3) uint8.
-        pixels: images as on the device, (k, height, width, 3) uint8.
-        truth: (images,) int class indices.
-        splits: indices of the images of each split.
-        class_weights: (classes,) weight of an image of each class.
+        plan: settings, such as the number of epochs, the share of trained layers and the learning rate.
+        roomy: enlarged images for augmentation; indices give (k, height, width, 3) uint8 in the size ``plan.room``.
+        pixels: images preprocessed as on the device; indices give (k, height, width, 3) uint8 in the model's size.
+        truth: (images,) int, class indices.
+        splits: indices of the images in each split.
+        class_weights: (classes,) float32, weight of an image of each class.
         team: the processes that train together.
-        start: initial state: after the head, or after the last epoch of an interrupted training.
-        keep: called with the state after every epoch.
+        start: initial state, which is the state after the training of the head, or after the last finished epoch of an
+            interrupted training run.
+        keep: called after every epoch with the state of the training run.
         callbacks: further Keras callbacks, such as TensorBoard's.
         console: console for the progress.
 
     Returns:
-        The last state; its ``best`` are the classifier's best weights.
+        The last state. Its attribute ``best`` contains the best weights of the classifier.
     """
     recipe, val = plan.recipe, splits["val"]
     batches = Batches(
@@ -117,7 +123,7 @@ def _values(variables: Sequence[Any]) -> Weights:
 
 
 class _Epochs(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
-    """Evaluates every epoch with the averaged weights, keeps the best, and stops when the weights no longer improve."""
+    """Evaluates the averaged weights after every epoch, and ends the training when they no longer improve."""
 
     def __init__(
         self,
@@ -168,14 +174,16 @@ def compiled_student(
     *,
     steps_per_epoch: int,
 ) -> tuple[keras.Model, keras.Model, keras.Model]:
-    """Build the model that is trained: augmentation of enlarged images and their truth, backbone and head.
+    """Build the model that is trained, which consists of augmentation, backbone and head.
 
-    It has its own weights, because they may differ in precision from the classifier's and be distributed over devices.
+    The model has its own copy of the weights, because its weights may have another precision than those of the
+    classifier, and may be distributed over several devices.
 
     Returns:
-        The model, which maps ``{"pixels": (n, room height, room width, 3) uint8, "truth": (n, classes) one-hot}`` to
-        (n, 2 * classes): the logits, followed by the truth, mixed like the images and weighted. Then its backbone
-        and its head.
+        The model, its backbone and its head. The model maps
+        ``{"pixels": (n, room height, room width, 3) uint8, "truth": (n, classes) one-hot}`` to (n, 2 * classes). The
+        first half of the columns are the logits. The second half are the true classes, after label smoothing and
+        class weights, and mixed in the same proportions as the images.
     """
     recipe, classes = plan.recipe, len(class_weights)
     base, head = _twin(base, mixed=plan.mixed), _twin(head, mixed=plan.mixed)
@@ -199,7 +207,7 @@ def compiled_student(
 
 
 def _twin(model: keras.Model, *, mixed: bool) -> keras.Model:
-    """Return a copy of the model with its own weights, which computes in 16 bits if ``mixed``."""
+    """Return a copy of the model with its own weights. If ``mixed`` is True, the copy computes in 16 bits."""
     policy = {"dtype": "mixed_bfloat16"} if mixed else {}
     twin = keras.models.clone_model(
         model, clone_function=lambda layer: type(layer).from_config(layer.get_config() | policy)
@@ -209,13 +217,16 @@ def _twin(model: keras.Model, *, mixed: bool) -> keras.Model:
 
 
 def _cross_entropy(_: Any, outputs: Any) -> Any:
-    """Return the cross-entropy of the logits and the mixed truth, which are both in the outputs."""
+    """Return the cross-entropy of the logits and the mixed truth. Both are columns of ``outputs``."""
     logits, truth = ops.split(outputs, 2, axis=-1)
     return -ops.sum(truth * ops.log_softmax(logits), axis=-1)
 
 
 def _optimizer(plan: Plan, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """Return AdamW with a warm-up, cosine decay to zero, and weights averaged over about one epoch."""
+    """Return an AdamW optimizer that also averages the weights over about one epoch.
+
+    Its learning rate first rises from zero, and then falls to zero again with cosine decay.
+    """
     total = plan.epochs * steps_per_epoch
     warm_up = round(WARM_UP * total)
     rate = keras.optimizers.schedules.CosineDecay(
@@ -232,9 +243,9 @@ def _optimizer(plan: Plan, steps_per_epoch: int) -> keras.optimizers.Optimizer:
 def thaw(base: keras.Model, share: float, *, batch_norms: bool) -> None:
     """Make the top ``share`` of the backbone's layers with weights trainable, and freeze the rest.
 
-    Unless ``batch_norms`` is True, batch normalization layers stay frozen and keep their pretrained statistics and
-    scales, which are better than estimates from a few small batches. A frozen one also normalizes with its
-    stored statistics in Keras.
+    Unless ``batch_norms`` is True, batch normalization layers stay frozen. They keep their pretrained statistics and
+    scales, which are better than estimates from a few small batches. In Keras, a frozen batch normalization layer uses
+    its stored statistics also during training.
     """
     layers = [layer for layer in leaves(base) if layer.weights]
     frozen = round(len(layers) * (1 - share))

@@ -1,4 +1,7 @@
-"""Training of the head, a linear softmax layer on frozen features. Imports Keras: import it inside functions."""
+"""Trains the head, a linear softmax layer on frozen features.
+
+This module imports Keras, so import it inside functions.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ STEPS_PER_EPOCH = 20
 
 
 def new_head(features: int, classes: int) -> keras.Model:
-    """Return a model from (n, features) to (n, classes) logits."""
+    """Return a model that maps features, (n, features), to logits, (n, classes)."""
     return keras.Sequential(
         [
             keras.Input((features,)),
@@ -51,16 +54,16 @@ def fit_head(
 
     Args:
         head: model from `new_head`; changed in place.
-        features: features of all images.
-        truth: (images,) int class indices.
-        splits: indices of the images of each split.
-        class_weights: (classes,) weight of an image of each class.
+        features: features of all images, one row per image.
+        truth: (images,) int, class indices.
+        splits: indices of the images in each split.
+        class_weights: (classes,) float32, weight of an image of each class.
         seed: random seed of the order of images.
         console: console for the progress.
 
     Returns:
-        The loss of every validation image at the fitted temperature, and one row per epoch: phase, loss, val_loss,
-        val_accuracy.
+        The loss of every validation image at the fitted temperature; and a dict for each epoch with the keys
+        ``phase``, ``loss``, ``val_loss`` and ``val_accuracy``.
     """
     classes = head.output_shape[-1]
     size = int(np.clip(len(splits["train"]) // STEPS_PER_EPOCH, 16, 1024))

@@ -1,4 +1,4 @@
-"""Training options (`Recipe`), and the settings derived from them for a given amount of data (`Plan`)."""
+"""Training options (`Recipe`), and the settings that are derived from them for a given amount of data (`Plan`)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ Precision = Literal["auto", "float32", "mixed"]
 
 HEAD_EPOCHS = 100
 ROOM = 8 / 7
-"""Size of the cached training images relative to the model's input: 256 pixels for 224."""
+"""Side of the cached training images relative to the side of the model's input: 256 pixels for an input of 224."""
 
 IMAGES_SEEN = 8_000
-"""Number of images processed in all fine-tuning epochs together. With 880 training images of 8 classes
-(`benchmarks/support/synthetic_images.py`), the test accuracy was 53 % with 9 epochs to the end of the cosine schedule,
-and 50 % with early stopping in a schedule of 27 epochs at the same rate."""
+"""Number of images to process in all fine-tuning epochs together; it determines the default number of epochs.
+
+With 880 training images of 8 classes (`benchmarks/support/synthetic_images.py`), the test accuracy was 53 % with 9
+epochs, in which the cosine schedule of the learning rate was completed. It was 50 % with a schedule of 27 epochs, the
+same peak learning rate and early stopping."""
 MIN_EPOCHS, MAX_EPOCHS = 4, 20
 TOP_SHARE = 0.5
 LEARNING_RATE = 3e-4
@@ -27,22 +29,27 @@ LEARNING_RATE = 3e-4
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training options. `plan` chooses those that are None or "auto", by the amount of data and the machine.
+    """Training options. `plan` chooses a value for options that are None or "auto".
+
+    The value depends on the backbone, the amount of data and the machine.
 
     Attributes:
         backbone: name of the backbone; see `trainer.backbones.find_backbone`.
         image_size: side of the square model input, pixels; None for the backbone's default.
-        fit: method that fits frames to that square; see `edge_agent.preprocessing`.
-        weights: initial weights of the backbone: ``auto``, ``package``, ``imagenet``, ``none`` or a file.
+        fit: how an image is fitted to that square; see `edge_agent.preprocessing`.
+        weights: initial weights of the backbone: ``auto``, ``package``, ``imagenet``, ``none`` or a path; see
+            `trainer.backbones.build_backbone`.
         fine_tune: part of the backbone that is trained after the head: ``none``, the ``top`` half of its
             layers, or ``all``.
         epochs: maximum number of fine-tuning epochs.
-        batch_size: images per training step.
+        batch_size: number of images per training step.
         learning_rate: peak learning rate of fine-tuning.
-        augment: strength of random views, light and mixing, 0 to 2; 0 turns them off, 1 is the default.
-        flip: mirror images at random; False if left and right are different classes.
-        precision: ``mixed`` computes in 16 bits where that is safe; ``auto`` does so on a GPU.
-        seed: random seed of the head's initial weights, dropout, augmentation and the order of images.
+        augment: strength of the augmentation by random views, light and mixing, 0 to 2. 0 turns it off, 1 is the
+            default.
+        flip: mirror images at random. Use False if left and right are different classes.
+        precision: ``float32``, or ``mixed`` to compute in 16 bits where that is safe. ``auto`` is ``mixed`` on a GPU
+            or TPU, and ``float32`` otherwise.
+        seed: random seed for the head's initial weights, dropout, augmentation and the order of images.
     """
 
     backbone: str = "efficientnet-lite0"
@@ -61,18 +68,19 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe in which all settings are determined.
+    """The final settings of a training run, after `plan` has chosen a value for each option that was left open.
 
     Attributes:
         recipe: the training options.
         size: height and width of the model input, pixels.
         room: height and width of the enlarged images for augmentation, pixels.
-        from_scratch: the backbone starts from random weights, so all of it is trained, including batch norms.
-        share: share of the backbone's layers, counted from the top, that is trained after the head, 0 to 1.
+        from_scratch: True if the backbone starts with random weights. Then all its layers are trained, including batch
+            normalization layers.
+        share: share of the backbone's layers that are trained after the head, 0 to 1, counted from the output.
         epochs: maximum number of fine-tuning epochs; 0 for no fine-tuning.
         patience: number of fine-tuning epochs without improvement after which training stops.
         learning_rate: peak learning rate of fine-tuning.
-        mixed: compute in 16 bits.
+        mixed: True to compute in 16 bits where that is safe.
     """
 
     recipe: Recipe
@@ -87,7 +95,10 @@ class Plan:
 
 
 def room_for(recipe: Recipe, backbone: Backbone, side: int) -> tuple[int, int] | None:
-    """Return height and width of the images to cache for augmentation; None without fine-tuning."""
+    """Return the height and width, in pixels, of the images to cache for augmentation.
+
+    Return None if there is no fine-tuning, because only fine-tuning augments images.
+    """
     return _enlarged(side) if _share(recipe, backbone) else None
 
 
@@ -121,7 +132,7 @@ def _enlarged(side: int) -> tuple[int, int]:
 
 
 def _share(recipe: Recipe, backbone: Backbone) -> float:
-    """Return the share of the backbone's layers, from the top, that is trained after the head."""
+    """Return the share of the backbone's layers that are trained after the head, 0 to 1, counted from the output."""
     if not backbone.fine_tunes:
         return 0.0
     if recipe.weights == "none":

@@ -1,4 +1,4 @@
-"""Temperature scaling, which calibrates softmax scores (Guo et al. 2017, arXiv:1706.04599)."""
+"""Calibrates softmax scores by temperature scaling (Guo et al. 2017, arXiv:1706.04599)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import numpy.typing as npt
 
 RANGE = (0.05, 20.0)
 PRIOR_SPREAD = 0.5
-"""Standard deviation of the prior of log T: two thirds of all models need a temperature of 0.6 to 1.6."""
+"""Standard deviation of the prior of log T. It assumes that two thirds of all models need a T between 0.6 and 1.6."""
 
 
 def fit_temperature(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> float:
-    """Return the temperature T at which softmax(logits / T) fits the true classes best, by log loss.
+    """Return the temperature T for which softmax(logits / T) predicts the true classes with the lowest log loss.
 
-    With a few validation images that are all classified correctly, the best T would be 0. Therefore a prior is used
-    (log T is normal with mean 0), which a few dozen images outweigh.
+    If there are only a few validation images and all are classified correctly, the best T would be 0. Therefore a
+    prior is used: log T has a normal distribution with mean 0. With more than a few dozen images, the prior has little
+    influence.
 
     Args:
         logits: (n, classes), before softmax.
         truth: (n,) int, index of the true class.
 
     Returns:
-        T, 0.05 to 20. Above 1 the model was overconfident.
+        T, 0.05 to 20. If it is greater than 1, the original scores were overconfident.
     """
     from scipy.optimize import minimize_scalar
 
@@ -45,7 +46,7 @@ class Judged(NamedTuple):
     """Evaluation of logits.
 
     Attributes:
-        losses: (n,) log loss of every image at the fitted temperature, as the saved model would have it.
+        losses: (n,) log loss of every image, with the logits divided by the fitted temperature as in the saved model.
         accuracy: share of the images whose true class has the highest logit, 0 to 1.
     """
 
@@ -65,11 +66,11 @@ def judge(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> Judg
 
 
 def log_loss(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> float:
-    """Return the mean negative logarithm of the true classes' softmax scores."""
+    """Return the mean of the `log_losses`."""
     return float(log_losses(logits, truth).mean())
 
 
 def log_losses(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
-    """Return the negative logarithm of the true class's softmax score of every image, (n,)."""
+    """Return for every image the negative logarithm of the softmax score of its true class, (n,) float64."""
     losses: npt.NDArray[np.float64] = -np.log(softmax(logits)[np.arange(len(truth)), truth] + 1e-12)
     return losses
