@@ -1,6 +1,7 @@
-"""Converts a training run to a bundle: quantized to int8, evaluated with the device's runtime, packed if it passes.
+"""Converts a training run to a bundle.
 
-The public names, loaded when they are first used::
+Quantizes the model to int8, evaluates it with the runtime that the devices use, and packs it if it passes the checks.
+The public names of the package are loaded when they are first used::
 
     import converter
 

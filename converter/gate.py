@@ -17,16 +17,31 @@ from edge_agent.inference.interpreter import Interpreter
 from edge_agent.monitoring.score_counts import ScoreCounter, ScoreCounts
 
 DEFAULT_MAX_DROP = 1.0
-"""Points of accuracy. EfficientNet-Lite0 lost 0.3 and 0.5 in our measurements, 0.7 in Google's; above 1 something is
-wrong."""
+"""Default limit for the loss of accuracy, in percentage points.
+
+EfficientNet-Lite0 lost 0.3 and 0.5 points in our measurements and 0.7 in Google's. A loss above 1 point indicates a
+problem.
+"""
 DEFAULT_MAX_CLASS_DROP = 10.0
-"""Points of one class's recall. With 100 images of a class, evaluations of two similar models differ by about 4."""
+"""Default limit for the loss of one class's recall, in percentage points.
+
+With 100 images of a class, the recall of two similar models differs by about 4 points.
+"""
 ALLOWABLE = ("drop", "class-drop", "agreement", "constant", "slow")
-"""Checks that `--allow` can override. Scores that are not numbers cannot be allowed: no device could act on them."""
+"""Checks that `--allow` can override.
+
+Scores that are not numbers cannot be allowed, because no device could use them.
+"""
 SLOWER_RATIO = 1.05
-"""A model counts as slower only above this ratio of latencies: two timings of one model differ by a few percent."""
+"""A model counts as slower only if its latency is more than this many times the latency of the float model.
+
+Two measurements of the same model differ by a few percent.
+"""
 SLOWER_MS = 0.2
-"""A model counts as slower only by more than this: in a network of microseconds, converting the input dominates."""
+"""A model counts as slower only if its latency is greater by more than this, in milliseconds.
+
+In a network that takes only microseconds, the conversion of the input takes most of the time.
+"""
 _ROUNDS, _WARM_UP = 40, 5
 
 
@@ -44,8 +59,8 @@ class GateLimits:
     Attributes:
         max_drop: maximum loss of accuracy, in percentage points.
         max_class_drop: maximum loss of one class's recall, in percentage points.
-        min_agreement: minimum percentage of images on which float and int8 predict the same class.
-        allowed: names of `ALLOWABLE` checks that are overridden.
+        min_agreement: minimum percentage of images on which the float and the int8 model predict the same class.
+        allowed: names of the checks that a model may fail; each is one of `ALLOWABLE`.
     """
 
     max_drop: float = DEFAULT_MAX_DROP
@@ -56,15 +71,15 @@ class GateLimits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Accuracy and latency of the float model and the converted one, measured on the same images.
+    """Accuracy and latency of the float model and of the converted model, measured on the same images.
 
     Attributes:
         float32: evaluation of the float model.
         model: evaluation of the model to be packed.
-        float_ms: the float model's median latency on this machine, milliseconds.
-        model_ms: median latency of the model to be packed, measured alternately with the float model.
-        slow_operations: number of operations of each kind that the runtime computes outside its fast path; None for a
-            float model, which need not be faster than float.
+        float_ms: median latency of the float model on this machine, in milliseconds.
+        model_ms: median latency of the model to be packed, in milliseconds. The two models are measured alternately.
+        slow_operations: for each kind of operation, the number of operations that the runtime computes outside its
+            fast path. None if the model to be packed is a float model, because such a model may be slower.
     """
 
     float32: Evaluation
@@ -75,16 +90,16 @@ class Verdict:
 
     @property
     def drop(self) -> float:
-        """Accuracy lost, in points; negative when the model is better."""
+        """Accuracy that the conversion loses, in percentage points; negative if the converted model is better."""
         return 100 * (self.float32.accuracy - self.model.accuracy)
 
     @property
     def agreement(self) -> float:
-        """Share of images on which both models predict the same class."""
+        """Fraction of the images on which both models predict the same class, 0 to 1."""
         return self.model.agreement(self.float32)
 
     def metrics(self) -> Metrics:
-        """Return the metrics for the manifest, without latencies, which differ from one conversion to the next."""
+        """Return the metrics for the manifest. Latencies are left out, because they differ between conversions."""
         return Metrics(
             images=len(self.model.truth),
             float32=_scored(self.float32),
@@ -94,7 +109,7 @@ class Verdict:
         )
 
     def refusals(self, limits: GateLimits) -> list[Refusal]:
-        """Return all failed checks, including allowed ones."""
+        """Return all failed checks, including those that ``limits`` allows to fail."""
         if not np.isfinite(self.model.scores).all():
             return [Refusal("not-a-number", "it gives scores that are not numbers")]
         found = []
@@ -152,22 +167,23 @@ class Verdict:
 
 
 def refused(refusals: Sequence[Refusal], limits: GateLimits) -> list[Refusal]:
-    """Return the refusals that are not allowed by `limits`."""
+    """Return the failed checks that ``limits`` does not allow to fail."""
     return [refusal for refusal in refusals if refusal.check not in limits.allowed]
 
 
 def gate_error(refusals: Sequence[Refusal], what: str) -> GateError:
-    """Return an error with all reasons in one line, and the options that would allow the model."""
+    """Return an error that lists all reasons in one line, and the options that would allow the model, if any."""
     named = " ".join(f"--allow {one.check}" for one in refusals if one.check in ALLOWABLE)
     remedy = f"; to pack it anyway: {named}" if all(one.check in ALLOWABLE for one in refusals) else ""
     return GateError(f"refused: {what}: {'; '.join(one.reason for one in refusals)}; nothing was written{remedy}")
 
 
 def timed_ms(float32: bytes, model: bytes) -> tuple[float, float]:
-    """Return the median latencies of the float model and the converted one, in milliseconds, measured alternately.
+    """Measure the two models alternately and return their median latencies in milliseconds, the float model's first.
 
-    Uses the default number of threads. If the converted model is slower, both are measured again with one thread, and
-    those figures are returned: on a busy machine the threads of the faster model mostly wait for a core.
+    The models run with the default number of threads. If the converted model is slower, both models are measured again
+    with one thread, and these latencies are returned. The reason: on a busy machine, the threads of the faster model
+    mostly wait for a core.
     """
     float_ms, model_ms = latencies_ms([float32, model])
     if _slower(float_ms, model_ms):
@@ -186,7 +202,7 @@ def latencies_ms(models: Sequence[bytes], *, threads: int | None = None) -> list
 
     Args:
         models: contents of ``.tflite`` files.
-        threads: inference threads; the default number if None.
+        threads: number of inference threads; None for the default number.
     """
     loaded = [Interpreter(model, threads=threads) for model in models]
     times = np.empty((_ROUNDS, len(loaded)))

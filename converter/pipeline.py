@@ -1,4 +1,7 @@
-"""Conversion of a run to a bundle: float32 model, activation ranges, int8 model, gate, bundle."""
+"""Converts a run to a bundle.
+
+Makes the float32 model, measures the activation ranges, makes the int8 model, checks it with the gate and packs it.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +45,21 @@ from .tflite.xnnpack import off_the_fast_path, with_fast_operations
 
 Method: TypeAlias = Literal["auto", "int8", "float16", "float32"]
 VALIDATION_IMAGES = 64
-"""Validation images on which a rung must reduce the divergence; enough for a stable mean."""
+"""Number of validation images on which the divergence of a rung is measured; it is enough for a stable mean."""
 FINE_TUNING_IMAGES = 2000
-"""Maximum number of training images that quantization-aware fine-tuning holds in memory."""
+"""Maximum number of training images that quantization-aware fine-tuning keeps in memory."""
 
 
 @dataclass(frozen=True)
 class GateOutcome:
-    """One rung, the gate's measurements and the checks that failed."""
+    """Result of the gate for one rung.
+
+    Attributes:
+        rung: the rung.
+        verdict: what the gate measured for its model.
+        refusals: all checks that failed, including allowed ones.
+        passed: True if there are no failed checks, or all of them are allowed to fail.
+    """
 
     rung: Rung
     verdict: Verdict
@@ -63,9 +73,9 @@ class Converted:
 
     Attributes:
         path: the bundle file.
-        digest: its digest.
+        digest: digest of the bundle.
         outcomes: every rung that was tried; the last one is in the bundle.
-        float_bytes: size of the float model.
+        float_bytes: size of the float model, in bytes.
     """
 
     path: Path
@@ -75,12 +85,12 @@ class Converted:
 
     @property
     def verdict(self) -> Verdict:
-        """The gate's measurements of the model in the bundle."""
+        """What the gate measured for the model in the bundle."""
         return self.outcomes[-1].verdict
 
     @property
     def model_bytes(self) -> int:
-        """Size of the model in the bundle."""
+        """Size of the model in the bundle, in bytes."""
         return len(self.outcomes[-1].rung.model)
 
 
@@ -97,25 +107,29 @@ def convert(
     calibration: Path | None = None,
     key: Path | None = None,
 ) -> Converted:
-    """Quantize a run, evaluate the float and the quantized model on its test split, and pack the bundle if it passes.
+    """Quantize a run's model, evaluate the float and the quantized model, and pack a bundle if the gate accepts it.
+
+    Both models are evaluated on the test split of the run. If an error is raised, nothing is written.
 
     Args:
         run: a run directory.
-        out: the bundle to write, called NAME-VERSION.edgeloop. Replaced when it exists.
-        console: Rich console that shows progress and messages; instead of the two functions.
+        out: path of the bundle to write; its file name must have the form NAME-VERSION.edgeloop. An existing file is
+            replaced.
+        console: Rich console that shows progress and messages. If it is given, the two functions are not called.
         on_progress: called with the progress of each stage.
-        on_message: called with each message, such as a finding about the images: one line of plain text.
-        method: ``int8``, ``float16``, ``float32``, or ``auto``: the rungs of `ladder` in turn until one passes the
-            gate.
-        limits: the accuracy that quantization may cost.
+        on_message: called with each message, such as a warning about the images, as one line of plain text.
+        method: ``int8``, ``float16``, ``float32`` or ``auto``. ``auto`` tries the rungs of `quantization.ladder` in
+            turn until one passes the gate.
+        limits: limits of the gate, such as the largest accepted loss of accuracy; the defaults if None.
         data: folder of the run's images, if they were moved after training.
-        calibration: folder of images to measure ranges on; by default the run's training images.
-        key: SSH key to sign the bundle with.
+        calibration: folder of images on which the ranges are measured; by default the run's training images.
+        key: SSH key with which the bundle is signed; it is not signed if None.
 
     Raises:
+        ConfigError: the name of the bundle is invalid, or its folder does not exist.
         DataError: the run or its images have changed or are damaged.
         ModelError: the network cannot be converted.
-        GateError: the model lost too much accuracy. In each case nothing is written.
+        GateError: the model failed a check of the gate, for example because it lost too much accuracy.
     """
     out, console = Path(out), console or CallbackConsole(on_progress, on_message)
     parse_name(out)
@@ -192,12 +206,12 @@ def _rungs(run: Run, model: bytes, representative: Representative, scratch: Path
 
 
 def _say(console: Console, text: str) -> None:
-    """Print one line without markup: class and file names in it may look like markup."""
+    """Print one line without interpreting markup, because the names of classes and files may look like markup."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _prepared(run: Run, photos: list[RunImage], count: int) -> Pixels:
-    """Preprocess up to `count` images, balanced over the classes: (n, height, width, 3) uint8."""
+    """Preprocess up to ``count`` images, balanced over the classes. Return (n, height, width, 3) uint8."""
     chosen = choose(photos, count, seed=1)
     pixels = np.empty((len(chosen), *run.spec.shape), np.uint8)
     for place, (frame, _) in enumerate(run.read(chosen)):
@@ -211,7 +225,7 @@ def _climb(
     """Evaluate one rung after another until one passes the gate.
 
     Raises:
-        GateError: none passed.
+        GateError: no rung passed.
     """
     outcomes: list[GateOutcome] = []
     float32: Evaluation | None = None
@@ -239,7 +253,10 @@ def _climb(
 def _score(
     run: Run, models: Mapping[str, bytes], float32: Evaluation | None, console: Console
 ) -> dict[str, Evaluation]:
-    """Evaluate models on the test split with the device's classifier; the float model only the first time."""
+    """Evaluate models on the test split with the classifier of the devices.
+
+    The float model is evaluated only the first time: ``float32`` is its evaluation, if it exists.
+    """
     photos = run.split("test")
     remaining = {name: model for name, model in models.items() if name != "float32" or float32 is None}
 

@@ -1,4 +1,8 @@
-"""Progress of long work: a bar on a terminal, a plain line every half minute elsewhere, or calls of a function."""
+"""Shows the progress of long work.
+
+Draws a bar on a terminal, prints a plain line every half minute elsewhere, or calls a function of the program that uses
+this package.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,11 @@ Item = TypeVar("Item")
 
 
 class CallbackConsole(Console):
-    """A console that shows nothing: progress and messages go to functions of a program that uses this package.
+    """A console that shows nothing and passes progress and messages to functions of the calling program.
 
     Args:
-        on_progress: receives the progress of each stage; None to ignore it.
-        on_message: receives each message, one line of plain text; None to ignore them.
+        on_progress: receives the progress of each stage; if None, progress is ignored.
+        on_message: receives each message as one line of plain text; if None, messages are ignored.
     """
 
     def __init__(
@@ -41,10 +45,11 @@ class CallbackConsole(Console):
 
 @contextmanager
 def steps(console: Console, label: str, total: int | None, *, done: int = 0) -> Iterator[Advance]:
-    """Show the progress of ``total`` steps, of which ``done`` were finished before.
+    """Show the progress of ``total`` steps. ``done`` of them were finished before.
 
     Yields:
-        A function that adds finished steps. The bar is full when the block ends, however early.
+        A function to call when further steps are finished. When the block ends, the bar is shown as full, even if some
+        steps are missing.
     """
     if isinstance(console, CallbackConsole):
         with progress_calls(label, total, console.on_progress, done=done) as advance:
@@ -67,7 +72,7 @@ def steps(console: Console, label: str, total: int | None, *, done: int = 0) -> 
 
 
 def track(items: Iterable[Item], label: str, *, total: int, console: Console) -> Iterator[Item]:
-    """Yield the items, and show how many of ``total`` are done; an empty pass shows nothing."""
+    """Yield the items and show how many of ``total`` are done. Show nothing if ``total`` is 0."""
     if not total:
         yield from items
         return

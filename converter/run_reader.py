@@ -18,7 +18,10 @@ from edge_agent.preprocessing import Pixels, PreprocessSpec
 FORMAT = 1
 _FILES = ("labels.txt", "preprocess.json", "split.csv", "run.json")
 SAVED_MODEL = "saved_model"
-"""Replaces `model.keras` where the backbone was a SavedModel: a `.keras` file would only refer to it."""
+"""Folder that a run contains instead of `model.keras` if its backbone is a SavedModel.
+
+A `.keras` file would not contain such a backbone but only refer to it.
+"""
 _COLUMNS = {"sha256", "path", "label", "group", "split"}
 
 
@@ -66,10 +69,10 @@ class Run:
         return [photo for photo in self.photos if photo.split == name]
 
     def read(self, photos: Iterable[RunImage]) -> Iterator[tuple[Pixels, RunImage]]:
-        """Decode images, after checking that each is unchanged since the training.
+        """Check that each image has not changed since the training, and decode it.
 
         Yields:
-            (H, W, 3) uint8 BGR pixels and the image's row of split.csv.
+            The pixels of each image, (H, W, 3) uint8 BGR, and its row of split.csv.
 
         Raises:
             DataError: an image is missing, unreadable or has changed.
@@ -90,11 +93,12 @@ def open_run(path: Path, *, data: Path | None = None) -> Run:
     """Read and check a run directory.
 
     Args:
-        path: the directory.
-        data: folder of its images, if they were moved after training.
+        path: the run directory.
+        data: folder of the run's images, if they were moved after training.
 
     Raises:
-        DataError: not a run directory, or its files contradict each other. Reports all problems at once.
+        DataError: the path is not a run directory, or its files are damaged or contradict each other. The message lists
+            all contradictions.
     """
     missing = [name for name in _FILES if not (path / name).is_file()]
     if not (path / "model.keras").is_file() and not (path / SAVED_MODEL).is_dir():

@@ -103,7 +103,7 @@ def convert_command(
 
 
 def _table(converted: Converted) -> Table:
-    """Compare every rung that was tried with float."""
+    """Return a table that compares every rung that was tried with the float model."""
     verdict = converted.verdict
     table = Table(
         "",

@@ -1,1 +1,1 @@
-"""Packs a converted model as a bundle: canary images, model card, archive."""
+"""Packs a converted model as a bundle, together with canary images and a model card."""

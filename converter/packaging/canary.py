@@ -1,4 +1,4 @@
-"""Canary images: test images in the bundle, on which each device runs the canary test of the model."""
+"""Chooses the canary images: test images in the bundle, on which each device checks the model (the canary test)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,28 @@ from edge_agent.preprocessing import halve
 from ..run_reader import Run
 
 CLEAR = 24
-"""Number of images classified with a clear margin: every working device gets them right, whatever its arithmetic."""
+"""Number of images that the model classifies with a clear margin.
+
+Every working device classifies them correctly, even if its arithmetic differs slightly.
+"""
 CLOSE = 6
-"""Number of images near the border between two classes, where small differences in arithmetic show first."""
+"""Number of images near the border between two classes, which show small differences in arithmetic first."""
 CLEAR_MARGIN = 0.3
-"""Minimum difference between the two highest scores of a clear image. Scores of the same int8 file differed by up to
-0.08 between x86-64 and aarch64."""
+"""Minimum difference between the two highest scores of an image that counts as clear.
+
+The scores of the same int8 file differed by up to 0.08 between x86-64 and aarch64.
+"""
 JPEG_QUALITY = 95
 
 
 def choose(scored: Evaluation) -> list[int]:
-    """Choose the canary images: clear and correct ones balanced over the classes, then those with the smallest margin.
+    """Choose the canary images.
 
-    A class without a clear image is represented by its best one, and a class without a correct image by a wrong one,
-    so that all classes are present. The choice is deterministic.
+    The first images are classified correctly and clearly, and are balanced over the classes. Then follow the images
+    with the smallest margin, which is the difference between the two highest scores.
+
+    Every class is represented: a class without a clear image by its correct image with the largest margin, and a class
+    without a correct image by a misclassified one. The choice is deterministic.
 
     Args:
         scored: evaluation of the bundle's model on the test split.
@@ -58,7 +66,11 @@ def choose(scored: Evaluation) -> list[int]:
 
 
 def _clear_first(places: npt.NDArray[np.intp], sure: npt.NDArray[np.float32], share: int) -> list[int]:
-    """Order a class's images: ``share`` evenly spaced ones from clearest to least clear, then the rest by margin."""
+    """Order the images of a class.
+
+    Up to ``share`` clear images come first, spread evenly from the clearest to the least clear one. The remaining
+    images follow, sorted by margin, largest first.
+    """
     ranked = places[np.argsort(-sure[places], kind="stable")]
     clear = int((sure[ranked] >= CLEAR_MARGIN).sum())
     spread = np.linspace(0, clear - 1, min(clear, share)).round().astype(int) if clear else np.empty(0, int)
@@ -69,16 +81,16 @@ def _clear_first(places: npt.NDArray[np.intp], sure: npt.NDArray[np.float32], sh
 def canaries(run: Run, places: Sequence[int], classifier: Classifier) -> tuple[dict[str, bytes], list[CanaryImage]]:
     """Encode the canary images and compute their expected scores on this machine.
 
-    Images much larger than the input are first halved with the device's code, which keeps the bundle small. The scores
-    are those of the encoded file.
+    Images at least four times as large as the model's input are first halved, once or several times, with the code
+    that the devices use. This keeps the bundle small. The expected scores are computed from the encoded files.
 
     Args:
-        run: run with the test split.
+        run: run that contains the test split.
         places: indices of the images in the test split.
-        classifier: classifier with the bundle's model.
+        classifier: classifier that runs the bundle's model.
 
     Returns:
-        JPEG files by their names in the bundle, and the expected scores of each.
+        The contents of the JPEG files by their names in the bundle, and the expected scores of each file.
     """
     test = run.split("test")
     files, expected = {}, []

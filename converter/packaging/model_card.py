@@ -1,4 +1,4 @@
-"""The model card `card.md`: what users should know about the model."""
+"""Writes the model card `card.md`, which tells users what they should know about the model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ def card(manifest: Manifest, run: Run, confused: list[tuple[str, str, int]]) -> 
 
     Args:
         manifest: manifest of the bundle.
-        run: run the model was converted from.
-        confused: misclassifications on the test split: class, class it was misclassified as, number of images.
+        run: run from which the model was converted.
+        confused: the most frequent misclassifications on the test split. Each is a tuple of the true class, the
+            predicted class and the number of images.
     """
     metrics, provenance = manifest.metrics, manifest.provenance
     height, width = manifest.preprocess.size

@@ -35,10 +35,10 @@ class Packed:
 
     Attributes:
         model: the ``.tflite`` file.
-        verdict: the gate's measurements of the model.
-        rungs: every rung that was tried, with its verdict and whether it passed.
-        calibration: record of the images the ranges were measured on; None for a float model.
-        overridden: names of the failed checks that were allowed.
+        verdict: what the gate measured for the model.
+        rungs: every rung that was tried, with its verdict and with True if it passed the gate.
+        calibration: record of the images on which the ranges were measured; None for a float model.
+        overridden: names of the checks that failed but were allowed to fail.
     """
 
     model: bytes
@@ -49,10 +49,10 @@ class Packed:
 
 
 def parse_name(path: Path) -> tuple[str, str]:
-    """Parse name and version from ``NAME-VERSION.edgeloop``.
+    """Parse the name and the version from a file name of the form ``NAME-VERSION.edgeloop``.
 
     Raises:
-        ConfigError: the file name has another form.
+        ConfigError: the file name does not have this form.
     """
     name, _, number = path.stem.rpartition("-")
     try:
@@ -71,10 +71,10 @@ def pack(out: Path, run: Run, packed: Packed, *, key: Path | None = None) -> str
     """Write the bundle of a run's converted model and return its digest.
 
     Args:
-        out: the file, called NAME-VERSION.edgeloop.
+        out: path of the bundle; its file name must have the form NAME-VERSION.edgeloop.
         run: the run that was converted.
         packed: contents of the bundle.
-        key: SSH key to sign it with.
+        key: SSH key with which the bundle is signed; it is not signed if None.
     """
     name, number = parse_name(out)
     labels = "".join(f"{label}\n" for label in run.labels).encode()

@@ -1,1 +1,1 @@
-"""float32 to int8, and the steps tried when int8 loses too much accuracy."""
+"""Quantizes models from float32 to int8, with further steps that are tried if int8 loses too much accuracy."""

@@ -1,6 +1,7 @@
-"""Bias correction: subtracts from each layer's bias the mean error that rounding its weights adds to its output.
+"""Bias correction: compensates the mean error that the rounding of a layer's weights causes in the layer's output.
 
-After Nagel et al. 2019 (arXiv:1906.04721), section 4.2, with the mean inputs measured on images.
+This mean error is subtracted from the bias of the layer. The method follows Nagel et al. 2019 (arXiv:1906.04721),
+section 4.2, but measures the mean inputs of the layers on images.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from ..tflite.graph import LAYERS, Graph, Operation
 from .observers import activations
 
 SAME = 0
-"""`Padding` of the TFLite schema: zero padding such that a stride of 1 keeps the size."""
+"""Value of `Padding` in the TFLite schema: pads with zeros so that a layer with a stride of 1 keeps the image size."""
 
 
 def corrected(model: bytes, quantized: bytes, pixels: Pixels, *, advance: Callable[[], object] = lambda: None) -> bytes:
-    """Return the float model with biases that compensate the rounding of its weights, to be quantized again.
+    """Return the float model with changed biases that compensate the rounding of its weights. Quantize it again.
 
     Args:
         model: the float32 ``.tflite``.
-        quantized: the int8 model quantized from it.
-        pixels: (images, height, width, 3) uint8, images to measure the mean inputs on.
+        quantized: the int8 model that was quantized from ``model``.
+        pixels: (images, height, width, 3) uint8, images on which the mean inputs are measured.
         advance: called after each image.
     """
     graph, rounded = Graph(model), Graph(quantized)
@@ -48,9 +49,9 @@ def corrected(model: bytes, quantized: bytes, pixels: Pixels, *, advance: Callab
 def _mean_output(
     layer: Operation, weights: npt.NDArray[np.float32], mean: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return the mean output per channel, over all positions, of a layer with these weights and no bias: (channels,).
+    """Return the output of a layer with these weights and no bias, averaged over images and positions: (channels,).
 
-    A layer is linear, so the mean output over images is its output for the mean input.
+    A layer is linear, so its output averaged over images equals its output for the mean input.
     """
     if layer.kind == "FULLY_CONNECTED":
         flat: npt.NDArray[np.float64] = (mean.reshape(-1, weights.shape[1]) @ weights.T.astype(np.float64)).mean(axis=0)
@@ -63,7 +64,10 @@ def _mean_output(
 
 
 def _mean_taps(layer: Operation, kernel: tuple[int, ...], image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the mean input at each kernel position, over all output positions: (kernel h, kernel w, channels)."""
+    """Return the input that each kernel position sees, averaged over all output positions.
+
+    The result has the shape (kernel height, kernel width, channels).
+    """
     options = layer.raw.builtinOptions
     strides = (options.strideH, options.strideW)
     spread = (options.dilationHFactor or 1, options.dilationWFactor or 1)

@@ -1,4 +1,7 @@
-"""The representative dataset: images whose activations determine the integer ranges."""
+"""Chooses the representative dataset and measures the activation ranges on it.
+
+The representative dataset is the set of images whose activations determine the integer ranges.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,23 @@ SPLIT = "train"
 FIRST_CHECK = 64
 """Number of images before the first check whether the ranges have converged."""
 MAX_IMAGES = 512
-"""EfficientNet-Lite0's ranges converge at 128 images; Google's guides use 100 to 500."""
+"""Maximum number of images. EfficientNet-Lite0's ranges converge at 128 images; Google's guides use 100 to 500."""
 MAX_GROWTH = 0.02
-"""The ranges have converged when doubling the images widens them by at most this share of their width, averaged over
-the tensors."""
+"""Largest growth of ranges that count as converged.
+
+The growth is measured by doubling the number of images. It is the part of the new width of a range that was added by
+the second half of the images (0.02 = 2 %), averaged over the tensors.
+"""
 MIN_SPREAD = 4.0
-"""Mean difference of the images from their mean, in levels of 255, below which they count as nearly the same; the noise
-of a fixed camera is 1 to 3."""
+"""If the spread of the images is smaller than this, they count as nearly the same.
+
+The spread is the mean absolute difference between the images and their mean image, in pixel levels from 0 to 255. The
+noise of a fixed camera causes a spread of 1 to 3.
+"""
 
 
 Frame: TypeAlias = tuple[Pixels, str, str]
-"""An image to calibrate on: (H, W, 3) uint8 BGR, its class or "", and the sha256 of its file."""
+"""An image for the calibration: its pixels, (H, W, 3) uint8 BGR, its class or "", and the SHA-256 of its file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +54,12 @@ class Representative:
     """The calibration images and the ranges measured on them.
 
     Attributes:
-        pixels: (images + 2, height, width, 3) uint8 in the model's channel order. The first two are all black and all
-            white, because every camera sees darkness and glare at some time.
-        ranges: lowest and highest value of each of the float model's activations over all of them.
+        pixels: (images + 2, height, width, 3) uint8 in the model's channel order. The first two images are completely
+            black and completely white, because every camera sees darkness and glare at some time.
+        ranges: lowest and highest value of each activation of the float model over all of `pixels`.
         record: description of the images for the manifest.
-        spread: mean difference of the images from their mean, in levels of 255.
+        spread: mean absolute difference between the images (without the black and the white one) and their mean image,
+            in pixel levels from 0 to 255.
     """
 
     pixels: Pixels
@@ -59,11 +69,10 @@ class Representative:
 
 
 def choose(photos: Iterable[RunImage], count: int, seed: int) -> list[RunImage]:
-    """Draw up to ``count`` images, equally many of each class while it has images left.
+    """Draw up to ``count`` images at random, the same number from each class until a class runs out of images.
 
-    The first k images of the list are balanced in the same way, for every k.
-
-    The same seed draws the same images.
+    The classes take turns in the returned list, so that its first k images are balanced in the same way for every k.
+    The same seed gives the same list.
     """
     by_class = defaultdict(list)
     for photo in sorted(photos, key=lambda photo: photo.sha256):
@@ -79,18 +88,19 @@ def choose(photos: Iterable[RunImage], count: int, seed: int) -> list[RunImage]:
 
 
 def of_run(run: Run) -> Generator[Frame, None, None]:
-    """Yield images of the run's training split, balanced over the classes."""
+    """Yield up to `MAX_IMAGES` images of the run's training split, balanced over the classes."""
     for frame, photo in run.read(choose(run.split(SPLIT), MAX_IMAGES, SEED)):
         yield frame, photo.label, photo.sha256
 
 
 def of_folder(folder: Path, say: Callable[[str], object]) -> Generator[Frame, None, None]:
-    """Yield the images of a folder and its subfolders in random order, such as frames from the deployed camera.
+    """Yield up to `MAX_IMAGES` images of a folder and its subfolders in random order.
 
-    Other files are ignored; unreadable images are reported through `say` and skipped.
+    The images may be, for example, frames from the deployed camera. Files that are not images are ignored. Images that
+    cannot be read are skipped, and each is reported with a call of ``say``.
 
     Raises:
-        DataError: the folder has no images.
+        DataError: the folder contains no images.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
@@ -118,13 +128,13 @@ def calibrate(
     source: str = SPLIT,
     advance: Callable[[], object] = lambda: None,
 ) -> Representative:
-    """Measure ranges on an increasing number of images until they converge or the images run out.
+    """Measure the activation ranges on more and more images until the ranges converge or no images are left.
 
     Args:
         model: the float32 ``.tflite``.
         spec: preprocessing of the frames.
-        frames: images; every prefix is balanced over the classes.
-        source: source of the images for the record.
+        frames: images in an order such that the first k of them are balanced over the classes, for every k.
+        source: where the images come from, as written to the record.
         advance: called after each image.
 
     Raises:
@@ -166,10 +176,12 @@ def calibrate(
 
 
 def _growth(extremes: npt.NDArray[np.float64]) -> float:
-    """Return how much the second half of the images widens the ranges, as a share of their width, mean of the tensors.
+    """Return how much the second half of the images widens the ranges, averaged over the tensors.
+
+    The growth of one range is the added width divided by the width over all images, 0 to 1.
 
     Args:
-        extremes: (images, tensors, 2), lowest and highest value.
+        extremes: (images, tensors, 2), lowest and highest value of each tensor for each image.
     """
 
     def widths(some: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

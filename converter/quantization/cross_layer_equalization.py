@@ -1,9 +1,10 @@
 """Cross-layer equalization: gives the channels of a tensor similar ranges, so that one scale suits all of them.
 
-After Nagel et al. 2019 (arXiv:1906.04721), section 4.1. Where the operations between some layers only add, average or
-clip at zero, a channel can be divided by a positive factor where it is computed and multiplied by it where it is read
-without changing the network's output. In networks with linear bottlenecks, such as EfficientNet and MobileNet, this
-applies to the whole residual stream of a stage.
+The method follows Nagel et al. 2019 (arXiv:1906.04721), section 4.1. It applies where the operations between layers
+only add, average, take maxima, pad with zeros or clip at zero. There, a channel can be divided by a positive factor in
+the layers that compute it and multiplied by the same factor in the layers that read it, and the output of the network
+does not change. In networks with linear bottlenecks, such as EfficientNet and MobileNet, this applies to the whole
+residual stream of a stage.
 """
 
 from __future__ import annotations
@@ -19,18 +20,24 @@ from ..tflite.graph import LAYERS, Graph, Operation
 from .observers import activations
 
 LIMIT = 16.0
-"""Largest factor in either direction; larger ones would amplify channels that are almost always zero."""
+"""Largest factor by which a channel is multiplied or divided.
+
+Larger factors would amplify channels that are almost always zero.
+"""
 
 _HOMOGENEOUS = {"NONE", "RELU"}
 _PASSING = {"ADD", "RELU", "MAX_POOL_2D", "AVERAGE_POOL_2D", "MEAN", "PAD"}
 
 
 def equalized(model: bytes, pixels: Pixels, *, advance: Callable[[], object] = lambda: None) -> bytes | None:
-    """Return the float model with equalized channels, or None if it has no channels that can be scaled.
+    """Equalize the channels of a float model.
+
+    Return the changed model, or None if it has no channels that can be scaled.
 
     Args:
         model: the float32 ``.tflite``.
-        pixels: (images, height, width, 3) uint8, images to measure the channels on.
+        pixels: (images, height, width, 3) uint8, images on which the largest absolute value of each channel is
+            measured.
         advance: called after each image.
     """
     graph = Graph(model)
@@ -49,7 +56,11 @@ def equalized(model: bytes, pixels: Pixels, *, advance: Callable[[], object] = l
 
 
 def _streams(graph: Graph) -> list[frozenset[str]]:
-    """Return sets of tensors whose channels can be scaled together: written by layers, passed on, read by layers."""
+    """Return the sets of tensors whose channels can be scaled together.
+
+    Layers compute the tensors of a set, operations without weights may pass the values on within the set, and layers
+    read them.
+    """
     group: dict[str, frozenset[str]] = {name: frozenset([name]) for name in graph.activations}
     for operation in graph.operations:
         if _passes(graph, operation):
@@ -72,7 +83,7 @@ def _streams(graph: Graph) -> list[frozenset[str]]:
 
 
 def _passes(graph: Graph, operation: Operation) -> bool:
-    """Return True if scaling the channels of all inputs scales the channels of the output equally."""
+    """Return True if scaling the channels of all inputs scales the channels of the output by the same factors."""
     if operation.kind not in _PASSING or operation.activation not in _HOMOGENEOUS:
         return False
     given = [name for name in operation.inputs if not graph.is_constant(name)]
@@ -86,7 +97,7 @@ def _reads_channels(graph: Graph, operation: Operation) -> bool:
 
 
 def _scale(graph: Graph, stream: frozenset[str], peaks: npt.NDArray[np.float32]) -> None:
-    """Divide each channel by a factor where it is computed and multiply it by the factor where it is read."""
+    """Divide each channel by a factor in the layers that compute it and multiply by it in the layers that read it."""
     reading = [one for one in graph.operations if one.kind in LAYERS and one.inputs[0] in stream]
     making = [one for one in graph.operations if one.kind in LAYERS and one.output in stream]
     used = np.max(

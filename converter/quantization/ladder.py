@@ -1,7 +1,8 @@
-"""The ladder: quantization steps for networks that lose too much with plain int8, in order of cost.
+"""The ladder: quantization steps for networks that lose too much accuracy with plain int8, cheapest first.
 
-Each rung builds on the rungs that helped before. A rung helps if it reduces the divergence of the int8 scores from the
-scores of the float model on validation images: the test split is used only for the verdict, not for choosing.
+Each step is a rung and builds on the previous rungs that helped. A rung helps if it reduces the divergence of the int8
+scores from the scores of the float model. The divergence is measured on validation images, because the test split is
+used only for the verdict and never for choosing.
 """
 
 from __future__ import annotations
@@ -26,16 +27,25 @@ from .range_clipping import clipped
 from .sensitivity import by_damage, layers
 
 SWEEP = 24
-"""Number of images used to measure each layer's sensitivity. More hardly change the order of the layers, and each
-costs a second or two."""
+"""Number of images on which the sensitivity of each layer is measured.
+
+More images hardly change the order of the layers, and each image takes a second or two.
+"""
 
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
-"""Shows a progress bar, given a description and the number of steps."""
+"""Function that shows a progress bar. It takes a description and the number of steps."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One candidate model: name of the rung, description of the step, ``.tflite`` file and precision of the weights."""
+    """One candidate model.
+
+    Attributes:
+        name: name of the rung.
+        did: description of the quantization step.
+        model: content of the ``.tflite`` file.
+        precision: precision of the weights.
+    """
 
     name: str
     did: str
@@ -45,7 +55,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class _State:
-    """Inputs of the quantization: float model, ranges of its activations and tensors left in float."""
+    """The inputs of a quantization: float model, ranges of its activations, and tensors that stay in float."""
 
     model: bytes
     ranges: Ranges
@@ -65,16 +75,17 @@ def rungs(
     bar: Bar,
     say: Callable[[str], object],
 ) -> Iterator[Rung]:
-    """Yield candidate models, each built only when it is requested.
+    """Yield the candidate models of the ladder. Each model is built only when the caller asks for it.
 
     Args:
         model: the float32 ``.tflite``.
         representative: the representative dataset.
-        validation: returns images (n, height, width, 3) uint8 to measure divergence on; not called for the first rung.
-        observe: measures the ranges of a changed float model on the representative dataset.
-        fine_tune: fine-tunes the run's network for int8 and returns it as float32 ``.tflite``; None if the run has no
+        validation: returns the images on which the divergence is measured, (n, height, width, 3) uint8. It is not
+            called before the second rung is requested.
+        observe: takes a changed float model and returns its ranges on the representative dataset.
+        fine_tune: fine-tunes the run's network for int8 and returns it as a float32 ``.tflite``; None if the run has no
             Keras network.
-        bar: shows progress.
+        bar: shows the progress of a step.
         say: prints a message about a rung that did not help.
     """
     pixels = representative.pixels
@@ -135,7 +146,10 @@ def rungs(
 
 
 class _Distance:
-    """Mean Kullback-Leibler divergence, in nats, of a model's scores from the float model's on some images."""
+    """Computes the divergence of a model's scores from the scores of the float model on given images.
+
+    The result is the mean Kullback-Leibler divergence, in nats.
+    """
 
     def __init__(self, model: bytes, pixels: Pixels) -> None:
         self._pixels = pixels
@@ -148,7 +162,10 @@ class _Distance:
 
 
 def _scores(model: bytes, pixels: Pixels) -> npt.NDArray[np.float32]:
-    """Return the scores (images, classes) of preprocessed images; uint8 and float32 inputs both hold pixel levels."""
+    """Return the scores of preprocessed images, (images, classes) float32.
+
+    The input of the model may be uint8 or float32; both hold pixel levels.
+    """
     found = []
     with Interpreter(model) as loaded:
         for image in pixels:

@@ -1,4 +1,4 @@
-"""Observers: measure the values of a float model's tensors on images, from which integer ranges are chosen."""
+"""Measures the values of a float model's tensors on images. The integer ranges are chosen from these values."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..tflite.graph import Graph
 
 Values: TypeAlias = npt.NDArray[np.float32]
 Ranges: TypeAlias = dict[str, tuple[float, float]]
-"""Lowest and highest real value that a tensor's integers represent, by the tensor's name."""
+"""Maps the name of a tensor to the lowest and the highest real value that its integers represent."""
 
 
 def activations(model: bytes, names: Sequence[str], pixels: Iterable[Pixels]) -> Iterator[list[Values]]:
     """Yield the values of a model's inner tensors, image by image.
 
     Args:
-        model: a ``.tflite`` file with a float32 input of pixel levels.
+        model: content of a ``.tflite`` file whose input takes pixel levels as float32.
         names: names of the tensors.
-        pixels: (height, width, 3) uint8 each, in the model's channel order.
+        pixels: images, each (height, width, 3) uint8 in the model's channel order.
 
     Yields:
-        One float32 array per name.
+        For each image a list with the values of each tensor, float32, in the order of ``names``.
     """
     graph, interpreter = Graph(model), _interpreter(model)
     (given,) = interpreter.get_input_details()
@@ -52,7 +52,12 @@ def extremes(values: Iterable[Values]) -> list[tuple[float, float]]:
 
 
 def widest(names: Iterable[str], measured: Sequence[Sequence[tuple[float, float]]]) -> Ranges:
-    """Return for each name the range that spans its `extremes` of all images."""
+    """Return for each tensor the range from its lowest to its highest value over all images.
+
+    Args:
+        names: names of the tensors.
+        measured: for each image the `extremes` of the tensors, in the order of ``names``.
+    """
     ends = np.array(measured)
     lows, highs = ends[..., 0].min(axis=0).tolist(), ends[..., 1].max(axis=0).tolist()
     return dict(zip(names, zip(lows, highs, strict=True), strict=True))

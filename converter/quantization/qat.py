@@ -1,7 +1,8 @@
-"""Quantization-aware fine-tuning: trains the network for some more steps with its values rounded as in int8.
+"""Quantization-aware fine-tuning: trains the network for some more steps while its values are rounded as in int8.
 
-After Jacob et al. 2018 (arXiv:1712.05877), section 3. The targets are the scores of the float network, so that neither
-labels nor hyperparameters of the training are needed. Imports TensorFlow and Keras inside functions.
+The method follows Jacob et al. 2018 (arXiv:1712.05877), section 3. The training targets are the scores of the float
+network, so that neither the labels nor the hyperparameters of the original training are needed. The functions import
+TensorFlow and Keras when they are called.
 """
 
 from __future__ import annotations
@@ -23,10 +24,17 @@ if TYPE_CHECKING:
 
 BATCH = 16
 STEPS = 120
-"""Some minutes for EfficientNet-B0 on two cores; 100 steps reduced its divergence from float from 0.044 to 0.032."""
+"""Number of training steps.
+
+For EfficientNet-B0 they take some minutes on two cores. The first 100 steps reduced the divergence of its int8 scores
+from its float scores from 0.044 to 0.032.
+"""
 LEARNING_RATE = 0.002
-"""Initial change of the weights per step, in units of their rounding step. Small, because a gradient moves a whole
-layer in the same direction, whereas rounding errors have no common direction."""
+"""Change of a weight per training step at the beginning, in units of the weight's rounding step.
+
+It is small because a gradient moves a whole layer in the same direction, whereas rounding errors have no common
+direction.
+"""
 SEED = 0
 
 _FUSED = {"relu", "relu6"}
@@ -57,9 +65,9 @@ def fine_tune(
     """Adapt the model's weights in place to int8 rounding.
 
     Args:
-        model: the run's classifier, from pixels to scores.
+        model: the run's classifier, which maps pixels to scores.
         images: (n, height, width, 3) uint8, training images, preprocessed as on the device.
-        sample: (images, height, width, 3) uint8, images to measure the ranges of the values on.
+        sample: (images, height, width, 3) uint8, images on which the ranges of the values are measured.
         advance: called after each of the `STEPS`.
     """
     import keras
@@ -121,19 +129,23 @@ def _scores(model: keras.Model, images: Pixels) -> npt.NDArray[np.float32]:
 
 
 def _rounding(model: keras.Model, sample: Pixels) -> keras.Model:
-    """Return a copy of the model that rounds the outputs of its layers as in int8; its own weights stay exact."""
+    """Return a copy of the model that rounds the outputs of its layers as in int8. Its weights are not rounded."""
     import keras
 
     ranges = _ranges(model, sample)
 
     class Rounded(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-        """Rounds values. A layer, so that it has a name of its own: Keras would name its sums like the network's."""
+        """Rounds values as in int8.
+
+        It is a layer so that it has its own name. Otherwise Keras would give its additions the same names as additions
+        of the network.
+        """
 
         def call(self, values: Any) -> Any:
             return _rounded_values(values, *ranges[self.name.removesuffix(".rounded")])
 
     class Gated(keras.layers.Layer):  # type: ignore[misc]
-        """A swish activation as int8 computes it: the input times a rounded gate."""
+        """A swish activation as an int8 model computes it: the input multiplied by a rounded gate."""
 
         def __init__(self, kind: str, *, name: str) -> None:
             super().__init__(name=name)
@@ -156,7 +168,10 @@ def _rounding(model: keras.Model, sample: Pixels) -> keras.Model:
 
 
 def _ranges(model: keras.Model, sample: Pixels) -> Ranges:
-    """Return the int8 range of each stored value, by the operation's name: the ends with the least squared error."""
+    """Return the int8 range of the result of each operation in `_stored`, by the name of the operation.
+
+    The range is the one with the least mean squared error.
+    """
     import keras
 
     places = _stored(model)
@@ -172,9 +187,11 @@ def _ranges(model: keras.Model, sample: Pixels) -> Ranges:
 
 
 def _stored(model: keras.Model) -> list[Any]:
-    """Return the operations whose results int8 stores, without those that are fused with the next operation.
+    """Return the operations whose results an int8 model stores as integers.
 
-    Batch norm, ReLU and ReLU6 become part of the layer before them; the scores stay in float.
+    The conversion fuses batch norm, ReLU and ReLU6 with the operation before them. The result of that operation is then
+    not stored, so it is left out. The operation that computes the scores is left out as well, because the scores stay
+    in float. Operations that do not change the values, such as padding and reshaping, are also left out.
     """
     import keras
 
@@ -210,7 +227,7 @@ def _stored(model: keras.Model) -> list[Any]:
 
 
 def _kernels(model: keras.Model) -> list[tuple[Any, bool]]:
-    """Return the kernels that become int8, each with True if it belongs to a depthwise layer."""
+    """Return the kernels that become int8, and for each kernel True if it belongs to a depthwise layer."""
     import keras
 
     layers = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
@@ -231,7 +248,7 @@ def _tensors(operation: Any, end: str) -> list[Any]:
 
 
 def _rounded_values(values: Any, low: float, high: float) -> Any:
-    """Round values to 8 bits. Gradients pass through as if the values were only clipped."""
+    """Clip values to a range and round them to 8 bits. Gradients are computed as if the values were only clipped."""
     from keras import ops
 
     low, high = min(low, 0.0), max(high, 0.0)
@@ -243,9 +260,9 @@ def _rounded_values(values: Any, low: float, high: float) -> Any:
 
 
 def _step(kernel: Any, *, depthwise: bool) -> Any:
-    """Return the rounding step of a kernel's int8 weights, which have 255 values: one step per output channel.
+    """Return the rounding step of each output channel of a kernel, whose int8 weights can have 255 values.
 
-    A kernel is (height, width, in, out) or (in, out), a depthwise one (height, width, channels, 1).
+    The kernel has the shape (height, width, in, out) or (in, out); a depthwise one has (height, width, channels, 1).
     """
     from keras import ops
 
@@ -254,7 +271,7 @@ def _step(kernel: Any, *, depthwise: bool) -> Any:
 
 
 def _rounded_weights(kernel: Any, *, depthwise: bool) -> Any:
-    """Round a kernel to 8 bits with one scale per output channel. Gradients pass through as if it were exact."""
+    """Round a kernel to 8 bits with one scale per output channel. Gradients are computed as if it were not rounded."""
     from keras import ops
 
     step = _step(kernel, depthwise=depthwise)

@@ -1,4 +1,4 @@
-"""Quantizes float32 TFLite models to int8 or float16. The only module that uses the LiteRT quantizer."""
+"""Quantizes float32 TFLite models to int8 or float16. No other module imports the LiteRT quantizer."""
 
 from __future__ import annotations
 
@@ -18,14 +18,21 @@ from ..tflite.graph import Graph
 from .observers import Ranges
 
 LEVELS = (0.0, 255.0)
-"""Range of the input, independent of the images, so that a stored value equals the pixel level (scale 1)."""
+"""Range of the model's input. It does not depend on the images.
+
+The scale is therefore 1, and each stored integer equals the pixel level.
+"""
 
 
 def to_int8(model: bytes, ranges: Ranges, *, floats: Collection[str] = ()) -> bytes:
-    """Quantize to static int8: weights per output channel, activations per tensor, uint8 pixels in, float32 scores out.
+    """Quantize a model to static int8.
 
-    The last layer has int8 weights and float32 logits, and the softmax is float32: an int8 softmax has steps of 1/256
-    and no score above 0.996, so classes tie and calibrated scores are lost (figures: docs/guides/conversion.md).
+    Weights have one scale per output channel, activations one scale per tensor. The quantized model takes uint8 pixels
+    and returns float32 scores.
+
+    The last layer has int8 weights but computes float32 logits, and the softmax is computed in float32. The reason: an
+    int8 softmax has steps of 1/256 and no score above 0.996, so that several classes get the same score and the scores
+    are no longer calibrated. docs/guides/conversion.md gives figures.
 
     Args:
         model: the float32 model.
@@ -53,7 +60,10 @@ def to_int8(model: bytes, ranges: Ranges, *, floats: Collection[str] = ()) -> by
 
 
 def to_float16(model: bytes) -> bytes:
-    """Store the weights in 16 bits and compute in float32: half the size, scores equal to about three digits."""
+    """Store the weights as float16 and compute in float32.
+
+    The file has half the size, and the scores agree with those of the float32 model to about three digits.
+    """
     from litert_quantizer import qtyping, quantizer
     from litert_quantizer.algorithm_manager import AlgorithmName
 
@@ -70,7 +80,10 @@ def to_float16(model: bytes) -> bytes:
 
 
 def uint8_config() -> Any:
-    """Return the configuration of a uint8 input. Int8 would work here as well, but MediaPipe needs uint8 or float32."""
+    """Return the quantizer's configuration of a uint8 input.
+
+    An int8 input would work on the devices as well, but MediaPipe needs uint8 or float32.
+    """
     from litert_quantizer import qtyping
 
     return qtyping.OpQuantizationConfig(
@@ -85,12 +98,15 @@ def uint8_config() -> Any:
 
 
 def _scope(names: Collection[str]) -> str:
-    """Return the quantizer's pattern for the operations that compute these tensors; it ends each name with `;`."""
+    """Return a regular expression with which the quantizer selects the operations that compute these tensors.
+
+    The quantizer appends `;` to the name of each tensor, therefore the expression contains it.
+    """
     return "|".join(f"^{re.escape(name)};$" for name in sorted(names))
 
 
 def run_quietly(engine: Any, ranges: Any) -> bytes:
-    """Run a `Quantizer` without its output and return the quantized model.
+    """Run a `Quantizer`, suppress everything it prints, and return the quantized model.
 
     Raises:
         ModelError: the quantizer cannot process the model.

@@ -1,4 +1,8 @@
-"""Range clipping: clips the few largest values where the others gain more resolution than the clipping loses."""
+"""Range clipping: narrows the range of a tensor, so that 8-bit integers represent its values with smaller steps.
+
+The few values outside the narrower range are clipped. A range is narrowed only if the error that the smaller steps
+avoid is larger than the error that the clipping adds.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,18 @@ from .observers import Ranges, Values, activations
 BINS = 2048
 STEPS = 255
 SHARES = np.linspace(1.0, 0.2, 33)
-"""Fractions of each end's distance from zero that are tried as the new end."""
+"""Factors by which each end of a range is multiplied; the results are tried as the new end."""
 
 
 def clipped(model: bytes, ranges: Ranges, pixels: Pixels, *, advance: Callable[[], object] = lambda: None) -> Ranges:
-    """Return for each tensor of a model the range with the least mean squared error of its values as 8-bit integers.
+    """Measure the values of a model's tensors and return the best range of each tensor.
+
+    With this range, storing the values as 8-bit integers causes the least mean squared error.
 
     Args:
         model: the float32 ``.tflite``.
         ranges: lowest and highest value of each activation.
-        pixels: (images, height, width, 3) uint8, images that the ranges were measured on.
+        pixels: (images, height, width, 3) uint8, images on which these ranges were measured.
         advance: called after each image.
     """
 
@@ -36,13 +42,14 @@ def clipped(model: bytes, ranges: Ranges, pixels: Pixels, *, advance: Callable[[
 
 
 def least_error(values: Iterable[Sequence[Values]], ranges: Ranges) -> Ranges:
-    """Return for each tensor the range with the least mean squared error of its values as 8-bit integers.
+    """Return for each tensor the range with which its values have the least mean squared error as 8-bit integers.
 
-    As in Banner et al. 2019 (arXiv:1810.05723), but from the histogram itself rather than a distribution fitted to it.
+    The method follows Banner et al. 2019 (arXiv:1810.05723), but computes the error from the histogram of the values
+    and not from a distribution fitted to them.
 
     Args:
-        values: values of all tensors, repeatedly, for example once per image.
-        ranges: lowest and highest value by the tensor's name, in the same order.
+        values: yields the values of all tensors several times, for example once per image.
+        ranges: maps the name of each tensor to its lowest and highest value, in the order of the tensors in ``values``.
     """
     counts = np.zeros((len(ranges), BINS))
     for found in values:
@@ -52,9 +59,10 @@ def least_error(values: Iterable[Sequence[Values]], ranges: Ranges) -> Ranges:
 
 
 def _least_error(counts: npt.NDArray[np.float64], low: float, high: float) -> tuple[float, float]:
-    """Return the best ends within [low, high]. Zero is always included, because the quantizer needs it for padding.
+    """Return the best range within [low, high], extended to include zero, which the quantizer needs for padding.
 
-    The error of a pair of ends is the squared clipping error of the values outside plus step**2 / 12 for each value.
+    The error of a range is the sum of two parts: the squared clipping errors of the values outside the range, and
+    step**2 / 12 for each value.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if high - low <= 0:

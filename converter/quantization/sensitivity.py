@@ -1,4 +1,4 @@
-"""Layer sensitivity: measures how much each layer loses when it alone is quantized to int8."""
+"""Layer sensitivity: measures how much the scores of a model change if only one of its layers is quantized to int8."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .quantize import to_int8
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with weights and the element-wise operations after it, such as its activation function.
+    """A layer with weights, together with the operations between it and the next such layer, such as its activation.
 
     Attributes:
-        name: name in the network.
-        tensors: names of the tensors that its operations compute.
+        name: name of the layer in the network.
+        tensors: names of the tensors that the operations of the layer compute.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Layer:
 
 
 def layers(model: bytes) -> list[Layer]:
-    """Return the layers of a float ``.tflite`` in order; operations before the first layer belong to it."""
+    """Return the layers of a float ``.tflite`` in order. Operations before the first layer count as part of it."""
     found: list[list[str]] = [[]]
     names: list[str] = []
     for operation in Graph(model).operations:
@@ -37,7 +37,10 @@ def layers(model: bytes) -> list[Layer]:
 
 
 def layer_name(tensor: str) -> str:
-    """Extract the layer's name from a tensor's: block2a_dwconv from "model_1/block2a_dwconv_1/depthwise;model_1/…"."""
+    """Extract the name of a layer from the name of a tensor.
+
+    For example, "model_1/block2a_dwconv_1/depthwise;model_1/…" gives "block2a_dwconv".
+    """
     parts = tensor.split(";", maxsplit=1)[0].split("/")
     name = parts[1] if len(parts) > 2 else parts[0]
     return name.removesuffix("_1")
@@ -51,13 +54,15 @@ def by_damage(
     among: list[Layer],
     advance: Callable[[], object] = lambda: None,
 ) -> list[tuple[Layer, float]]:
-    """Return the layers, worst first, each with the divergence of the scores when that layer alone is int8.
+    """Measure the damage that quantizing each layer does on its own, and return the layers, worst first.
+
+    The damage of a layer is the divergence of the scores when only this layer is int8.
 
     Args:
         model: the float32 ``.tflite``.
-        ranges: ranges of its activations.
-        divergence: returns the divergence of a model's scores from those of the float model.
-        among: the model's `layers`.
+        ranges: ranges of the model's activations.
+        divergence: takes a model and returns the divergence of its scores from the scores of the float model.
+        among: the `layers` of the model.
         advance: called after each layer.
     """
     damage = []

@@ -1,8 +1,8 @@
-"""Runs an exported SavedModel on images, as a script of its own that imports nothing of edgeloop.
+"""Runs an exported SavedModel on images. This is a standalone script: it imports nothing from edgeloop.
 
     python answer.py FOLDER IMAGE...
 
-prints one JSON object per image: `labels` and `scores`, best first.
+prints one JSON object per image with the keys `labels` and `scores`, both sorted by score, highest first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def main(arguments: list[str]) -> None:
-    """Load the SavedModel and print its scores for each JPEG file."""
+    """Load the SavedModel and print the labels and scores of each JPEG file."""
     import tensorflow as tf
 
     folder, *images = arguments

@@ -1,7 +1,8 @@
-"""Exif orientation of JPEG images in TensorFlow operations: phones often store images rotated.
+"""Reads and applies the Exif orientation of JPEG images in TensorFlow operations. Imports TensorFlow.
 
-OpenCV rotates such images when it decodes them, TensorFlow does not. The markers are defined by JPEG (ITU T.81, annex
-B), the directory by TIFF 6.0, section 2, and the tag by Exif 2.3, table 4. Imports TensorFlow.
+Phones often store images rotated and record the rotation in the Exif data. OpenCV turns such images upright when it
+decodes them, TensorFlow does not. The markers are defined by JPEG (ITU T.81, annex B), the directory by TIFF 6.0,
+section 2, and the orientation tag by Exif 2.3, table 4.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def upright(image: Any, jpeg: Any) -> Any:
 
     Args:
         image: (H, W, 3) uint8.
-        jpeg: scalar string, content of the file that the image was decoded from.
+        jpeg: scalar string, content of the JPEG file from which the image was decoded.
     """
     turned = [
         lambda: image,
@@ -37,7 +38,7 @@ def upright(image: Any, jpeg: Any) -> Any:
 
 
 def orientation(jpeg: Any) -> Any:
-    """Return the Exif orientation, 1 to 8, as a scalar int32; 1 (upright) if it is missing or invalid."""
+    """Return the Exif orientation of a file, 1 to 8, as a scalar int32; 1 (upright) if it is missing or invalid."""
     # The data is padded with zeros, so that reads past the end need no checks.
     data = tf.pad(tf.cast(tf.io.decode_raw(jpeg, tf.uint8), tf.int32), [[0, 65_536 + 32]])
     end = tf.strings.length(jpeg)
@@ -58,7 +59,10 @@ def _is_exif(data: Any, place: Any) -> Any:
 
 
 def _in_directory(data: Any, tiff: Any, end: Any) -> Any:
-    """Look up the tag in the first directory of the TIFF header that begins at ``tiff``."""
+    """Return the value of the orientation tag in the first TIFF directory, or 1 (upright) if it is missing or invalid.
+
+    The TIFF header begins at ``tiff``, the JPEG file ends at ``end``.
+    """
     big = data[tiff] == ord("M")
     # An offset beyond the segment's 64 KiB is invalid; its lower half is still within the padding.
     first = tf.minimum(tiff + _pair(data, tiff + tf.where(big, 6, 4), big=big), end)

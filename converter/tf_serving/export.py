@@ -1,4 +1,7 @@
-"""Export of a run to a SavedModel for TensorFlow Serving: network, signatures, warm-up requests, verification."""
+"""Exports a run to a SavedModel for TensorFlow Serving.
+
+Writes the network with its signatures, adds warm-up requests and verifies the result.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,12 @@ if TYPE_CHECKING:
     import keras
 
 VERIFICATION_IMAGES = 16
-"""Number of test images on which the SavedModel must give the scores of the run."""
+"""Number of test images on which the scores of the SavedModel are compared with the scores of the run."""
 TOLERANCE = 1e-3
-"""Maximum difference of a score. The pixels are equal, but other kernels compute the network in another order."""
+"""Largest accepted difference between a score of the SavedModel and the same score of the run.
+
+The preprocessed pixels are equal, but the kernels that compute the network differ and add numbers in another order.
+"""
 WARM_UP = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
@@ -43,9 +49,10 @@ class Exported:
     """The exported SavedModel.
 
     Attributes:
-        path: folder of the version.
-        images: number of test images it was verified on.
-        max_difference: largest difference of a score from the run's on these images.
+        path: folder of the exported version.
+        images: number of test images on which it was verified.
+        max_difference: largest difference between a score of the SavedModel and the same score of the run, over these
+            images.
     """
 
     path: Path
@@ -56,22 +63,29 @@ class Exported:
 def export_saved_model(
     run_path: Path, out: Path, *, console: Console, name: str | None = None, data: Path | None = None
 ) -> Exported:
-    """Write a run as ``OUT/NAME/VERSION/``, the layout TensorFlow Serving watches; VERSION is the first free number.
+    """Export a run as a SavedModel in the folder ``OUT/NAME/VERSION/``, the layout that TensorFlow Serving watches.
 
-    Signatures: ``serving_default`` takes ``image_bytes`` (n,) string, JPEG files of any size, and returns ``labels``
-    (n, classes) string and ``scores`` (n, classes) float32, best first. ``tensors`` takes preprocessed ``pixels`` (n,
-    height, width, 3) float32, RGB levels 0 to 255, and returns ``scores`` (n, classes) in the order of `labels.txt`.
+    VERSION is the highest existing version number plus one, or 1 if there is none. The SavedModel has two signatures:
+
+    - ``serving_default`` takes ``image_bytes``, (n,) string: the contents of JPEG files with images of any size. It
+      returns ``labels``, (n, classes) string, and ``scores``, (n, classes) float32, both sorted by score, highest
+      first.
+    - ``tensors`` takes ``pixels``, (n, height, width, 3) float32: preprocessed pixels with levels from 0 to 255, RGB
+      unless the run has another channel order. It returns ``scores``, (n, classes) float32, in the order of
+      `labels.txt`.
 
     Args:
         run_path: a run directory.
         out: the server's model directory; created if missing.
-        console: console for progress.
+        console: console that shows the progress.
         name: name of the model; by default the name of the run directory.
         data: folder of the run's images, if they were moved after training.
 
     Raises:
         DataError: the run or its images have changed or are damaged.
-        GateError: the SavedModel, loaded in a fresh process, gives other scores than the run. Nothing is written then.
+        GateError: the SavedModel, loaded in a new process, fails or gives other scores than the run. In this case no
+            version is written.
+        ConfigError: the name is not a valid name of a model.
         MissingExtraError: TensorFlow Serving's API is not installed.
     """
     try:
@@ -148,9 +162,9 @@ def _write(run: Run, folder: Path) -> None:
 
 
 def _network(run: Run) -> tuple[Any, Any]:
-    """Return two things: the object that holds the weights, and the function that predicts.
+    """Load the network of a run. Return the object that holds the weights, and the function that predicts.
 
-    The function maps (n, height, width, 3) to (n, classes) float32.
+    The function maps pixels (n, height, width, 3) float32 to scores (n, classes) float32.
     """
     import tensorflow as tf
 
@@ -170,7 +184,10 @@ def _network(run: Run) -> tuple[Any, Any]:
 
 
 def _jpegs(run: Run, scratch: Path) -> list[Path]:
-    """Return test images of all classes as JPEG files; images of the run in other formats are encoded as JPEG."""
+    """Return the paths of test images of all classes as JPEG files.
+
+    Images of the run in other formats are encoded as JPEG and written to ``scratch``.
+    """
     paths = []
     chosen = choose(run.split("test"), VERIFICATION_IMAGES, seed=0)
     for number, (frame, photo) in enumerate(run.read(chosen)):
@@ -184,10 +201,12 @@ def _jpegs(run: Run, scratch: Path) -> list[Path]:
 
 
 def _verify(run: Run, folder: Path, images: Sequence[Path], scratch: Path) -> float:
-    """Compare the SavedModel in a fresh process with the run in the device's code; return the largest difference.
+    """Compare the scores of the SavedModel with the scores of the run, and return the largest difference.
+
+    The SavedModel runs in a new process, the run in the code that the devices use.
 
     Raises:
-        GateError: the difference is too large.
+        GateError: the SavedModel fails, or the difference is too large.
     """
     # A separate script, so that a SavedModel that needs more than TensorFlow fails here and not on the server.
     command = [sys.executable, "-P", str(Path(__file__).with_name("answer.py")), str(folder), *map(str, images)]

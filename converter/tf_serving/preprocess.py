@@ -1,7 +1,8 @@
-"""`edge_agent.preprocessing` in TensorFlow operations, with bit-identical results. Imports TensorFlow.
+"""Reimplements `edge_agent.preprocessing` in TensorFlow operations, with bit-identical results. Imports TensorFlow.
 
-A server has no OpenCV. All arithmetic is in integers: OpenCV's bit-exact bilinear resize uses weights with 8 fractional
-bits, and its area mean rounds half up. The tests compare both implementations.
+TensorFlow Serving does not include OpenCV, so the preprocessing must be part of the exported model. Pixel values are
+computed in integers, as in OpenCV: the bit-exact bilinear resize uses weights with 8 fractional bits, and the area mean
+rounds half up. The tests compare both implementations.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from edge_agent.preprocessing import PAD_LEVEL, PreprocessSpec
 
 
 def preprocess(image: Any, spec: PreprocessSpec) -> Any:
-    """Resize an image to the model's input.
+    """Convert an image to the model's input: resize it as the spec says and put its channels in the spec's order.
 
     Args:
         image: (H, W, 3) uint8, **RGB**, as TensorFlow decodes it.
-        spec: size, fit and channel order of the input.
+        spec: size, fit and channel order of the model's input.
 
     Returns:
         (height, width, 3) uint8 in the spec's channel order.
@@ -46,7 +47,7 @@ def _sides(levels: Any) -> tuple[Any, Any]:
 
 
 def _rounded(numerator: Any, denominator: Any) -> Any:
-    """Round a quotient as Python's round() does, to at least 1."""
+    """Round the quotient as Python's round() does. Return at least 1."""
     quotient = tf.cast(numerator, tf.float64) / tf.cast(denominator, tf.float64)
     return tf.maximum(1, tf.cast(tf.round(quotient), tf.int32))
 
@@ -101,7 +102,7 @@ def _summed_columns(levels: Any) -> Any:
 
 
 def _resize(levels: Any, height: Any, width: Any) -> Any:
-    """Resize as OpenCV's INTER_LINEAR_EXACT: along the rows, then along the columns, rounded once at the end."""
+    """Resize as OpenCV does with INTER_LINEAR_EXACT: along the rows, then along the columns. Round once at the end."""
     rows, columns = _sides(levels)
     near, far, weight = _taps(columns, width)
     across = (
@@ -114,7 +115,11 @@ def _resize(levels: Any, height: Any, width: Any) -> Any:
 
 
 def _taps(length: Any, size: Any) -> tuple[Any, Any, Any]:
-    """Return for each output pixel its two neighbouring input pixels and the weight of the second in 256ths."""
+    """Find the two input pixels from which each output pixel is interpolated.
+
+    Returns:
+        Indices of the first and of the second input pixel, and the weight of the second one in 256ths.
+    """
     # The reciprocal of a quotient, as in OpenCV: the last bit of the scale can decide a rounding.
     scale = 1 / (tf.cast(size, tf.float64) / tf.cast(length, tf.float64))
     place = scale * (tf.range(tf.cast(size, tf.float64), dtype=tf.float64) + 0.5) - 0.5

@@ -1,7 +1,7 @@
-"""Warm-up requests, which TensorFlow Serving runs before it reports ready, so that the first client does not wait.
+"""Writes warm-up requests, which TensorFlow Serving runs before it reports ready: the first client need not wait.
 
-The server reads them from `assets.extra/`, a TFRecord file of `PredictionLog` messages, as its guide on warm-up
-describes. Imports TensorFlow Serving's API.
+The server reads the requests from a TFRecord file of `PredictionLog` messages in the folder `assets.extra/`. The
+TensorFlow Serving guide on warm-up describes this file. The functions import TensorFlow and TensorFlow Serving's API.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ BYTES, TENSORS = "serving_default", "tensors"
 
 
 def predict_request(name: str, signature: str, inputs: dict[str, Any]) -> Any:
-    """Build a `PredictRequest` as a gRPC client does.
+    """Build a `PredictRequest`, as a gRPC client would.
 
     Args:
         name: name of the model on the server.
         signature: name of the signature.
-        inputs: arrays by input name.
+        inputs: maps the name of each input to its array.
     """
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2
@@ -34,10 +34,10 @@ def predict_request(name: str, signature: str, inputs: dict[str, Any]) -> Any:
 
 
 def write_warmup(folder: Path, requests: Sequence[Any]) -> None:
-    """Write the requests into a SavedModel.
+    """Write the warm-up requests into a SavedModel.
 
     Args:
-        folder: the SavedModel.
+        folder: folder of the SavedModel.
         requests: `PredictRequest` messages.
     """
     import tensorflow as tf

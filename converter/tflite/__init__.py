@@ -1,1 +1,1 @@
-"""TFLite files: their graph, their metadata, and which operations XNNPACK accelerates."""
+"""Converts networks to TFLite, edits their graphs, writes their metadata, and finds operations that XNNPACK lacks."""

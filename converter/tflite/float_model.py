@@ -1,4 +1,4 @@
-"""Converts a run's network to float32 TFLite through a SavedModel. Imports TensorFlow and Keras inside functions."""
+"""Converts a run's network to a SavedModel and then to float32 TFLite. The functions import TensorFlow and Keras."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 
 def of_run(run: Run, scratch: Path) -> bytes:
-    """Convert a run to a float32 ``.tflite``: pixels (1, height, width, 3) float32, 0 to 255, to scores (1, classes).
+    """Convert a run to a float32 ``.tflite`` model and return its content.
+
+    The model maps pixels, (1, height, width, 3) float32 with levels from 0 to 255, to scores, (1, classes) float32.
 
     Args:
         run: the run.
-        scratch: temporary folder for the SavedModel of a Keras model.
+        scratch: temporary folder; the SavedModel that is made from a Keras model is written to it.
 
     Raises:
         DataError: the model's input or output does not match the run.
@@ -41,7 +43,7 @@ def load_model(path: Path, spec: PreprocessSpec, classes: int) -> keras.Model:
     """Load a run's model and check that its input and output match the run's pixels and classes.
 
     Raises:
-        DataError: not a Keras file, contains code, or its input or output does not match the run.
+        DataError: the file is not a Keras file or contains code, or its input or output does not match the run.
         MissingExtraError: Keras or TensorFlow is not installed.
     """
     _start_tensorflow()
@@ -62,10 +64,10 @@ def load_model(path: Path, spec: PreprocessSpec, classes: int) -> keras.Model:
 
 
 def export(model: keras.Model, folder: Path, spec: PreprocessSpec) -> None:
-    """Write the model as a SavedModel of batch 1 with a static shape.
+    """Write the model as a SavedModel with a static input shape and a batch size of 1.
 
-    A SavedModel, because `TFLiteConverter.from_keras_model` fails with Keras 3 depending on import order; a static
-    shape, because a dynamic one converts to a model whose output is constant.
+    A SavedModel is needed because `TFLiteConverter.from_keras_model` fails with Keras 3 for some import orders. The
+    shape is static because a dynamic shape is converted to a model whose output is constant.
     """
     import keras
 
@@ -106,7 +108,7 @@ def check_signature(folder: Path, spec: PreprocessSpec, classes: int) -> None:
     """Check that a SavedModel's input and output match the run.
 
     Raises:
-        DataError: they do not; the message names their shapes.
+        DataError: they do not match, and the message names their shapes; or the SavedModel cannot be loaded.
     """
     _start_tensorflow()
     import tensorflow as tf

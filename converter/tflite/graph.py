@@ -26,11 +26,11 @@ class Operation:
     """One operation of the model.
 
     Attributes:
-        kind: TFLite's name of the operation, such as CONV_2D.
-        activation: fused activation: NONE, RELU, RELU6 and others.
-        inputs: names of the tensors it reads, constants included; "" for a missing optional input.
-        output: name of the tensor it computes. Operations of image classifiers have only one relevant output.
-        raw: operator object of the schema.
+        kind: name of the operation in TFLite, such as CONV_2D.
+        activation: name of the fused activation, such as NONE, RELU or RELU6.
+        inputs: names of the tensors that the operation reads, including constants; "" for a missing optional input.
+        output: name of the tensor that the operation computes. In image classifiers, only one output is relevant.
+        raw: operator object of the TFLite schema.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Graph:
     """The first subgraph of a ``.tflite`` file. Tensors are identified by their names, which are unique in the file.
 
     Args:
-        content: content of the file. It is not changed; the method `content` returns the changed model.
+        content: content of the file. It is not modified; the method `content` returns the modified model.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -66,16 +66,16 @@ class Graph:
 
     @property
     def activations(self) -> list[str]:
-        """Names of the float tensors that depend on the input: the input, then the outputs of the operations."""
+        """Names of the float32 tensors that depend on the model's input: inputs first, then outputs of operations."""
         made = [*self.inputs, *(operation.output for operation in self.operations)]
         return [name for name in made if self._tensor(name).type == schema.TensorType.FLOAT32]
 
     def makers(self) -> dict[str, Operation]:
-        """Return the operation that computes each tensor."""
+        """Return the operation that computes each tensor, by the name of the tensor."""
         return {operation.output: operation for operation in self.operations}
 
     def readers(self) -> dict[str, list[Operation]]:
-        """Return the operations that read each tensor."""
+        """Return the operations that read each tensor, by the name of the tensor."""
         readers: dict[str, list[Operation]] = {}
         for operation in self.operations:
             for name in operation.inputs:
@@ -83,7 +83,7 @@ class Graph:
         return readers
 
     def place(self, name: str) -> int:
-        """Return the interpreter's index of a tensor."""
+        """Return the index of a tensor in the interpreter."""
         return self._places[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -95,12 +95,12 @@ class Graph:
         return bool(name) and self._data(name) is not None
 
     def bias(self, operation: Operation) -> npt.NDArray[np.float32] | None:
-        """Return the bias of a layer, (channels,), or None if it has no bias."""
+        """Return the bias of a layer, (channels,) float32, or None if it has no bias."""
         name = operation.inputs[2] if len(operation.inputs) > 2 else ""
         return self.constant(name).reshape(-1) if name else None
 
     def constant(self, name: str) -> npt.NDArray[np.float32]:
-        """Return the real values of a constant as float32, dequantized if they are stored as integers."""
+        """Return the real values of a constant as float32. Values that are stored as integers are dequantized."""
         tensor, data = self._tensor(name), self._data(name)
         if data is None:
             raise ValueError(f"{name} is not a constant")
@@ -123,12 +123,12 @@ class Graph:
         return (values - np.asarray(quantization.zeroPoint, np.float32).reshape(along)) * scale
 
     def set_constant(self, output: str, place: int, values: Array) -> None:
-        """Set a constant of the layer that computes ``output``: its weights if ``place`` is 1, its bias if 2.
+        """Set the weights or the bias of the layer that computes the tensor ``output``.
 
-        A missing bias is added.
+        The weights are set if ``place`` is 1, the bias if it is 2. A missing bias is added.
 
-        TFLite merges equal constants, such as the zero biases of all layers. If other layers share the constant, this
-        layer gets its own copy.
+        TFLite merges equal constants, such as the zero biases of all layers. If other operations share the constant,
+        this layer gets its own copy.
         """
         operation = self.makers()[output]
         name = operation.inputs[place] if place < len(operation.inputs) else ""
@@ -141,7 +141,7 @@ class Graph:
         self.operations[self.operations.index(operation)] = self._operation(raw)
 
     def add_tensor(self, name: str, *, like: str) -> str:
-        """Add a tensor with the shape and type of another and return its name."""
+        """Add a tensor with the shape and type of the tensor ``like`` and return its name."""
         tensor = copy(self._tensor(like))
         tensor.name, tensor.buffer = name.encode(), 0
         return self._append(tensor)
@@ -155,7 +155,10 @@ class Graph:
         return self._append(tensor)
 
     def replace(self, operation: Operation, by: Iterable[tuple[str, tuple[str, str], str, str]]) -> None:
-        """Replace an operation by element-wise ones, each given as (ADD or MUL, inputs, output, fused activation)."""
+        """Replace an operation by a series of element-wise operations.
+
+        Each of them is given as a tuple: ADD or MUL, names of the two inputs, name of the output, fused activation.
+        """
         made = []
         for kind, inputs, output, activation in by:
             raw = schema.OperatorT()
@@ -179,7 +182,7 @@ class Graph:
         self._model.metadata = [*(self._model.metadata or []), entry]
 
     def content(self) -> bytes:
-        """Return the current model as the content of a ``.tflite`` file."""
+        """Return the modified model as the content of a ``.tflite`` file."""
         self._drop_unused_buffers()
         return bytes(flatbuffer_utils.convert_object_to_bytearray(self._model))
 
@@ -216,7 +219,7 @@ class Graph:
         return len(self._model.buffers) - 1
 
     def _drop_unused_buffers(self) -> None:
-        """Remove the values of replaced constants; buffer 0 is the schema's empty buffer."""
+        """Remove buffers with the values of replaced constants. Buffer 0, the empty buffer of the schema, stays."""
         users = [*self._subgraph.tensors, *(self._model.metadata or [])]
         used = sorted({0, *(user.buffer for user in users)})
         places = {old: new for new, old in enumerate(used)}

@@ -1,7 +1,8 @@
-"""Writes the standard TFLite metadata and labels into `model.tflite`, so that MediaPipe, Android and others can use it.
+"""Writes the standard TFLite metadata and the labels into `model.tflite`, for MediaPipe, Android and other programs.
 
-Follows the published schema `metadata_schema.fbs` of TensorFlow Lite Support, identifier M001; the numbers are the
-positions of the fields in their tables. The labels are a zip file after the model, as `associated_files` requires.
+The metadata follows the published schema `metadata_schema.fbs` of TensorFlow Lite Support, identifier M001. The numbers
+in this module are the positions of the fields in the tables of this schema. The labels are appended to the model as a
+zip archive, as the field `associated_files` requires.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def with_metadata(model: bytes, run: Run, *, name: str, version: str, labels: by
 
     Args:
         model: the ``.tflite`` without metadata.
-        run: run the model was converted from.
+        run: run from which the model was converted.
         name: name of the model.
         version: version of the model.
         labels: content of labels.txt.

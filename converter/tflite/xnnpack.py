@@ -1,4 +1,4 @@
-"""XNNPACK, the runtime's fast path on CPUs: finds operations it does not support and replaces some of them."""
+"""Finds operations that XNNPACK, the runtime's fast path on CPUs, does not support, and replaces some of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from .graph import Graph
 def with_fast_operations(model: bytes) -> bytes:
     """Return the float model with each hard-swish replaced by additions and multiplications.
 
-    x * relu6(x + 3) / 6, after Howard et al. 2019 (arXiv:1905.02244), equation 4. XNNPACK has no int8 hard-swish, so
-    each one would leave the fast path: int8 MobileNetV3 was slower than float.
+    Hard-swish is x * relu6(x + 3) / 6, see Howard et al. 2019 (arXiv:1905.02244), equation 4. XNNPACK has no int8
+    hard-swish, so each one would be computed outside the fast path. For this reason, int8 MobileNetV3 was slower than
+    float.
     """
     graph = Graph(model)
     found = [operation for operation in graph.operations if operation.kind == "HARD_SWISH"]
@@ -38,9 +39,9 @@ def with_fast_operations(model: bytes) -> bytes:
 
 
 def off_the_fast_path(model: bytes) -> Counter[str]:
-    """Count the operations of each kind that the runtime computes outside XNNPACK on this machine.
+    """Count the operations that the runtime computes outside XNNPACK on this machine, for each kind of operation.
 
-    SOFTMAX, QUANTIZE and DEQUANTIZE are not counted: they are small, and every model ends with one.
+    SOFTMAX, QUANTIZE and DEQUANTIZE are not counted, because they are small and every model ends with one of them.
     """
     from ai_edge_litert.interpreter import Interpreter
 

@@ -1,1 +1,1 @@
-"""HTML reports of `edgeloop bench`."""
+"""Renders HTML reports of the measurements of `edgeloop bench`."""

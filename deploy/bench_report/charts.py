@@ -1,4 +1,4 @@
-"""Charts of the latency report. Letters identify the rows of its table."""
+"""Draws the charts of the latency report as SVG. Letters identify the rows of the table in the report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def ranges(letters: Sequence[str], rows: Sequence[Steady]) -> str:
 
 
 def distributions(letters: Sequence[str], rows: Sequence[Steady]) -> str:
-    """Draw the cumulative distribution of the latencies."""
+    """Draw the cumulative distribution of the latencies of each row."""
     with style():
         figure, axes = new_figure(WIDE)
         for place, (letter, row) in enumerate(zip(letters, rows, strict=True)):
@@ -65,7 +65,7 @@ def distributions(letters: Sequence[str], rows: Sequence[Steady]) -> str:
 
 
 def threads(letters: Sequence[str], groups: Sequence[Sequence[Steady]]) -> str:
-    """Draw median and p95 by number of threads; a group is one bundle on one machine."""
+    """Draw the median and p95 latency for each number of threads. A group is one bundle on one machine."""
     with style():
         figure, axes = new_figure(WIDE)
         for place, (letter, group) in enumerate(zip(letters, groups, strict=True)):
@@ -82,7 +82,7 @@ def threads(letters: Sequence[str], groups: Sequence[Sequence[Steady]]) -> str:
 
 
 def over_time(one: Sustained) -> str:
-    """Draw the latency in each second of sustained load, and the temperature."""
+    """Draw the latency and the temperature in each second of sustained load."""
     at = [second.at_s for second in one.seconds]
     with style():
         figure, axes = new_figure(WIDE)
@@ -103,7 +103,12 @@ def over_time(one: Sustained) -> str:
 
 
 def accuracies(letters: Sequence[str], points: Sequence[tuple[float, float]]) -> str:
-    """Draw accuracy against latency; up and left is better. Points: median in ms, accuracy from 0 to 1."""
+    """Draw accuracy against latency. The best points are at the top left.
+
+    Args:
+        letters: letter of each point.
+        points: median latency in milliseconds and accuracy from 0 to 1.
+    """
     with style():
         figure, axes = new_figure(WIDE)
         for letter, (ms, accuracy) in zip(letters, points, strict=True):
@@ -116,7 +121,7 @@ def accuracies(letters: Sequence[str], points: Sequence[tuple[float, float]]) ->
 
 
 def _style(place: int) -> dict[str, Any]:
-    """Return the line style of a curve: two colours and three dash patterns distinguish six curves."""
+    """Return the line style of a curve. Two colours and three dash patterns make six curves distinguishable."""
     return {"color": (BLUE, ORANGE)[place % 2], "linestyle": _LINES[place // 2 % len(_LINES)]}
 
 

@@ -1,1 +1,1 @@
-"""Commands of the deploy package, one module each."""
+"""The commands of the deploy package, each in its own module."""

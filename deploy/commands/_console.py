@@ -1,4 +1,4 @@
-"""Consoles and progress bars of `edgeloop deploy`: one bar per device, or one per wave for many devices."""
+"""Consoles and progress bars of `edgeloop deploy`. Each device has its own bar; a large wave has one common bar."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..fleet.push import OnEvent, Package
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 MAX_BARS = 20
-"""Maximum number of devices that get their own bar."""
+"""Maximum size of a wave in which each device has its own bar."""
 
 
 def printable(text: object) -> str:
@@ -41,7 +41,11 @@ def plain(text: object) -> str:
 
 @contextmanager
 def pushing(what: Package, *, quiet: bool) -> Iterator[tuple[OnEvent, Callable[[int, list[Host]], Any]]]:
-    """Show the progress of a rollout; yields a callback for device events and one for the start of a wave."""
+    """Show the progress of a rollout.
+
+    Yields:
+        A callback for the events of devices, and a callback for the start of a wave.
+    """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TransferSpeedColumn())
     with Progress(*columns, TextColumn("{task.fields[at]}"), console=err, disable=quiet or not err.is_terminal) as bars:
         lines: dict[str, TaskID] = {}
@@ -80,7 +84,11 @@ def _at(event: PushEvent) -> str:
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[str, int, int], Any]]:
-    """Show a counting bar per device; yields a callback that takes the device, the count and the total."""
+    """Show for each device a bar that counts.
+
+    Yields:
+        A callback that takes the name of the device, the count and the total.
+    """
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -100,7 +108,11 @@ def counting(what: str) -> Iterator[Callable[[str, int, int], Any]]:
 
 @contextmanager
 def working() -> Iterator[Callable[[str, str, int, int], Any]]:
-    """Show a line per device with its current step; yields a callback that takes the device, the step and bytes."""
+    """Show for each device a line with its current step.
+
+    Yields:
+        A callback that takes the name of the device, the step, the bytes done and the total bytes.
+    """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[at]}"))
     with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
         lines: dict[str, TaskID] = {}
@@ -116,7 +128,11 @@ def working() -> Iterator[Callable[[str, str, int, int], Any]]:
 
 @contextmanager
 def preparing() -> Iterator[Callable[[str, int, int], Any]]:
-    """Show a bar per step of preparing a card; yields a callback that takes the step, bytes done and the total."""
+    """Show a bar for each step of preparing a card.
+
+    Yields:
+        A callback that takes the step, the amount done and the total amount.
+    """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.percentage:>3.0f}%"))
     with Progress(*columns, TimeRemainingColumn(), console=err, disable=not err.is_terminal) as bars:
         lines: dict[str, TaskID] = {}

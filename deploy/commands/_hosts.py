@@ -1,4 +1,4 @@
-"""Shared parts of commands for many devices: host options, concurrent execution, reporting of errors."""
+"""Shared parts of the commands for many devices: options for hosts, concurrent execution and error messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 def takes_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add HOST..., --inventory and --ssh-config to a command."""
+    """Decorate a command with the argument HOST... and the options --inventory and --ssh-config."""
     path = click.Path(path_type=Path, dir_okay=False, exists=True)
     hosts = click.argument("hosts", metavar="[HOST]...", nargs=-1)
     inventory = click.option("--inventory", "-i", type=path, help="YAML file of hosts and groups.")
@@ -32,7 +32,7 @@ def takes_hosts(command: Callable[..., Any]) -> Callable[..., Any]:
 async def all_of(
     hosts: Sequence[Host], do: Callable[[Host], Awaitable[Result]]
 ) -> list[tuple[str, Result | EdgeloopError]]:
-    """Run `do` with every host, a limited number at a time, and return each host's result or error."""
+    """Call ``do`` for every host, with a limited number of calls at a time. Return the result or error of each host."""
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(host: Host) -> tuple[str, Result | EdgeloopError]:
@@ -51,7 +51,7 @@ def each(hosts: Sequence[Host], do: Callable[[Host], Awaitable[Result]]) -> list
 
 
 def end(results: Sequence[tuple[str, Any]]) -> None:
-    """Print the errors and exit with status 1 if there are any."""
+    """Print the errors among the results. Exit with status 1 if there are any."""
     failed = [result for _, result in results if isinstance(result, EdgeloopError)]
     for error in failed:
         click.echo(f"edgeloop: {one_line(error)}", err=True)

@@ -24,7 +24,7 @@ from ._hosts import each, end, takes_hosts
     show_default=True,
     help="Folder for the reports, one file per device.",
 )
-@click.option("--threads", help="Numbers of inference threads, such as 1,2,4; by default the agent's.")
+@click.option("--threads", help="Thread counts to measure, such as 1,2,4; by default the number that the agent uses.")
 @click.option(
     "--seconds", type=click.FloatRange(0.1, 600), default=3, show_default=True, help="Duration of a round, in seconds."
 )

@@ -74,7 +74,7 @@ def provision_command(
 @takes_hosts
 @click.option("--discard-captures", is_flag=True, help="Also delete captures that were not pulled.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
-@click.option("--yes", is_flag=True, help="Remove without confirmation.")
+@click.option("--yes", is_flag=True, help="Remove everything without asking for confirmation.")
 def deprovision_command(
     hosts: tuple[str, ...],
     inventory: Path | None,

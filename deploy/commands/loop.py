@@ -1,4 +1,4 @@
-"""`edgeloop loop`: one round of pull, retrain and push."""
+"""`edgeloop loop`: runs one round of pulling captures, retraining and pushing the new model."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ..pipelines.retrain.pipeline import PAGE, Retrained, Terms, retrain
 
 
 def takes_terms(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that every command with retraining has."""
+    """Decorate a command with the options that are common to all commands that retrain."""
     options = (
         click.option(
             "--none-class", metavar="NAME", help="Use frames that show none of the classes as a class of this name."
@@ -63,7 +63,7 @@ def takes_terms(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--fine-tune",
     type=click.Choice(["auto", "none", "top", "all"]),
-    help="Part of the backbone to fine-tune; by default that of RUN.",
+    help="Part of the backbone to fine-tune; by default the same as in RUN.",
 )
 @takes_terms
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder for the cache of preprocessed images.")

@@ -66,7 +66,7 @@ from ..pipelines.search import (
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("search"),
     show_default=True,
-    help="Working directory; an existing one is resumed.",
+    help="Directory of the search; a search that was interrupted there is resumed.",
 )
 @click.option(
     "--sign",
@@ -215,6 +215,6 @@ def _show(searched: Searched, chosen: SearchResult | None, data: Path, budget_ms
 
 
 def _as_json(result: SearchResult) -> dict[str, Any]:
-    """Return the fields of a result under their stable `--json` names."""
+    """Return the fields of a result by the names that `--json` prints. These names never change."""
     found = asdict(result)
     return {"pictures" if name == "images" else name: value for name, value in found.items()}

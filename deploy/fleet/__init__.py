@@ -1,1 +1,1 @@
-"""Access to devices over SSH: the inventory, single devices, and rollouts to many."""
+"""Accesses devices over SSH: reads the inventory, works on single devices, and rolls out bundles to many devices."""

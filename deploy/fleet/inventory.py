@@ -1,13 +1,15 @@
-"""Selects devices by names on the command line and an inventory file with groups.
+"""Selects devices by the names given on the command line.
 
-hosts:
-  porch: pi@10.0.0.7              # name: [USER@]HOST[:PORT], or an alias in ~/.ssh/config
-  barn:
-    address: barn.local
-    settings:                     # override agent.yaml for this device
-      cameras: {stall: {source: 0}}
-groups:
-  outside: [porch, barn]
+An inventory file lists devices and groups of devices::
+
+    hosts:
+      porch: pi@10.0.0.7              # name: [USER@]HOST[:PORT], or an alias in ~/.ssh/config
+      barn:
+        address: barn.local
+        settings:                     # override agent.yaml for this device
+          cameras: {stall: {source: 0}}
+    groups:
+      outside: [porch, barn]
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ _PORT = re.compile(r"(?P<host>[^:]+|\[.*\]):(?P<port>[0-9]{1,5})\Z")
 
 
 class Host(msgspec.Struct, frozen=True):
-    """A device to reach over SSH.
+    """A device that is reached over SSH.
 
     Attributes:
-        name: name of the device in messages and the inventory.
-        host: address, or alias in the user's ssh_config.
-        user, port: None to use those of ssh_config.
+        name: name of the device in messages and in the inventory.
+        host: address of the device, or its alias in the user's ssh_config.
+        user, port: login user and port; None to use the values of ssh_config.
         settings: settings that override agent.yaml for this device.
     """
 
@@ -50,7 +52,7 @@ class Host(msgspec.Struct, frozen=True):
 
     @property
     def place(self) -> tuple[str, str | None, int | None]:
-        """Identity of the device: two hosts with the same place are the same device."""
+        """Host, user and port. Two entries with the same place are the same device."""
         return self.host, self.user, self.port
 
 
@@ -65,7 +67,7 @@ class _Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def choose(names: Sequence[str], inventory: Path | None) -> list[Host]:
-    """Resolve names to devices, in the given order.
+    """Return the devices that the names stand for, in the given order.
 
     Args:
         names: hosts or groups of the inventory, or addresses ``[USER@]HOST[:PORT]``; all hosts of the inventory if
@@ -73,7 +75,8 @@ def choose(names: Sequence[str], inventory: Path | None) -> list[Host]:
         inventory: inventory file as shown above.
 
     Raises:
-        ConfigError: an unknown group, a host listed twice or an invalid address. Reports all problems at once.
+        ConfigError: a host or group is unknown, a host is listed twice, or an address is invalid. The message lists all
+            problems.
     """
     hosts, groups = ({}, {}) if inventory is None else _read(inventory)
     if not names and inventory is None:
@@ -129,7 +132,7 @@ def _addressed(
     settings: Mapping[str, Any] | None = None,
     known: Sequence[str] = (),
 ) -> Host | None:
-    """Parse a host from ``[USER@]HOST[:PORT]``; appends to `problems` and returns None if that fails."""
+    """Parse a host from ``[USER@]HOST[:PORT]``. If it is invalid, append to ``problems`` and return None."""
     if known and not any(char in address for char in "@.:"):
         problems.append(f"no host or group is called {address}{_suggestion(address, known)}")
         return None

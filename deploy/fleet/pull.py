@@ -1,4 +1,4 @@
-"""Pulls captures from a device into a local folder and deletes them on the device after a verified copy."""
+"""Pulls captures from a device into a local folder, verifies the copies, and deletes the captures on the device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .inventory import Host
 from .ssh import Connection, as_agent, connected
 
 _BATCH = 200
-"""Captures per transfer; a lost connection costs at most this many."""
+"""Number of captures per transfer. After a lost connection, at most this many have to be copied again."""
 _MAX_LINE_BYTES = 256 * 1024
 _MAX_LIST_BYTES = 512 * 2**20
 _BLOCK = 256 * 1024
@@ -35,11 +35,11 @@ class Pulled:
 
     Attributes:
         host: name of the device.
-        folder: local folder with its captures.
-        fetched: number of captures copied.
+        folder: local folder with the device's captures.
+        fetched: number of captures that were copied.
         had: number of captures that were already in the folder.
-        removed: number of captures deleted on the device.
-        damaged: names of damaged captures, which stay on the device.
+        removed: number of captures that were deleted on the device.
+        damaged: names of captures that did not arrive undamaged; they stay on the device.
     """
 
     host: str
@@ -58,13 +58,13 @@ async def pull(
     Args:
         host: the device.
         out: local folder; created if missing.
-        keep: keep the captures on the device.
-        ssh_config: SSH configuration file instead of the user's.
-        on_progress: called with the device's name, the number of captures done and their total.
+        keep: True to keep the captures on the device.
+        ssh_config: SSH configuration file that is used instead of the user's.
+        on_progress: called with the device's name, the number of captures done and the total number of captures.
 
     Raises:
         DeviceError: the device cannot be reached, or sends data that was not requested.
-        OSError: captures cannot be written; the device keeps those that are not copied.
+        OSError: captures cannot be written. Captures that were not copied stay on the device.
     """
     folder = out / host.name.replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def _unpack(host: str, file: IO[bytes], folder: Path, requested: dict[str, Store
 
 
 def _store(folder: Path, capture: StoredCapture, line: bytes, image: bytes) -> bool:
-    """Write a capture, image first, as the device does; returns False if its checksums do not match."""
+    """Write a capture, image first, as the device does. Return False if it is damaged; then nothing is written."""
     try:
         record = msgspec.json.decode(line, type=Capture)
     except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Pushes a bundle to one device: sends the missing bytes, then follows the canary test and the probation."""
+"""Pushes a bundle to one device: sends the bytes that are missing there, then follows the canary test and probation."""
 
 from __future__ import annotations
 
@@ -22,19 +22,30 @@ from .ssh import Connection, LostError, as_agent, as_root, connected
 _BLOCK = 64 * 1024
 _MAX_LINE_BYTES = 64 * 1024
 _MAX_TRIES = 5
-"""Consecutive attempts without progress before giving up."""
+"""Number of consecutive attempts without progress after which a push gives up."""
 _MAX_CONNECT_TRIES = 2
-"""Attempts for a device that never answered. More than one, because a busy network can exceed the login timeout; few,
-because most such devices are switched off."""
+"""Number of attempts for a device that never answered.
+
+It is more than one because the login can time out in a busy network. It is small because most devices that do not
+answer are switched off.
+"""
 _PAUSE_S = 1.0
 _SILENCE_S = 180.0
-"""Maximum time without an event from the device, in seconds; longer than its canary test can take."""
+"""Maximum time without an event from the device, in seconds. The canary test cannot take longer."""
 _START = "test ! -d /run/systemd/system || systemctl start --no-block edgeloop.service"
 
 
 @dataclass(frozen=True)
 class Package:
-    """A bundle file to send, with its checksum and size."""
+    """A bundle file to send.
+
+    Attributes:
+        path: path of the file.
+        name: name and version of the bundle.
+        digest: digest of the bundle.
+        sha256: SHA-256 of the file.
+        size: size of the file in bytes.
+    """
 
     path: Path
     name: str
@@ -51,8 +62,8 @@ class Choices:
         force: send the bundle even if the device rolled it back before.
         allow_downgrade: send the bundle even if the device runs a newer version.
         activate: activate the bundle; otherwise only store it.
-        watch_s: maximum time to follow the probation, in seconds; 0 does not wait.
-        ssh_config: SSH configuration file instead of the user's.
+        watch_s: maximum time to wait for the end of the probation, in seconds; 0 to not wait.
+        ssh_config: SSH configuration file that is used instead of the user's.
     """
 
     force: bool = False
@@ -66,11 +77,16 @@ class Choices:
 class Outcome:
     """Result of a push to one device.
 
-    States: ``good``: the model runs and passed its probation. ``active``: the model runs; the push did not wait for the
-    probation. ``stored``: the bundle is stored, not activated. ``refused``: the device rejected the bundle. ``failed``:
-    the device activated the model and rolled it back. ``unheard``: the model runs, but its probation did not end in
-    time. ``unreachable``: the device could not be reached or the connection was lost. ``rolled back``: rolled back by
-    the rollout together with its wave.
+    The states are:
+
+    - ``good``: the model runs and passed its probation.
+    - ``active``: the model runs, and the push did not wait for its probation.
+    - ``stored``: the bundle is stored on the device but was not activated.
+    - ``refused``: the device rejected the bundle.
+    - ``failed``: the device activated the model and then rolled it back.
+    - ``unheard``: the model runs, but its probation did not end in time.
+    - ``unreachable``: the device could not be reached, or the connection was lost.
+    - ``rolled back``: the rollout rolled the device back together with its wave.
     """
 
     host: str
@@ -83,16 +99,16 @@ class Outcome:
 
     @property
     def healthy(self) -> bool:
-        """True if the push succeeded, so that a rollout can continue."""
+        """True if the push succeeded. Other states count as failures in a rollout."""
         return self.state in ("good", "active", "stored")
 
 
 OnEvent = Callable[[str, PushEvent], Any]
-"""Callback for the events of a device, given its name; ``have`` events also report the progress of the transfer."""
+"""Callback that takes the name of a device and an event from it. ``have`` events report the transfer's progress."""
 
 
 def package(path: Path) -> Package:
-    """Open and check a bundle file to send.
+    """Open and check a bundle file that will be sent.
 
     Raises:
         BundleError: the file is not a bundle or is damaged.
@@ -108,10 +124,10 @@ def package(path: Path) -> Package:
 
 
 async def push(host: Host, what: Package, choices: Choices, on_event: OnEvent) -> Outcome:
-    """Send a bundle to a device and follow it there. Reconnects after a lost connection.
+    """Send a bundle to a device and follow its events there. Reconnect if the connection is lost.
 
     Returns:
-        The outcome. Errors of the device or the connection are part of it and not raised.
+        The outcome. Errors of the device or the connection are reported in it and not raised.
     """
     start, tries = time.monotonic(), 0
     attempt = _Attempt(host, what, choices, on_event)

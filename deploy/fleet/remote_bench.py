@@ -1,4 +1,4 @@
-"""Runs a benchmark on a device: stops its agent for that time and receives the report as it grows."""
+"""Runs a benchmark on a device. Stops the agent meanwhile, and receives the report after each measurement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from .inventory import Host
 from .ssh import LostError, as_root, connected
 
 _SILENCE_S = 600.0
-"""Maximum time without a line, in seconds, added to the longest measurement; each measurement prints one line."""
+"""Allowance for waiting for the next line, in seconds, in addition to the duration of the longest measurement.
+
+Each measurement prints one line.
+"""
 # A single shell, so that the agent is started again even if the connection is lost.
 _SCRIPT = """\
 trap "exit 1" HUP INT TERM PIPE
@@ -30,7 +33,7 @@ runuser -u {user} -- {command}
 
 @dataclass(frozen=True)
 class Measured:
-    """A benchmark report and the file it is saved in."""
+    """A benchmark report and the path of the file in which it is saved."""
 
     report: Report
     path: Path
@@ -52,10 +55,10 @@ async def bench(
         host: the device.
         options: options of `edgeloop bench`.
         out: folder for the report.
-        seconds: duration of the longest measurement.
-        ssh_config: SSH configuration file instead of the user's.
+        seconds: duration of the longest measurement, in seconds.
+        ssh_config: SSH configuration file that is used instead of the user's.
         on_progress: called with the device's name, the number of configurations measured so far, and 0.
-        digest: digest of a bundle in the device's store; its current model if None.
+        digest: digest of the bundle in the device's store that is measured; None for the device's current model.
 
     Raises:
         DeviceError: the device cannot be reached, has no model, or sent no valid report.
@@ -94,7 +97,7 @@ def _save(report: Report, path: Path) -> None:
 
 
 async def _line(stream: Any, host: Host, silence_s: float) -> bytes:
-    """Read the next line of any length up to `MOST_BYTES`; empty at the end of the stream."""
+    """Return the next line, which may have up to `MOST_BYTES` bytes, or b"" at the end of the stream."""
     parts: list[bytes] = []
     while True:
         try:

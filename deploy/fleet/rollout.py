@@ -1,4 +1,4 @@
-"""Rolls out a bundle to many devices in waves; stops and rolls back the wave if too many of its devices fail."""
+"""Rolls out a bundle to many devices in waves. If too many devices of a wave fail, rolls this wave back and stops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from .push import Choices, OnEvent, Outcome, Package, push, roll_back, rolled_ba
 
 WAVES = "1,10%,100%"
 AT_ONCE = 16
-"""Default number of devices worked on at the same time; more would share the network of one desktop."""
+"""Default for the maximum number of devices that are worked on at the same time.
+
+More devices would only share the network connection of one desktop.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,12 @@ class Rollout:
 
 
 def waves(hosts: Sequence[Host], plan: str = WAVES) -> list[list[Host]]:
-    """Split hosts into waves, in their order.
+    """Split hosts into waves without changing their order.
 
     Args:
         hosts: all hosts.
-        plan: for each wave the number of hosts, or the percentage of all hosts, done at its end; remaining hosts form a
-            last wave.
+        plan: for each wave the total number of hosts, or the percentage of all hosts, that are done when the wave ends,
+            separated by commas. Hosts that are left form a last wave.
 
     Raises:
         ConfigError: the plan is invalid.
@@ -73,17 +76,18 @@ async def roll_out(
     wave: Callable[[int, list[Host]], Any] = lambda _number, _hosts: None,
     at_once: int = AT_ONCE,
 ) -> Rollout:
-    """Push a bundle wave by wave; if a wave has too many failures, roll it back and stop.
+    """Push a bundle to one wave of devices after another. If too many devices of a wave fail, roll it back and stop.
 
     Args:
         hosts: all hosts; the first one is the canary.
         what: the bundle.
         choices: options of the push.
         plan: sizes of the waves, see `waves`.
-        tolerate: share of a wave, 0 to 1, that may fail; failed devices are back on their previous model in any case.
+        tolerate: fraction of the devices of a wave that may fail, 0 to 1. Failed devices return to their previous model
+            in any case.
         on_event: called with each event of a device.
         wave: called with the number and the hosts of each wave when it begins.
-        at_once: maximum number of devices worked on at the same time.
+        at_once: maximum number of devices that are worked on at the same time.
     """
     gate = asyncio.Semaphore(at_once)
 

@@ -1,4 +1,4 @@
-"""SSH connections to devices with asyncssh, using the user's configuration, keys, agent and known hosts."""
+"""Opens SSH connections to devices with the user's configuration, keys, SSH agent and known hosts. Uses asyncssh."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .inventory import Host
 
 CONNECT_S = 20.0
 _KEEPALIVE_S = 10
-"""Interval of keepalive messages; after three without an answer the connection counts as lost."""
+"""Interval of keepalive messages, in seconds. After three messages without an answer, the connection counts as lost."""
 _MAX_ERROR_CHARACTERS = 2000
 
 
@@ -39,11 +39,11 @@ class Done:
 
 @asynccontextmanager
 async def connected(host: Host, *, ssh_config: Path | None = None) -> AsyncIterator[Connection]:
-    """Connect to a device; the connection is closed when the block ends.
+    """Connect to a device. The connection is closed when the ``async with`` block ends.
 
     Args:
         host: the device.
-        ssh_config: SSH configuration file instead of the user's and the system's.
+        ssh_config: SSH configuration file that is used instead of the user's and the system's files.
 
     Raises:
         DeviceError: the device cannot be reached, its host key is unknown or changed, or it rejects the login.
@@ -79,7 +79,7 @@ class Connection:
 
     @asynccontextmanager
     async def process(self, command: str) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
-        """Run a command with binary standard streams; it is ended when the block ends."""
+        """Run a command with binary standard streams. The command is ended when the ``async with`` block ends."""
         try:
             async with self._line.create_process(command, encoding=None) as process:
                 yield process
@@ -120,7 +120,7 @@ class Connection:
         return done.stdout
 
     def failure(self, exit_code: int, stderr: str) -> DeviceError:
-        """Return the error for a failed command of `as_agent` or `as_root`, given its standard error."""
+        """Return an error that explains why a command from `as_agent` or `as_root` failed."""
         if exit_code == -1:
             return LostError(f"{self.host.name}: the connection was lost")
         # sudo and the login shell may have printed other lines before.
@@ -144,13 +144,13 @@ class Connection:
 
 
 def as_agent(arguments: Sequence[str]) -> str:
-    """Return a shell command that runs the device's `edgeloop` as the agent's user, for any login user."""
+    """Return a shell command that runs the device's `edgeloop` as the agent's user. Any login user may run it."""
     command = shlex.join([COMMAND, *arguments])
     return _privileged(f"runuser -u {USER} -- {command}", f"sudo -n -u {USER} -- {command}")
 
 
 def as_root(command: Sequence[str]) -> str:
-    """Return a shell command that runs another command as root, for any login user."""
+    """Return a shell command that runs ``command`` as root. Any login user may run it."""
     return _privileged(shlex.join(command), f"sudo -n -- {shlex.join(command)}")
 
 

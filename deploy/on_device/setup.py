@@ -310,7 +310,7 @@ def _build(folder: str, wheels: dict[str, str]) -> None:
     """Create a virtual environment with access to Debian's packages, which include the Pi's camera library."""
     for path, digest in wheels.items():
         if hashlib.sha256(_read(path)).hexdigest() != digest:
-            raise RefusedError(f"{path} is damaged; run the command again")
+            raise RefusedError(f"{path} is damaged; run the command on your computer again")
     shutil.rmtree(folder, ignore_errors=True)
     # --without-pip, because Debian's venv needs an extra package for pip; the payload contains a pip wheel.
     _run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", folder])

@@ -1,7 +1,7 @@
-"""One round of the loop: pull captures, wait for labels, retrain, compare, and roll out in waves.
+"""Runs one round of the loop: pulls captures, waits for labels, retrains, compares, and rolls out in waves.
 
-The work folder holds the state, so that the same command resumes an interrupted round: captures in `captures/`, runs
-and bundles in `runs/`, and in `loop.json` which of them is current and how far the round has got.
+The work folder holds the state of the loop, so that the same command resumes an interrupted round. Captures are in
+`captures/`, runs and bundles in `runs/`. `loop.json` records the current run and bundle and the progress of the round.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
 
     Attributes:
         run, bundle: run and bundle of the current model, the champion.
-        number: number of the last model whose training was started, promoted or not.
-        labels: number of annotations that model was trained with.
+        number: number of the last model whose training was started, whether it was promoted or not.
+        labels: number of annotations with which model ``number`` was trained.
         learned: digest of these annotations.
-        under_way: True if the training of that model was started and has not ended.
+        under_way: True if the training of model ``number`` was started and has not ended.
         to_push: True if the current bundle still has to be pushed to devices.
-        before: run and bundle of the previous model, which becomes current again if a rollout is stopped.
+        before: run and bundle of the previous model. It becomes the current model again if a rollout is stopped.
     """
 
     run: str
@@ -58,7 +58,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """Result of one call.
+    """Result of one round.
 
     Attributes:
         did: descriptions of what was done, one sentence each.
@@ -71,17 +71,17 @@ class Round:
 
 @dataclass(frozen=True)
 class Means:
-    """Access to the devices and conditions for replacing their model.
+    """The means of the loop: access to the devices, and the conditions for replacing their model.
 
     Attributes:
         hosts: the devices; the first one is the canary.
         pull: function that fetches the captures of all devices into a folder.
         push: function that rolls out a bundle to all devices in waves.
         terms: limits for promoting the next model.
-        enough: number of new labels that start a retraining even if frames still wait for review; None waits until all
-            frames are labelled.
+        enough: number of new labels that is enough to start a retraining while other frames still wait for review. If
+            None, the loop waits until all frames are labelled.
         none_class: see `retrain`.
-        key: SSH key to sign bundles with.
+        key: SSH key with which bundles are signed; they are not signed if None.
     """
 
     hosts: Sequence[Host]
@@ -97,7 +97,7 @@ def begin(work: Path, run: Path, bundle: Path) -> None:
     """Create the work folder of a loop that starts with a run and its bundle, which the devices already have.
 
     Raises:
-        DataError: the run or the bundle does not exist, or the loop was already started.
+        DataError: the run or the bundle does not exist, or the loop has already been started.
         ConfigError: the bundle's version is not a whole number.
     """
     _, version = parse_name(bundle)
@@ -232,7 +232,7 @@ def _keep(work: Path, state: State) -> None:
 
 
 def _note(work: Path, did: Sequence[str]) -> None:
-    """Append a line about the round to the history."""
+    """Append a line to the history that says what was done in this round."""
     line = {"at": now(), "did": list(did)}
     with (work / HISTORY).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -240,7 +240,10 @@ def _note(work: Path, did: Sequence[str]) -> None:
 
 @contextmanager
 def _alone(work: Path) -> Iterator[None]:
-    """Hold the lock of the work folder; a timer may start the command while a training takes hours."""
+    """Hold the lock of the work folder, so that only one process runs the loop.
+
+    Without it, a timer could start the command again during a training run that takes hours.
+    """
     try:
         handle = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Search for a network and input size within a latency budget: trains, quantizes and measures each candidate."""
+"""Finds a network and an input size within a latency budget: trains, quantizes and measures each candidate."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ CANDIDATES = (
     ("efficientnet-lite1", 240),
     ("efficientnet-lite2", 260),
 )
-"""Default candidates: networks whose weights are part of a package and that keep their accuracy in int8."""
+"""Default candidates: networks that keep their accuracy in int8 and whose pretrained weights come with a package."""
 
 
 @dataclass(frozen=True)
 class SearchCandidate:
-    """A network and its input size: the side of the square input, in pixels."""
+    """A network and the size of its square input: width and height in pixels."""
 
     backbone: str
     size: int
 
     @property
     def name(self) -> str:
-        """Name for files, made of letters, digits and hyphens."""
+        """Name of the candidate in file names. It consists of letters, digits and hyphens."""
         plain = "".join(char if char.isalnum() else "-" for char in self.backbone.lower())
         return f"{plain.strip('-')}-{self.size}"
 
@@ -47,11 +47,11 @@ class SearchResult:
 
     Attributes:
         candidate: the candidate.
-        accuracy: accuracy of its int8 model on the test images, 0 to 1.
+        accuracy: accuracy of the candidate's int8 model on the test images, 0 to 1.
         images: number of test images.
-        p50_ms, p95_ms: percentiles of the inference latency on the target, in milliseconds.
-        model_mb: size of its model file, in MB.
-        digest: digest of its bundle.
+        p50_ms, p95_ms: median and 95th percentile of the inference latency on the target, in milliseconds.
+        model_mb: size of the candidate's model file, in MB.
+        digest: digest of the candidate's bundle.
     """
 
     candidate: SearchCandidate
@@ -68,8 +68,8 @@ class Searched:
     """Result of a search.
 
     Attributes:
-        found: measured candidates, best accuracy first.
-        failed: candidates that could not be converted or measured, with the reason.
+        found: results of the measured candidates, highest accuracy first.
+        failed: candidates that could not be converted or measured, each with the reason.
         report: benchmark report of all candidates; None if none could be converted.
     """
 
@@ -83,7 +83,7 @@ Measure = Callable[[Sequence[Path]], Report]
 
 
 class _SearchState(msgspec.Struct, frozen=True):
-    """Parameters of the search in a folder, stored in `search.json`."""
+    """Parameters of a search. They are stored in the file `search.json` of its folder."""
 
     data: str
     seed: int
@@ -101,17 +101,17 @@ def search(
     key: Path | None,
     console: Console,
 ) -> Searched:
-    """Train, quantize and measure each candidate; steps that are already done are skipped.
+    """Train, quantize and measure each candidate. Steps that have already been done are skipped.
 
     Args:
-        data: images, see `edgeloop train`.
-        out: folder for runs, bundles and the measurement; an existing one is resumed.
-        candidates: the candidates, in the order of their training.
+        data: the images, given as for `edgeloop train`.
+        out: folder for the runs, the bundles and the measurements. A search that was started there is resumed.
+        candidates: the candidates, in the order in which they are trained.
         measure: measures bundles on the target.
         target: name of the target.
         seed: random seed for training and the split.
-        key: SSH key to sign the bundles with, for targets that require signatures.
-        console: console for progress.
+        key: SSH key with which the bundles are signed, for targets that require signatures; None for no signature.
+        console: console that shows the progress.
 
     Raises:
         DataError: the images cannot be used for training, or have changed since the search was started.
@@ -146,10 +146,10 @@ def search(
 
 
 def recommend(found: Sequence[SearchResult], budget_ms: float) -> SearchResult | None:
-    """Return the fastest candidate within the budget whose accuracy is not significantly below the best one's.
+    """Return the fastest candidate within the budget whose accuracy is not significantly below the best accuracy.
 
-    Its accuracy must be at least the lower end of the best candidate's 95 % Wilson interval. Returns None if no
-    candidate is within the budget.
+    The best accuracy is the highest one within the budget. The accuracy of the returned candidate is not below the 95 %
+    Wilson interval of the best accuracy. Return None if no candidate is within the budget.
 
     Args:
         found: results of one search, measured on the same images.
@@ -164,16 +164,16 @@ def recommend(found: Sequence[SearchResult], budget_ms: float) -> SearchResult |
 
 
 def train_command(data: Path, one: SearchResult) -> str:
-    """Return the command that fully trains a candidate."""
+    """Return the `edgeloop train` command that trains a candidate completely, for the user to copy."""
     options = ["--backbone", one.candidate.backbone, "--image-size", str(one.candidate.size)]
     return shlex.join(["edgeloop", "train", str(data), "--out", f"runs/{one.candidate.name}", *options])
 
 
 def _check_state(out: Path, state: _SearchState) -> None:
-    """Check that a folder belongs to this search; creates a new one.
+    """Check that a folder belongs to this search. Create the folder if it does not exist.
 
     Raises:
-        ConfigError: it belongs to another search or is not empty.
+        ConfigError: the folder belongs to another search, or contains files that no search wrote.
     """
     path = out / "search.json"
     if path.exists():
@@ -216,7 +216,7 @@ def _converted(folder: Path, candidate: SearchCandidate, key: Path | None, conso
 
 
 def _measured(path: Path, bundles: Sequence[Bundle], measure: Measure) -> Report:
-    """Return the existing report if it covers these bundles, otherwise measure them."""
+    """Return the saved report if it is complete and contains these bundles. Otherwise measure them and save it."""
     if path.exists():
         report = load(path)
         if report.complete and {one.bundle for one in report.steady} >= {bundle.digest for bundle in bundles}:
@@ -244,7 +244,7 @@ def _found(candidate: SearchCandidate, bundle: Bundle, report: Report) -> Search
 
 
 def merged(reports: Sequence[Report]) -> Report:
-    """Merge the reports of one machine.
+    """Merge several reports of the same machine into one.
 
     Raises:
         EdgeloopError: there are no reports.

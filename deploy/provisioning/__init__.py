@@ -1,1 +1,1 @@
-"""Provisioning of devices: installs edgeloop on a machine over SSH or from a prepared SD card."""
+"""Provisions devices: installs edgeloop on a machine over SSH or from a prepared SD card."""

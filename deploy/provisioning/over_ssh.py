@@ -1,4 +1,4 @@
-"""Provisions Raspberry Pi OS or Debian over SSH: copies the provisioning payload there and runs its `setup.py`."""
+"""Provisions a machine with Raspberry Pi OS or Debian over SSH: copies the payload to it and runs `setup.py` there."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .payload import ON_DEVICE, Kit, make_kit
 from .wheels import wheels
 
 FOLDER = ".cache/edgeloop/kit"
-"""Folder of the payload in the login user's home, where no other user can write."""
+"""Folder of the payload, relative to the login user's home folder, where no other user can write."""
 _BLOCK = 64 * 1024
 _SETUP_S = 1800.0
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One line of output of `setup.py`; ``state`` is done, changed, would, problem or note."""
+    """One line of the output of `setup.py`. ``state`` is "done", "changed", "would", "problem" or "note"."""
 
     step: str
     state: str
@@ -36,7 +36,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """Specification of a device; see `deploy.provisioning.payload.make_kit`."""
+    """Specification of a device. `deploy.provisioning.payload.make_kit` describes the fields."""
 
     config: Path
     trust: Sequence[Path] = ()
@@ -45,7 +45,7 @@ class DeviceSpec:
 
 
 OnProgress = Callable[[str, str, int, int], Any]
-"""Callback for progress: host, current step, bytes done and total bytes (0 and 0 if unknown)."""
+"""Callback that takes the host, the current step, the bytes done and the total bytes (0 and 0 if unknown)."""
 
 
 async def provision(
@@ -57,15 +57,15 @@ async def provision(
     on_progress: OnProgress,
     gathering: asyncio.Lock,
 ) -> list[StepResult]:
-    """Provision a device, or report what would change.
+    """Provision a device, or only report what would change.
 
     Args:
         host: the device.
         spec: specification of the device.
-        dry: only report what would change.
-        ssh_config: SSH configuration file instead of the user's.
+        dry: True to only report what would change.
+        ssh_config: SSH configuration file that is used instead of the user's.
         on_progress: called with the progress.
-        gathering: lock that is held while wheels are downloaded, because many devices share them.
+        gathering: lock that is held while wheels are downloaded, because many devices share the downloaded wheels.
 
     Raises:
         DeviceError: the device cannot be reached or cannot be provisioned.
@@ -105,12 +105,12 @@ async def deprovision(host: Host, *, dry: bool, discard: bool, ssh_config: Path 
 
     Args:
         host: the device.
-        dry: only report what would be removed.
-        discard: also delete captures that were not pulled.
-        ssh_config: SSH configuration file instead of the user's.
+        dry: True to only report what would be removed.
+        discard: True to delete captures that were not pulled.
+        ssh_config: SSH configuration file that is used instead of the user's.
 
     Raises:
-        DeviceError: the device cannot be reached, or holds captures and `discard` is False.
+        DeviceError: the device cannot be reached, or it holds captures and both ``discard`` and ``dry`` are False.
     """
     async with connected(host, ssh_config=ssh_config) as device:
         facts = await read_facts(device, check=False)
@@ -126,14 +126,14 @@ async def deprovision(host: Host, *, dry: bool, discard: bool, ssh_config: Path 
 
 
 async def read_facts(device: Connection, *, check: bool = True) -> dict[str, Any]:
-    """Read the facts of a machine with `setup.py`.
+    """Run `setup.py` on a machine to read its facts, such as the version of Python and the processor.
 
     Args:
         device: connection to the machine.
-        check: raise if the machine cannot be provisioned.
+        check: True to raise an error if the machine cannot be provisioned.
 
     Raises:
-        DeviceError: the machine has no Python, root access is denied, or it cannot be provisioned.
+        DeviceError: the machine has no Python, denies root access, or cannot be provisioned.
     """
     done = await device.run(as_root(["python3", "-", "facts"]), (ON_DEVICE / "setup.py").read_bytes())
     if done.exit_code != 0:
@@ -156,7 +156,7 @@ async def read_facts(device: Connection, *, check: bool = True) -> dict[str, Any
 
 
 async def _run_setup(device: Connection, verb: str, on_progress: OnProgress) -> list[StepResult]:
-    """Run `setup.py` of the payload and report each step as it is done."""
+    """Run the payload's `setup.py` on the device and report each step when it is done."""
     # The login shell resolves the home folder; root cannot know it.
     inner = f'cd; kit=$PWD/{FOLDER}; if [ "$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n --"; fi; '
     command = f'{inner}exec $sudo python3 "$kit/setup.py" {verb} --kit "$kit"'
@@ -181,7 +181,7 @@ def _parse(device: Connection, exit_code: int, stdout: bytes, stderr: str) -> li
     """Parse the output of `setup.py`.
 
     Raises:
-        DeviceError: it failed, or printed something else.
+        DeviceError: `setup.py` failed, or the output is not its output.
     """
     if exit_code != 0 and not stdout:
         raise device.failure(exit_code, stderr)
@@ -201,7 +201,7 @@ def _parse(device: Connection, exit_code: int, stdout: bytes, stderr: str) -> li
 
 
 async def _missing(device: Connection, kit: Kit) -> dict[str, Path]:
-    """Return the wheels that the device does not have completely from an interrupted attempt."""
+    """Return the wheels that still have to be sent. An interrupted attempt may have sent some completely before."""
     output = await _command(device, f"cd {FOLDER} && sha256sum wheels/*.whl 2>/dev/null || true")
     present = {name: digest for digest, _, name in (line.partition("  ") for line in output.decode().splitlines())}
     about = json.loads(kit.files["kit.json"])
@@ -210,7 +210,7 @@ async def _missing(device: Connection, kit: Kit) -> dict[str, Path]:
 
 
 async def _send(device: Connection, files: Mapping[str, bytes | Path], on_bytes: Callable[[int, int], Any]) -> None:
-    """Send files into the payload's folder as a tar archive, which every Linux can unpack."""
+    """Send files to the payload's folder. They are sent as a tar archive, which every Linux system can unpack."""
     sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
     done, of = 0, sum(sizes.values())
     async with device.process(f"umask 077; tar -x -f - -C {FOLDER}") as process:

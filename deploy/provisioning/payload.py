@@ -1,4 +1,4 @@
-"""The provisioning payload (kit): all files that `setup.py` needs next to it to turn a machine into a device."""
+"""Assembles the provisioning payload (kit): all files with which `setup.py` turns a machine into a device."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class Kit:
     """The provisioning payload.
 
     Attributes:
-        files: content by name in the payload.
-        wheels: for each ``<python>-<processor>``, wheel files by file name.
+        files: contents of the files, by their names in the payload.
+        wheels: for each ``<python>-<processor>``, such as ``3.11-aarch64``, the paths of the wheels by file name.
     """
 
     files: Mapping[str, bytes]
     wheels: Mapping[str, Mapping[str, Path]]
 
     def wheel_paths(self) -> dict[str, Path]:
-        """Return the wheel files by name in the payload; wheels shared by several Pythons appear once."""
+        """Return the paths of the wheels by their names in the payload. A wheel for several Pythons appears once."""
         return {f"wheels/{name}": path for wheels in self.wheels.values() for name, path in wheels.items()}
 
 
@@ -67,13 +67,13 @@ def make_kit(
     """Assemble the provisioning payload for one device.
 
     Args:
-        config: agent.yaml; the files it refers to are included.
+        config: path of agent.yaml; the files to which it refers are included.
         wheels: for each ``<python>-<processor>``, the wheels that `deploy.provisioning.wheels` gathers.
         device: name of the device, if agent.yaml has none.
         settings: settings that override agent.yaml.
-        trust: public keys of allowed signers; the device then rejects all other bundles.
-        bundle: bundle of the first model.
-        card: True for a payload on an SD card, which the device itself installs at its first boot.
+        trust: public keys of the allowed signers. If keys are given, the device accepts only bundles signed by them.
+        bundle: bundle of the first model; None for no model.
+        card: True for a payload on an SD card, which the device installs itself at its first boot.
 
     Raises:
         ConfigError: agent.yaml, a key or the bundle cannot be used.
@@ -99,7 +99,7 @@ def make_kit(
 
 
 def _etc(config: Path, device: str, settings: Mapping[str, Any], trust: Sequence[Path]) -> dict[str, bytes]:
-    """Return the files of /etc/edgeloop by name."""
+    """Return the contents of the files in /etc/edgeloop, by name."""
     document = read_yaml(config, hint="write one; see docs/reference/agent-yaml.md")
     if not isinstance(document, dict):
         raise ConfigError(f"{config}: expected keys and values")
@@ -129,9 +129,9 @@ def _etc(config: Path, device: str, settings: Mapping[str, Any], trust: Sequence
 
 
 def _referenced_file(document: Any, keys: tuple[str, ...], name: str, config: Path) -> bytes | None:
-    """Read the file that a key of agent.yaml refers to and change the key to its path on the device.
+    """Read the file to which a key of agent.yaml refers, and set the key to the path of the file on the device.
 
-    Returns None if the key is missing.
+    Return the content of the file, or None if the key is missing.
     """
     place: Any = document
     for key in keys[:-1]:
@@ -156,7 +156,7 @@ def _merged(base: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any
 
 
 def _signer(path: Path) -> str:
-    """Return a public key as a line of allowed_signers that is valid only for bundles."""
+    """Return the line of allowed_signers for a public key. The line makes the key valid only for signing bundles."""
     key, comment = public_key(path)
     name = re.sub(r"[^A-Za-z0-9@._-]", "-", comment or path.stem) or "owner"
     return f'{name} namespaces="{NAMESPACE}" {key}\n'

@@ -1,4 +1,4 @@
-"""Downloads the packages for a device's Python and processor on the desktop, so that the device needs no internet."""
+"""Downloads the packages for a device's Python and processor on the desktop: the device needs no internet access."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import edge_agent
 from edge_agent.errors import ConfigError
 
 GLIBC = range(36, 16, -1)
-"""Minor versions of glibc 2 whose wheels run on Bookworm and later."""
+"""Minor versions of glibc 2, newest first. Wheels built for them run on Bookworm and later."""
 _COMPLETE = ".whole"
 _EPOCH = (2025, 1, 1, 0, 0, 0)
 _PIP = "pip>=24,<27"
@@ -27,14 +27,14 @@ _CONSTRAINTS = {(3, 11): "numpy<2"}
 
 
 def wheels(python: tuple[int, int], machine: str, *, dashboard: bool = False) -> dict[str, Path]:
-    """Return every wheel a device needs by file name, including edgeloop's own and pip.
+    """Return the paths of all wheels that a device needs, by file name. The wheels of edgeloop and pip are included.
 
-    Wheels are downloaded once and kept in the user's cache.
+    Wheels are downloaded only once and kept in the user's cache.
 
     Args:
-        python: version of the device's python3.
+        python: major and minor version of the device's python3.
         machine: processor of the device: aarch64, armv7l or x86_64.
-        dashboard: also include the packages of the dashboard.
+        dashboard: True to include the packages of the dashboard.
 
     Raises:
         ConfigError: the packages cannot be downloaded.
@@ -90,7 +90,10 @@ def _encoded(data: bytes) -> str:
 
 
 def _requirements(machine: str, *, dashboard: bool) -> list[str]:
-    """Return edgeloop's requirements for a processor. pip would evaluate the markers for this machine instead."""
+    """Return edgeloop's requirements for the processor of a device.
+
+    The markers are evaluated here, because pip would evaluate them for this machine and not for the device.
+    """
     from packaging.requirements import Requirement
 
     environment = {"platform_machine": machine, "extra": ""}

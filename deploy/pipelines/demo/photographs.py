@@ -1,7 +1,7 @@
-"""The demo's images: crops of real photographs from scikit-image.
+"""Makes the images of the demo: crops of real photographs from scikit-image.
 
-Each photograph shows one kind of object or surface everywhere, so any part of it is an image of its class. It is
-divided into areas for training, validation, testing and the video; crops of different areas never overlap.
+Each photograph shows only one kind of object or surface, so that any part of it is an image of the same class. A
+photograph is divided into areas for training, validation, testing and the video. The areas do not overlap.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edge_agent.images import read_image
 from edge_agent.preprocessing import Pixels
 
 FRAME = (240, 320)
-"""Height and width of every photo and video frame in pixels, as of a small camera."""
+"""Height and width of every image and video frame, in pixels, as from a small camera."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,13 @@ PHOTOS = {"train": 40, "val": 10, "test": 30}
 
 
 def load_areas() -> dict[str, dict[str, Pixels]]:
-    """Divide every photograph: class -> area (train, val, test, video) -> (H, W, 3) uint8 BGR.
+    """Divide every photograph into areas.
 
-    The left half is for training, the lower right quarter for the video, and the upper right quarter is split between
-    validation and test.
+    The left half is for training and the lower right quarter for the video. The upper right quarter is divided between
+    validation and testing.
+
+    Returns:
+        For each class a dictionary with the areas ``train``, ``val``, ``test`` and ``video``, (H, W, 3) uint8 BGR.
 
     Raises:
         MissingExtraError: scikit-image is not installed.
@@ -72,17 +75,18 @@ def load_areas() -> dict[str, dict[str, Pixels]]:
 
 
 def view(area: Pixels, *, centre: tuple[float, float], height: float, angle: float) -> Pixels:
-    """Render the view of a 4:3 camera on an area.
+    """Render what a 4:3 camera sees when it looks at an area.
 
     Args:
         area: (H, W, 3) uint8.
-        centre: centre of the view, as shares of the area's height and width, 0 to 1; moved inwards if needed, so that
-            the view stays inside.
+        centre: vertical and horizontal position of the view's centre, as fractions of the area's height and width, 0 to
+            1. It is moved inwards if the view, before rotation, would extend beyond the area.
         height: height of the view, in pixels of the area.
         angle: rotation, in degrees.
 
     Returns:
-        (*FRAME, 3) uint8. Parts outside the area, which rotation can uncover, are filled with its mirror image.
+        The view, (*FRAME, 3) uint8. Rotation can turn corners of the view out of the area; they are filled with a
+            mirror image of the area.
     """
     rows, columns = FRAME
     scale = height / rows
@@ -101,7 +105,7 @@ def view(area: Pixels, *, centre: tuple[float, float], height: float, angle: flo
 
 
 def light(image: Pixels, *, gain: float, noise: float, random: np.random.Generator) -> Pixels:
-    """Change the light: multiply levels by ``gain`` and add noise with a standard deviation of ``noise`` levels."""
+    """Change the light: multiply the levels by ``gain`` and add noise with a standard deviation of ``noise`` levels."""
     lit = image.astype(np.float32) * gain + random.normal(0, noise, image.shape).astype(np.float32)
     levels: Pixels = np.clip(lit, 0, 255).astype(np.uint8)
     return levels
@@ -114,7 +118,7 @@ def write_photos(
     seed: int,
     progress: Callable[[list[tuple[str, str]]], Iterable[tuple[str, str]]],
 ) -> int:
-    """Write images of every area as ``folder/<split>/<class>/<number>.jpg`` and return their number."""
+    """Write images of the areas as ``folder/<split>/<class>/<number>.jpg``. Return how many images were written."""
     written = 0
     for split, label in progress([(split, label) for split in PHOTOS for label in areas]):
         area = areas[label][split]

@@ -1,4 +1,4 @@
-"""The demo pipeline: photographs, training, conversion, video, agent, summary."""
+"""Runs the demo: makes photographs, trains, converts, makes a video, runs the agent on it and prints a summary."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DemoError(EdgeloopError):
 
 @dataclass(frozen=True)
 class Summary:
-    """Results of the demo, shown in the closing table."""
+    """Results of the demo, as shown in the table at the end."""
 
     float_accuracy: float
     int8_accuracy: float
@@ -60,12 +60,13 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
     """Run the whole pipeline and print its progress.
 
     Args:
-        keep: directory to keep all files in; created if missing, emptied if an earlier demo wrote it.
-        broker: ``host`` or ``host:port`` of an MQTT 5 broker; an embedded one if None.
+        keep: directory in which all files are kept. It is created if missing, and emptied if an earlier demo wrote it.
+            If None, only the bundle is kept, in the current directory.
+        broker: ``host`` or ``host:port`` of an MQTT 5 broker; if None, an embedded broker is used.
         seed: random seed for images, training and video.
 
     Raises:
-        EdgeloopError: a stage failed; the message explains which and why.
+        EdgeloopError: a stage failed; the message says which one and why.
     """
     # Heavy imports, needed only when the demo runs.
     from converter.gate import GateLimits
@@ -147,7 +148,7 @@ def run_demo(*, keep: Path | None = None, broker: str | None = None, seed: int =
 
 
 def _run_agent(folder: Path, bundle: Path, host: str, port: int, truth: list[str], console: Console) -> ReceivedLabels:
-    """Start `edgeloop run` in a separate process and follow it over MQTT until its video ends."""
+    """Run `edgeloop run` in a separate process and collect its messages over MQTT until the video ends."""
     settings = {
         "device": DEVICE,
         "bundle": str(bundle.resolve()),
@@ -187,7 +188,10 @@ def _run_agent(folder: Path, bundle: Path, host: str, port: int, truth: list[str
 
 
 def _live_line(received: ReceivedLabels, truth: list[str]) -> Text:
-    """Return the camera's line: decided label, result of the last frame, age and accuracy."""
+    """Return the line that shows the state of the camera.
+
+    It contains the decided label, the result and the age of the last frame, and the accuracy so far.
+    """
     if not received.results:
         return Text(f"{CAMERA}: waiting for the first label")
     result = received.results[-1]

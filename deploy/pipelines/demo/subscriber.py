@@ -1,4 +1,4 @@
-"""The demo's MQTT subscriber, which collects a device's labels and results from the broker."""
+"""Subscribes to the MQTT messages of a device for the demo, and collects its labels and results."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ class ReceivedLabels:
     status: str = ""
 
     def accuracy(self, truth: list[str]) -> float:
-        """Share of classified frames with the correct label, 0 to 1; ``truth[seq]`` is a frame's class."""
+        """Return the fraction of classified frames with the correct label, 0 to 1.
+
+        ``truth[seq]`` is the class of frame ``seq``.
+        """
         return float(np.mean([result.label == truth[result.seq] for result in self.results]))
 
     def latencies_ms(self) -> tuple[float, float, float]:
-        """p50, p95 and p99 of preprocess + inference, milliseconds."""
+        """Return the 50th, 95th and 99th percentiles of the time for preprocessing and inference, in milliseconds."""
         times = [result.timing_ms.preprocess + result.timing_ms.inference for result in self.results]
         p50, p95, p99 = np.percentile(times, (50, 95, 99))
         return float(p50), float(p95), float(p99)
@@ -47,7 +50,7 @@ class Watcher:
     Args:
         host, port: address of the broker.
         topics: topics of the device.
-        camera: camera to collect labels and results of.
+        camera: name of the camera whose labels and results are collected.
     """
 
     def __init__(self, host: str, port: int, topics: Topics, camera: str) -> None:

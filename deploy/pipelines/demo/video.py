@@ -1,4 +1,4 @@
-"""The demo's video: a camera that moves over areas of the photographs that were not used for training."""
+"""Makes the video of the demo: a camera moves over areas of the photographs that were not used for training."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ def write_video(
 ) -> list[str]:
     """Write a Motion-JPEG video with `SCENES_PER_CLASS` scenes of each class in random order.
 
-    Within a scene the camera pans, rotates and zooms, focus and light change, and fast movement is blurred.
+    Within a scene, the camera pans, rotates and zooms, and its focus changes. The light changes over the whole video.
+    Fast movement is blurred.
 
     Args:
         path: the ``.avi`` file to write.
-        areas: see `load_areas`; only ``video`` is shown.
+        areas: see `load_areas`; the video shows only the areas ``video``.
         seed: random seed for order and movement.
-        progress: wraps the iteration over frames, given their number.
+        progress: takes the frame numbers and their total, and returns an iterator over the frame numbers that shows the
+            progress.
 
     Returns:
         The class of every frame.
@@ -79,7 +81,7 @@ def _frame(areas: dict[str, Pixels], path: _Path, moment: float, whole: float, r
 
 
 def _scenes(labels: list[str], random: np.random.Generator) -> list[str]:
-    """Return a random order with every class `SCENES_PER_CLASS` times, never twice in a row."""
+    """Return the classes in random order: each class `SCENES_PER_CLASS` times, but never twice in a row."""
     while True:
         order = [str(label) for label in random.permutation(labels * SCENES_PER_CLASS)]
         if all(one != other for one, other in pairwise(order)):

@@ -1,1 +1,1 @@
-"""Retraining with labelled frames: dataset version, training, comparison of champion and challenger."""
+"""Retrains with labelled frames: makes a dataset version, trains a challenger and compares it with the champion."""

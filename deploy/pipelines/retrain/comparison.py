@@ -1,4 +1,7 @@
-"""Comparison of champion and challenger: two bundles evaluated with the device's classifier on the same images."""
+"""Compares the champion with the challenger.
+
+Both bundles are evaluated on the same images with the classifier that the devices use.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,18 @@ from trainer.data import Photo
 from trainer.progress import track
 
 MAX_DROP, MAX_CLASS_DROP = 1.0, 10.0
-"""Maximum loss of accuracy, and of one class's recall, on the frozen test split, in percentage points."""
+"""Maximum losses on the frozen test split, in percentage points: of accuracy, and of the recall of any class."""
 TOLERANCE = 1e-9
-"""Tolerance for float rounding, in percentage points."""
+"""Tolerance for the rounding of floating-point numbers, in percentage points."""
 
 
 @dataclass(frozen=True, eq=False)
 class PairedResults:
-    """Evaluations of both models on the same images, in the challenger's classes.
+    """Evaluations of both models on the same images. Scores are in the order of the challenger's classes.
 
     Attributes:
         photos: the images.
-        champion, challenger: the evaluations. The champion's score of a class it does not know is 0.
+        champion, challenger: the evaluations. The champion's score is 0 for a class that it does not know.
     """
 
     photos: tuple[Photo, ...]
@@ -44,7 +47,10 @@ class PairedResults:
 
     @property
     def lost(self) -> list[int]:
-        """Indices of the images that only the champion classifies correctly, the challenger's highest score first."""
+        """Indices of the images that only the champion classifies correctly.
+
+        They are sorted by the score with which the challenger made its wrong prediction, highest first.
+        """
         places = np.flatnonzero(self.champion.right & ~self.challenger.right)
         sure = self.challenger.scores[places].max(axis=1)
         return [int(place) for place in places[np.argsort(-sure, kind="stable")]]
@@ -68,9 +74,9 @@ class Comparison:
     new: PairedResults | None
 
     def refusals(self, *, max_drop: float = MAX_DROP, max_class_drop: float = MAX_CLASS_DROP) -> list[str]:
-        """Return the reasons against promoting the challenger; empty if it is promoted.
+        """Return the reasons against promoting the challenger. The list is empty if it can be promoted.
 
-        A difference of a single image is never a reason.
+        A loss of a single image is never a reason.
         """
         found = []
         frozen, new = self.frozen, self.new
@@ -113,8 +119,8 @@ def compare(
         champion: the current bundle.
         challenger: the bundle that may replace it.
         frozen: folder and images of the old run's test split.
-        new: folder and images of labelled frames that were not used for training; the images may be empty.
-        console: console for the progress bar.
+        new: folder and images of the labelled frames that were not used for training; there may be no such images.
+        console: console that shows the progress.
 
     Raises:
         DataError: an image cannot be read, or the challenger lacks one of the champion's classes.

@@ -1,7 +1,8 @@
-"""Creates a new version of a run's data set: its images, unchanged, and the labelled frames.
+"""Creates a new version of a run's data set, which consists of the unchanged images of the run and the labelled frames.
 
-The version is a folder that does not depend on its sources: its files are hard links to them where the disk allows it,
-and copies elsewhere. The trainer reads the list `pictures.csv`; `sources.csv` records the origin of each image.
+The version is a folder. It remains usable if the original files are deleted: its files are hard links to them where the
+file system allows it, and copies elsewhere. The trainer reads the list of images in `pictures.csv`. `sources.csv`
+records the origin of each image.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ from trainer.threads import in_order
 
 LIST, SOURCES = "pictures.csv", "sources.csv"
 BURST_S = 60.0
-"""Frames of one camera that are at most this many seconds apart are one event and always in the same split."""
+"""Maximum time between two consecutive frames of the same event, in seconds.
+
+An event is a series of frames of one camera. All frames of an event are always in the same split.
+"""
 MIN_NEW_CLASS_IMAGES = 5
-"""Minimum number of images of a new class: one for validation, one for testing and three for training."""
+"""Minimum number of frames that a new class needs: three for training, one for validation and one for testing."""
 MAX_EXAMPLES = 3
-"""Maximum number of examples in a message."""
+"""Maximum number of examples that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class Version:
     """A version of the data set.
 
     Attributes:
-        folder: its folder.
-        added: number of labelled frames by class.
-        new_classes: classes that the run did not have.
+        folder: folder of the version.
+        added: numbers of added labelled frames, by class.
+        new_classes: classes that the run does not have.
         notes: messages about frames that were left out, one line each.
     """
 
@@ -68,14 +72,14 @@ class _Source:
 def make_version(
     run: Path, captures: Path, folder: Path, *, none_class: str | None = None, console: Console
 ) -> Version:
-    """Gather a run's images and the labelled frames in a new folder.
+    """Create a new folder with the images of a run and the labelled frames.
 
     Args:
         run: the run directory. All its images must exist, so that its test split stays the same.
         captures: folder of reviewed captures.
         folder: folder to create.
-        none_class: class for the frames that show none of the classes; if None they are left out.
-        console: console for the progress bar.
+        none_class: name of a class for the frames that show none of the classes; if None, such frames are left out.
+        console: console that shows the progress.
 
     Raises:
         DataError: ``folder`` exists, there are no labelled frames, or an image of the run is missing or has changed.
@@ -110,7 +114,7 @@ def make_version(
 
 
 def _labelled(captures: Path, photos: Sequence[Photo], none_class: str | None) -> tuple[list[_Source], list[str]]:
-    """Return the labelled frames that are not images of the run, and messages about frames that are left out."""
+    """Return the labelled frames that are not images of the run, and messages about frames that were left out."""
     found, annotations = find_frames(captures), Annotations(captures)
     notes = [*found.problems, *annotations.problems]
     trained = {photo.sha256: photo.label for photo in photos}
@@ -149,7 +153,11 @@ def _label_of(annotation: Annotation | None, none_class: str | None) -> str | No
 
 
 def _bursts(frames: Sequence[CapturedFrame]) -> dict[str, str]:
-    """Return a name for each frame's event: frames of one camera at most `BURST_S` apart are one event."""
+    """Return the name of each frame's event, by the SHA-256 of the frame.
+
+    Consecutive frames of one camera belong to the same event if they are at most `BURST_S` apart. The name is "" for a
+    frame whose time is unknown.
+    """
     last: dict[tuple[str, str], tuple[datetime, int]] = {}
     names = {}
     for frame in frames:
@@ -179,7 +187,10 @@ def _gather(folder: Path, old: Sequence[_Source], new: Sequence[_Source], notes:
     rows, sources = [], []
 
     def take(source: _Source) -> str | None:
-        """Return the name of the new file, or None if the source is missing or has changed."""
+        """Link or copy a file into the dataset version.
+
+        Return the name of the new file, or None if the source is missing or has changed.
+        """
         name = f"pictures/{source.photo.sha256}{source.path.suffix.lower()}"
         try:
             if hashlib.sha256(read_bytes(source.path)).hexdigest() != source.photo.sha256:

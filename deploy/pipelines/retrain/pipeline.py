@@ -1,4 +1,7 @@
-"""Retraining of a run with labelled frames: data set, training, int8 conversion, comparison, promotion."""
+"""Retrains a run with labelled frames.
+
+Makes the data set, trains, converts to int8, compares the new model with the current one, and promotes it.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ class Terms:
     """Limits for promoting the next model.
 
     Attributes:
-        max_drop, max_class_drop: maximum loss on the frozen test split, in percentage points; see `.comparison`.
-        limits: limits of the conversion to int8; the gate of `edgeloop convert`.
+        max_drop, max_class_drop: maximum losses on the frozen test split, in percentage points; see `.comparison`.
+        limits: limits of the gate that checks the conversion to int8, as in `edgeloop convert`.
     """
 
     max_drop: float = MAX_DROP
@@ -50,10 +53,10 @@ class Retrained:
 
     Attributes:
         run: the new run.
-        version: its data set.
+        version: data set of the new run.
         comparison: comparison of champion and challenger; None if the new model failed the gate of the conversion.
-        refusals: reasons why the challenger was not promoted; empty if it was.
-        bundle: path of the new bundle; None if it was not promoted.
+        refusals: reasons why the challenger was not promoted; empty if it was promoted.
+        bundle: path of the new bundle; None if the challenger was not promoted.
     """
 
     run: Path
@@ -79,20 +82,22 @@ def retrain(
     cache: Path | None = None,
     resume: bool = False,
 ) -> Retrained:
-    """Train the network of a run on with labelled frames and promote the result if it is not worse.
+    """Continue the training of a run's network with labelled frames. Promote the new model if it is not worse.
 
     Args:
         run: the old run.
         captures: folder of reviewed captures.
-        out: the new run; must not exist. Its data set is created next to it as ``out``-images.
-        bundle: the new bundle, NAME-VERSION.edgeloop; written only if the model is promoted.
-        console: console for progress and messages.
-        champion: the current bundle on the devices; converted from the old run if None.
-        none_class: class for the frames that show none of the classes; if None they are not used.
-        epochs: number of fine-tuning epochs; None for that of the old run.
-        fine_tune: part of the backbone to fine-tune; None for that of the old run.
-        terms: limits for promoting the model.
-        key: SSH key to sign the bundle with.
+        out: directory of the new run; it must not exist. The data set is created next to it, in a folder with the same
+            name and the suffix ``-images``.
+        bundle: path of the new bundle; its file name must have the form NAME-VERSION.edgeloop. It is written only if
+            the model is promoted.
+        console: console that shows progress and messages.
+        champion: the current bundle on the devices. If None, a bundle is converted from the old run for the comparison.
+        none_class: name of a class for the frames that show none of the classes; if None, such frames are not used.
+        epochs: number of fine-tuning epochs; if None, as in the old run.
+        fine_tune: part of the backbone to fine-tune; if None, as in the old run.
+        terms: limits for promoting the model; the defaults if None.
+        key: SSH key with which the bundle is signed; it is not signed if None.
         cache: folder for the cache of preprocessed images.
         resume: resume an interrupted training of ``out``.
 
@@ -142,7 +147,7 @@ _NO_LIMITS = GateLimits(
 
 
 def _recipe(run: Path, *, epochs: int | None, fine_tune: str | None) -> Recipe:
-    """Return the old run's recipe, with its network as the initial weights."""
+    """Return the recipe of the old run, changed so that training starts with the weights of the old run's network."""
     try:
         arguments = json.loads((run / "run.json").read_bytes())["arguments"]
         recipe = msgspec.convert(arguments, Recipe)
@@ -186,7 +191,7 @@ def _compare(champion: Path, challenger: Path, run: Path, out: Path, images: Pat
 
 
 def _record(out: Path, version: Version, comparison: Comparison | None, refusals: Sequence[str], bundle: Path) -> None:
-    """Write the verdict into the new run, as JSON and as an HTML report."""
+    """Write the verdict into the directory of the new run, as a JSON file and as an HTML report."""
     verdict = {
         "format": 1,
         "decided": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",

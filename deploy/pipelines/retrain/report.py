@@ -1,4 +1,7 @@
-"""HTML report of a retraining: compares champion and challenger and shows the images on which they differ."""
+"""Renders the HTML report of a retraining.
+
+The report compares champion and challenger, and shows the images that only one of them classifies correctly.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from .comparison import Comparison, PairedResults
 from .dataset_version import Version
 
 IMAGES = 36
-"""Maximum number of images shown per kind."""
+"""Maximum number of images that are shown of each kind (lost and gained)."""
 
 
 def render(name: str, version: Version, comparison: Comparison | None, refusals: Sequence[str]) -> str:

@@ -1,1 +1,4 @@
-"""SD cards that provision the device at its first boot, prepared from an image of Raspberry Pi OS or a mounted card."""
+"""Prepares SD cards that provision the device at its first boot.
+
+A card is prepared from an image of Raspberry Pi OS, or while its boot partition is mounted.
+"""

@@ -1,4 +1,4 @@
-"""Access to the boot partition of a card, mounted or inside an image."""
+"""Reads and writes the boot partition of a card, which is mounted or inside an image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ABSENT = "mtools is needed to write into images but is not installed; on Debian
 
 
 class Boot(Protocol):
-    """A boot partition. Names are paths relative to its top, with slashes."""
+    """A boot partition. The name of a file is its path relative to the top folder, with slashes."""
 
     def names(self) -> set[str]:
         """Return the names of files and folders at the top."""
@@ -90,11 +90,11 @@ class Mounted:
 
 
 class InImage:
-    """A FAT file system inside a file, accessed with mtools, which needs neither a mount nor root.
+    """A FAT file system inside a file. It is accessed with mtools, which need neither a mount nor root access.
 
     Args:
         file: the image or its beginning.
-        start: byte offset of the partition.
+        start: offset of the partition in the file, in bytes.
     """
 
     def __init__(self, file: Path, start: int) -> None:

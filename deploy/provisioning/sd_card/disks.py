@@ -1,4 +1,4 @@
-"""Finds SD cards that can be overwritten, and writes and verifies them."""
+"""Finds SD cards that can be overwritten, writes them, and verifies the written data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Disk:
         size: size in bytes.
         removable: True for cards, USB sticks and USB disks.
         read_only: True if the card's lock switch is on.
-        used: current uses: mount points, and volumes such as LVM or RAID on the disk.
+        used: what the disk is currently used for: its mount points, and volumes on it, such as LVM or RAID.
         name: vendor and model.
     """
 
@@ -61,7 +61,7 @@ def disks() -> list[Disk]:
 
 
 def parsed(listing: str) -> list[Disk]:
-    """Parse the whole disks from lsblk's JSON."""
+    """Return the whole disks (not partitions) from the JSON output of lsblk."""
     found = []
     for entry in json.loads(listing)["blockdevices"]:
         if entry["type"] != "disk" or not entry["size"]:
@@ -89,14 +89,15 @@ def _uses(entry: dict[str, Any]) -> Iterable[str]:
 
 
 def choose(device: str, found: list[Disk]) -> Disk:
-    """Return the named disk if it can be overwritten.
+    """Return the disk with the given path if it can be overwritten.
 
     Args:
-        device: path of its block device, or a link to it.
+        device: path of the block device of the disk, or of a link to it.
         found: all disks.
 
     Raises:
-        ConfigError: the disk does not exist or must not be overwritten; the message lists the disks that can be.
+        ConfigError: the disk does not exist or must not be overwritten; the message lists the disks that can
+            be overwritten.
     """
     real = os.path.realpath(device)
     disk = next((disk for disk in found if disk.path == real), None)
@@ -114,7 +115,7 @@ def choose(device: str, found: list[Disk]) -> Disk:
 
 
 def listed(found: list[Disk]) -> str:
-    """Describe the disks that can be overwritten, in one line."""
+    """Return one line of text that lists the disks that can be overwritten."""
     free = [str(disk) for disk in found if disk.removable and not disk.used and not disk.read_only]
     return f"available cards: {', '.join(free)}" if free else "no card is available; insert one"
 
@@ -129,10 +130,10 @@ def write(
     """Write a card or a file and verify it by reading it again.
 
     Args:
-        path: block device, or file to create with access for its owner only.
+        path: block device, or file to create; only the owner of the file can access it.
         blocks: data to write.
         needed: required capacity in bytes.
-        verifying: called with the number of bytes verified and their total.
+        verifying: called with the number of verified bytes and the total number of bytes.
 
     Returns:
         Number of bytes written.

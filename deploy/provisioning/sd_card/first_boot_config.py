@@ -1,7 +1,7 @@
-"""Configuration of the first boot: host name, login, Wi-Fi, time zone and the start of provisioning.
+"""Configures the first boot: sets the host name, login, Wi-Fi and time zone, and starts provisioning.
 
-Raspberry Pi OS Trixie reads cloud-init files from the boot partition, Bookworm runs a `firstrun.sh` there. Both start
-`first_boot.py` of the provisioning payload, which stays on the card until it has finished.
+Raspberry Pi OS Trixie reads cloud-init files from the boot partition, and Bookworm runs the script `firstrun.sh` on it.
+Both start `first_boot.py` of the provisioning payload. The payload stays on the card until that script has finished.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ...on_device.first_boot import KIT, MOUNTED
 Codename = Literal["bookworm", "trixie"]
 PYTHONS: dict[Codename, tuple[int, int]] = {"bookworm": (3, 11), "trixie": (3, 13)}
 GROUPS = "adm,audio,cdrom,dialout,games,gpio,i2c,input,netdev,plugdev,render,spi,sudo,users,video"
-"""Groups of the first user of Raspberry Pi OS."""
+"""Groups of which the first user of Raspberry Pi OS is a member."""
 _RUN = " systemd.run=/boot/firmware/firstrun.sh systemd.run_success_action=reboot systemd.run_failure_action=reboot"
 _RUN += " systemd.unit=kernel-command-line.target"
 _FIRST_BOOT = f"{MOUNTED}/{KIT}/first_boot.py"
@@ -37,7 +37,7 @@ _PSK = re.compile(r"[0-9a-fA-F]{64}\Z")
 
 @dataclass(frozen=True)
 class Wifi:
-    """A Wi-Fi network. ``psk``: key of 64 hexadecimal digits; None for an open network."""
+    """A Wi-Fi network. ``psk`` is its key, 64 hexadecimal digits, or None if the network is open."""
 
     ssid: str
     psk: str | None
@@ -46,7 +46,7 @@ class Wifi:
 
 @dataclass(frozen=True)
 class System:
-    """Settings of the operating system; None keeps the image's setting.
+    """Settings of the operating system. A setting that is None stays as it is in the image.
 
     Attributes:
         hostname: host name.
@@ -66,7 +66,7 @@ class System:
         """Check the settings.
 
         Raises:
-            ConfigError: a setting is invalid. Reports all problems at once.
+            ConfigError: a setting is invalid. The message lists all problems.
         """
         wrong = []
         if self.hostname is not None and not _HOSTNAME.match(self.hostname):
@@ -89,9 +89,10 @@ class System:
 
 
 def psk(ssid: str, passphrase: str) -> str:
-    """Derive the key of a WPA network, 64 hexadecimal digits: PBKDF2 with SHA-1, 4096 times (IEEE 802.11i, annex H.4).
+    """Derive the key of a WPA network from its passphrase, so that the card does not contain the passphrase itself.
 
-    The card then does not contain the passphrase itself.
+    The key has 64 hexadecimal digits and is computed with PBKDF2, SHA-1 and 4096 iterations (IEEE 802.11i, annex H.4).
+    A passphrase that is already such a key is returned in lower case.
 
     Raises:
         ConfigError: the passphrase is invalid.
@@ -109,10 +110,10 @@ def detect(names: set[str], issue: bytes | None, place: str) -> Codename:
     Args:
         names: names of files and folders at the top of the partition.
         issue: content of ``issue.txt``.
-        place: path of the partition or image, for messages.
+        place: path of the partition or image, as shown in messages.
 
     Raises:
-        ConfigError: it is another system, a 32-bit system or too old.
+        ConfigError: the partition belongs to another system, to a 32-bit system or to a release that is too old.
     """
     if not {"cmdline.txt", "config.txt"} <= names:
         raise ConfigError(f"{place}: not a boot partition of Raspberry Pi OS: it has no cmdline.txt and config.txt")
@@ -241,7 +242,7 @@ def _network(wifi: Wifi, config: dict[str, Any]) -> bytes:
 
 
 def _document(data: bytes | None, name: str) -> dict[str, Any]:
-    """Parse an existing cloud-init file; it has only comments unless Raspberry Pi Imager wrote it."""
+    """Parse an existing cloud-init file. It contains only comments unless Raspberry Pi Imager wrote it."""
     try:
         document = yaml.safe_load(data or b"")
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""Reads SD card images, plain or compressed as .xz or .gz, sequentially and only once."""
+"""Reads SD card images from beginning to end in one pass. They may be plain or compressed as .xz or .gz."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True)
 class Layout:
-    """Byte offsets on a card: start and end of the boot partition, and end of the last partition."""
+    """Offsets on a card, in bytes: start and end of the boot partition, and end of the last partition."""
 
     boot_start: int
     boot_end: int
@@ -46,11 +46,11 @@ class Image:
 
     @property
     def done(self) -> int:
-        """Number of bytes of the file that were read."""
+        """Number of bytes of the file that have been read, before decompression."""
         return self._file.tell()
 
     def read(self, count: int) -> bytes:
-        """Read the next `count` bytes; fewer only at the end.
+        """Read and decompress the next ``count`` bytes. Return fewer bytes only at the end of the image.
 
         Raises:
             ConfigError: the image is damaged.
@@ -95,7 +95,7 @@ def opened(path: Path) -> Iterator[Image]:
 
 
 def layout(first_sector: bytes, path: Path) -> Layout:
-    """Read the partitions of a card from its first 512 bytes, a master boot record.
+    """Read the layout of a card from the master boot record, which is its first 512 bytes.
 
     Raises:
         ConfigError: the card does not begin with a boot partition like that of Raspberry Pi OS.

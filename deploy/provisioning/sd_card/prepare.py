@@ -24,11 +24,17 @@ from .image import SECTOR, Image, Layout, layout, opened
 
 MACHINE = "aarch64"
 _SPARE_BYTES = 8 * 2**20
-"""Free space for files that the system writes there and for partly filled clusters."""
+"""Space on the boot partition that must stay free, in bytes.
+
+It is needed for files that the system writes there, and for clusters that are only partly filled.
+"""
 _KEPT = ("cmdline.txt", "firstrun.sh", "user-data", "network-config")
 
 OnProgress = Callable[[Literal["packages", "writing", "verifying"], int, int], Any]
-"""Callback for progress: step, amount done and total amount (packages, bytes of the image file, bytes of the card)."""
+"""Callback that takes the current step, the amount done and the total amount.
+
+The amounts are packages, bytes of the image file, or bytes of the card, in the order of the steps.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Prepared:
 
     Attributes:
         codename: codename of the system.
-        kit_bytes: size of the provisioning payload on the boot partition.
+        kit_bytes: size of the provisioning payload on the boot partition, in bytes.
         written: number of bytes written; None for a mounted partition.
     """
 
@@ -98,7 +104,7 @@ def prepare_image(
 
 
 def _read_head(source: Image, path: Path, head: IO[bytes]) -> Layout:
-    """Copy the beginning of an image, up to the end of the boot partition, into a separate file."""
+    """Copy the beginning of an image, up to the end of the boot partition, to the file ``head``. Return the layout."""
     sector = source.read(SECTOR)
     places = layout(sector, path)
     place, free = tempfile.gettempdir(), shutil.disk_usage(tempfile.gettempdir()).free
@@ -128,7 +134,10 @@ def _blocks(head: Path, source: Image, on_progress: OnProgress) -> Iterator[byte
 
 @contextmanager
 def _complete(out: Path) -> Iterator[Path]:
-    """Yield the path to write to: a block device itself, or a temporary file that replaces `out` when complete."""
+    """Yield the path to write to.
+
+    This is ``out`` itself if it is a block device, otherwise a temporary file that is renamed to ``out`` at the end.
+    """
     if out.is_block_device():
         yield out
         return
