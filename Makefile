@@ -23,7 +23,7 @@ demo: env-demo
 
 PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-# Recording takes a third of the time, so it is left to CI and to make test COVERAGE=1.
+# Recording makes the tests slower, so it is left to CI and to make test COVERAGE=1.
 RECORD = $(if $(CI)$(COVERAGE),--cov --cov-report= --cov-fail-under=0)
 
 test: env-dev
