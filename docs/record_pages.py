@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import io
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import yaml
 from PIL import Image
 
 from deploy.pipelines.demo.broker import embedded_broker
-from tests.conftest import wait_until
+from tests.conftest import find_free_port, listens, wait_until
 from tests.support.browser import Browser
 
 IMAGES = Path(__file__).parent / "images"
@@ -56,7 +55,7 @@ def main() -> None:
 
 def record_dashboard(browser: Browser, demo: Path, folder: Path) -> None:
     """Record images/dashboard.webp. The frames that the agent keeps are in ``folder``/state/captures afterwards."""
-    port = free_port()
+    port = find_free_port()
     with embedded_broker(folder) as broker_port:
         settings = {
             "device": "bench-pi",
@@ -81,7 +80,7 @@ def record_dashboard(browser: Browser, demo: Path, folder: Path) -> None:
 
 def record_review(browser: Browser, demo: Path, captures: Path) -> None:
     """Record images/review.png: the first group of frames that the model is not sure of, a few labels later."""
-    port = free_port()
+    port = find_free_port()
     with serving("review", captures, "--run", demo / "run", "--port", port, "--no-open", port=port):
         browser.open(f"http://127.0.0.1:{port}/")
         wait_until(lambda: bool(browser.evaluate("document.querySelectorAll('#frames li').length")), 30, "frames")
@@ -99,26 +98,11 @@ def serving(*arguments: object, port: int) -> Iterator[None]:
     command = [sys.executable, "-m", "edge_agent.cli", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: answers(port), START_S, f"the page of edgeloop {arguments[0]}")
+        wait_until(lambda: listens(port), START_S, f"the page of edgeloop {arguments[0]}")
         yield
     finally:
         process.terminate()
         process.wait()
-
-
-def free_port() -> int:
-    """Return a port of loopback that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def answers(port: int) -> bool:
-    """Whether something listens on a port of loopback."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def screenshot(browser: Browser) -> Image.Image:

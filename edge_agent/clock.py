@@ -73,13 +73,19 @@ def _is_synchronized() -> bool:
     # struct timex is 208 bytes on 64-bit and 128 on 32-bit machines; `modes`, the first field, is 0: nothing is set.
     timex = (ctypes.c_char * 256)()
     try:
-        if ctypes.CDLL(None).adjtimex(timex) < 0:
+        if _libc().adjtimex(timex) < 0:
             return False
     except (AttributeError, OSError):
         return False
     # The int `status` follows five words: modes (padded), offset, freq, maxerror, esterror.
     status = ctypes.c_int.from_buffer(timex, 5 * ctypes.sizeof(ctypes.c_long)).value
     return not status & _STA_UNSYNC
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    # Opened once: with `mqtt.results`, the clock is asked about each frame.
+    return ctypes.CDLL(None)
 
 
 @cache

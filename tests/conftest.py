@@ -331,6 +331,15 @@ def find_free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    """Whether something listens on a TCP port on loopback."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 0.2).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture
 def free_port() -> int:
     """A TCP port on loopback nobody listens on."""
@@ -361,18 +370,16 @@ class Mosquitto:
         self.process.wait(60)
 
     def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 0.2).close()
-        except OSError:
-            return False
-        return True
+        return listens(self.port)
 
 
 @contextmanager
-def start_mosquitto(folder: Path) -> Iterator[Mosquitto]:
-    """A broker that lets everyone in, for as long as the block."""
+def start_mosquitto(folder: Path, more: str = "") -> Iterator[Mosquitto]:
+    """A broker that lets everyone in, for as long as the block; ``more``: further lines of its settings."""
+    folder.mkdir(exist_ok=True)
     port = find_free_port()
-    (folder / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n")
+    lines = f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n{more}\n"
+    (folder / "mosquitto.conf").write_text(lines)
     broker = Mosquitto(folder, port)
     broker.start()
     try:

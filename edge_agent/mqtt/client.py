@@ -140,19 +140,18 @@ class MqttPublisher:
     def info(self, info: Info) -> None:
         """See `Publisher`; retained, QoS 1."""
         self._info = info
-        topics = [self.topics.status, self.topics.info, self.topics.tunables]
-        topics += [name(camera) for camera in info.cameras for name in (self.topics.label, self.topics.camera)]
-        message = None if self._discovery_topic is None else discovery(self.topics, info)
-        if message is not None and self._discovery_topic is not None:
-            topics.append(self._discovery_topic)
+        messages = {self.topics.info: _encode(_with_protocol(info, self._session))}
+        if self._discovery_topic is not None:
+            message = discovery(self.topics, info)
             platforms = {key: component["platform"] for key, component in message["components"].items()}
             # Home Assistant removes a component that is announced with its platform alone.
             message["components"] |= self._published.removed_components(self._discovery_topic, platforms)
-        for topic in self._published.no_longer(topics):
+            messages[self._discovery_topic] = _encode(message)
+        of_cameras = [name(camera) for camera in info.cameras for name in (self.topics.label, self.topics.camera)]
+        for topic in self._published.no_longer([self.topics.status, self.topics.tunables, *of_cameras, *messages]):
             self._retain(topic, b"")
-        self._retain(self.topics.info, _encode(_with_protocol(info, self._session)))
-        if message is not None and self._discovery_topic is not None:
-            self._retain(self._discovery_topic, _encode(message))
+        for topic, payload in messages.items():
+            self._retain(topic, payload)
 
     def label(self, observation: Observation) -> None:
         """See `Publisher`; retained, QoS 1. While there is no connection, only the latest label is kept."""
@@ -206,10 +205,8 @@ class MqttPublisher:
 
     def size_limit(self) -> int | None:
         """Size of the largest payload that the broker accepts, in bytes; None if no limit is known."""
-        session = self._session
-        limits = [self._largest, None if session is None else session.max_packet]
-        known = [limit for limit in limits if limit is not None]
-        return max(0, min(known) - packet_size(self.topics.snapshot("x" * 64), b"")) if known else None
+        limit = self._packet_limit(self._session)
+        return None if limit is None else max(0, limit - packet_size(self.topics.snapshot("x" * 64), b""))
 
     def _send_or_drop(self, topic: str, payload: bytes) -> None:
         """Send a message that is only useful now. The number of messages that are not written yet is limited."""
@@ -292,16 +289,20 @@ class MqttPublisher:
         return sum(sent.kind == kind for sent in self._in_flight.values())
 
     def _fits(self, session: Session, topic: str, payload: bytes) -> bool:
-        size = packet_size(topic, payload)
-        limits = [limit for limit in (session.max_packet, self._largest) if limit is not None]
-        if not limits or size <= min(limits):
+        size, limit = packet_size(topic, payload), self._packet_limit(session)
+        if limit is None or size <= limit:
             return True
         self._complain(
             topic,
-            f"the message on {topic} has {size} bytes, but the broker accepts at most {min(limits)}; it is not sent. "
+            f"the message on {topic} has {size} bytes, but the broker accepts at most {limit}; it is not sent. "
             "Increase the broker's maximum packet size",
         )
         return False
+
+    def _packet_limit(self, session: Session | None) -> int | None:
+        """Size of the largest packet that the broker accepts, as it said or as it was learnt; None if not known."""
+        said = None if session is None else session.max_packet
+        return min((limit for limit in (said, self._largest) if limit is not None), default=None)
 
     def _complain(self, topic: str, text: str) -> None:
         """Log a warning once for each topic, until the process ends."""

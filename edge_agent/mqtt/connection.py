@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 WINDOW = 20
 """Maximum number of unacknowledged retained messages, and of events; Mosquitto's default Receive Maximum."""
 MAX_RECEIVED = 64 * 1024
-"""Maximum size of a received MQTT packet in bytes. A command has at most 16 KiB, and a topic 64 KiB at most."""
+"""Maximum size of a received MQTT packet in bytes. The largest packets that the agent
+expects are commands, which have at most 16 KiB."""
 _ANSWER_S = 4.0
 """Seconds to wait for the answer to a CONNECT. With the time for TCP and TLS, a broker that never answers MQTT 5 is
 connected with MQTT 3.1.1 within 10 seconds."""
@@ -136,10 +137,6 @@ class Session:
     def subscribe(self, topic: str, qos: int) -> None:
         """Subscribe to a topic."""
         self._client.subscribe(topic, qos)
-
-    def fits(self, topic: str, payload: bytes) -> bool:
-        """Whether the broker accepts a message of this size."""
-        return self.max_packet is None or packet_size(topic, payload) <= self.max_packet
 
 
 def packet_size(topic: str, payload: bytes) -> int:

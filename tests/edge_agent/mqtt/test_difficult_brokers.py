@@ -12,8 +12,8 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from edge_agent.mqtt.poison import PoisonFinder
 from edge_agent.mqtt.spool import Spool, SpooledEvent
 from edge_agent.mqtt.topics import Topics, can_be_answered
 
-from ...conftest import Mosquitto, Subscriber, find_free_port, wait_until
+from ...conftest import Mosquitto, Subscriber, start_mosquitto, wait_until
 
 OUTAGES = int(os.environ.get("EDGELOOP_OUTAGES", "50"))
 
@@ -58,20 +58,6 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reconnect within a tenth of a second."""
     monkeypatch.setattr(connection, "_MIN_DELAY_S", 0.02)
     monkeypatch.setattr(connection, "_MAX_DELAY_S", 0.1)
-
-
-@contextmanager
-def mosquitto_with(folder: Path, lines: str) -> Iterator[Mosquitto]:
-    """Mosquitto with more settings."""
-    folder.mkdir(exist_ok=True)
-    port = find_free_port()
-    (folder / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nuser root\nallow_anonymous true\n{lines}\n")
-    broker = Mosquitto(folder, port)
-    broker.start()
-    try:
-        yield broker
-    finally:
-        broker.stop()
 
 
 def retained(port: int, topic: str) -> str:
@@ -213,7 +199,7 @@ def test_a_message_that_makes_the_broker_close_the_connection_is_dropped_and_nam
     tmp_path: Path, quick_retries: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        mosquitto_with(tmp_path / "broker", "max_packet_size 2000") as broker,
+        start_mosquitto(tmp_path / "broker", "max_packet_size 2000") as broker,
         Subscriber(broker.port, "edgeloop/#") as subscriber,
         MqttPublisher(settings(broker.port, "3.1.1"), "pi", tmp_path / "spool.sqlite") as publisher,
     ):
@@ -240,7 +226,7 @@ def test_a_broker_that_says_its_maximum_packet_size_is_sent_nothing_larger(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        mosquitto_with(tmp_path / "broker", "max_packet_size 2000") as broker,
+        start_mosquitto(tmp_path / "broker", "max_packet_size 2000") as broker,
         Subscriber(broker.port, "edgeloop/#") as subscriber,
         MqttPublisher(settings(broker.port), "pi", tmp_path / "spool.sqlite") as publisher,
     ):
@@ -264,7 +250,7 @@ def test_a_snapshot_that_cuts_the_connection_is_sent_once(
     tmp_path: Path, quick_retries: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        mosquitto_with(tmp_path / "broker", "max_packet_size 20000") as broker,
+        start_mosquitto(tmp_path / "broker", "max_packet_size 20000") as broker,
         MqttPublisher(settings(broker.port, "3.1.1"), "pi", tmp_path / "spool.sqlite") as publisher,
     ):
         for _ in range(3):
@@ -288,7 +274,7 @@ def test_refused_events_wait_for_the_access_list_and_do_not_hold_up_others(
     acl.write_text("topic read #\ntopic write edgeloop/pi/camera/gate/#\ntopic write edgeloop/pi/status\n")
     acl.chmod(0o644)
     with (
-        mosquitto_with(tmp_path / "broker", f"acl_file {acl}") as broker,
+        start_mosquitto(tmp_path / "broker", f"acl_file {acl}") as broker,
         Subscriber(broker.port, "edgeloop/#") as subscriber,
         MqttPublisher(settings(broker.port), "pi", tmp_path / "spool.sqlite") as publisher,
     ):
