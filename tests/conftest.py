@@ -20,6 +20,7 @@ from typing import Self
 from unittest.mock import patch
 
 import cv2
+import hypothesis
 import numpy as np
 import pytest
 from rich.console import Console
@@ -28,6 +29,10 @@ import edge_agent
 from edge_agent.preprocessing import Pixels
 
 from .pi.root import can_emulate
+
+# By default, an example that takes over 200 ms fails, so that a test would depend on the speed of the machine.
+hypothesis.settings.register_profile("any-speed", deadline=None)
+hypothesis.settings.load_profile("any-speed")
 
 QUIET = Console(quiet=True)
 CLASSES = ("brick", "grass", "stars")

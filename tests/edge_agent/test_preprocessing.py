@@ -34,7 +34,7 @@ def test_pixels_are_the_same_on_every_processor_and_opencv_version(fit: Fit) -> 
 
 
 @given(rows=st.integers(16, 64), columns=st.integers(16, 64), down=st.integers(0, 3), across=st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_halving_is_the_mean_of_pixel_pairs_rounded_half_up(rows: int, columns: int, down: int, across: int) -> None:
     frame = noise(rows << down, columns << across)
     expected: npt.NDArray[Any] = frame.astype(np.uint16)
@@ -57,7 +57,7 @@ def test_halving_is_the_mean_of_pixel_pairs_rounded_half_up(rows: int, columns: 
     fit=st.sampled_from(["stretch", "crop", "letterbox"]),
     level=st.integers(0, 255),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_flat_frame_of_any_size_stays_flat(
     rows: int, columns: int, height: int, width: int, fit: Fit, level: int
 ) -> None:

@@ -305,7 +305,7 @@ def test_nonsense_is_answered_and_changes_nothing(
     asker.send("../../etc", b"{}")
     assert not json.loads(asker.messages.get(timeout=120).payload)["ok"]
 
-    @hypothesis(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @hypothesis(max_examples=60, suppress_health_check=list(HealthCheck))
     @given(PAYLOADS)
     def refused(payload: bytes) -> None:
         asker.send("install", payload)

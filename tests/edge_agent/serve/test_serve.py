@@ -130,7 +130,7 @@ HOSTILE = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_nothing_that_the_description_allows_stops_the_service(
     data: st.DataObject, service: Service, description: dict[str, Any], photo_folder: Path

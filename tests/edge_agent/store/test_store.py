@@ -772,7 +772,6 @@ def test_any_order_of_changes_leaves_a_model_to_run(machine: type[StoreMachine])
         settings=settings(
             max_examples=40,
             stateful_step_count=15,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             database=None,
             derandomize=True,

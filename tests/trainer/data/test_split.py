@@ -46,7 +46,7 @@ def photo_list(counts: list[list[int]]) -> list[Photo]:
     ]
 
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(suppress_health_check=[HealthCheck.too_slow])
 """Machines are shared; how long an example takes says nothing."""
 
 

@@ -142,7 +142,7 @@ def test_a_disk_that_takes_half_a_decision_has_taken_none(tmp_path: Path) -> Non
     assert set(Annotations(tmp_path).latest) == {A, B}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([A, B, C]), st.sampled_from(["robin", "wren", "crow"]))))
 def test_people_who_decide_at_the_same_time_end_with_the_same_labels(
     tmp_path_factory: pytest.TempPathFactory, made: list[tuple[int, str, str]]
