@@ -638,7 +638,7 @@ def test_a_kerashub_preset_becomes_plain_keras_with_its_own_normalisation(kind: 
     network = small_hub_network(kind)
     network.save_to_preset(tmp_path)
     name = f"kerashub:{tmp_path}"
-    assert f"give the range, as in {name}#-1..1" in refusal(ConfigError, name)  # without a converter
+    assert f"append the range to the name, as in {name}#-1..1" in refusal(ConfigError, name)  # without a converter
     converter = getattr(keras_hub.layers, f"{kind}ImageConverter")(
         image_size=(96, 96), scale=[1 / 255 / s for s in (0.2, 0.3, 0.4)], offset=[-1.0, -2.0, -0.5]
     )
