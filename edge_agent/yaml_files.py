@@ -87,8 +87,10 @@ class _Loader(yaml.SafeLoader):
 
 def _problems(value: Any, expected: Any, where: str) -> Iterator[str]:
     """Yield all differences between a parsed document and a type. (msgspec itself stops at the first one.)"""
-    optional = NoneType in get_args(expected)
-    kinds = [kind for kind in (expected, *get_args(expected)) if isinstance(kind, type)]
+    # The members of a union and what is annotated, but not the types of a dict's keys and values.
+    members = () if get_origin(expected) in (dict, list, tuple) else get_args(expected)
+    optional = NoneType in members
+    kinds = [kind for kind in (expected, *members) if isinstance(kind, type)]
     struct = next((kind for kind in kinds if issubclass(kind, msgspec.Struct)), None)
     if struct is not None and not (value is None and optional):
         if not isinstance(value, dict):

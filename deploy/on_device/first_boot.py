@@ -105,7 +105,7 @@ def _hostname(settings: dict[str, Any]) -> None:
 
 def _login(settings: dict[str, Any]) -> None:
     name = settings["user"]
-    if os.path.exists(_USERCONF):
+    if os.path.exists(_USERCONF) and not _first_user_has_password(but=name):
         # Renames the first user of the image and ends the first-boot prompt for a user name.
         _run([_USERCONF, name, ""])
     elif not _is_user(name):
@@ -133,6 +133,17 @@ def _login(settings: dict[str, Any]) -> None:
         if source is not None and not os.path.lexists(wants):
             os.makedirs(os.path.dirname(wants), exist_ok=True)
             os.symlink(source, wants)
+
+
+def _first_user_has_password(*, but: str) -> bool:
+    """Whether the first user has another name than ``but`` and a password: someone chose both, as in the Imager."""
+    try:
+        first = pwd.getpwuid(1000).pw_name
+    except KeyError:
+        return False
+    with open("/etc/shadow", encoding="utf-8") as file:
+        fields = next((line.split(":") for line in file if line.startswith(f"{first}:")), [first, ""])
+    return first != but and fields[1].startswith("$")
 
 
 def _wifi(settings: dict[str, Any]) -> None:

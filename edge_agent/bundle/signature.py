@@ -104,10 +104,17 @@ def _signer(manifest: bytes, options: list[str], allowed_signers: Path) -> str:
             f"{allowed_signers}: no such file; create it with one line `NAME ssh-ed25519 KEY` per allowed signer"
         )
     found = _ssh_keygen(["-Y", "find-principals", *options, "-f", str(allowed_signers)], b"")
+    refused = [found]
     for name in found.stdout.decode(errors="replace").splitlines():
         done = _ssh_keygen(["-Y", "verify", *options, "-f", str(allowed_signers), "-I", name], manifest)
         if done.returncode == 0:
             return name
+        refused.append(done)
+    # ssh-keygen names the line of the file and the reason, such as an expired key, on stderr.
+    lines = (line.strip() for done in refused for line in done.stderr.decode(errors="replace").splitlines())
+    reasons = list(dict.fromkeys(line for line in lines if line.startswith(f"{allowed_signers}:")))
+    if reasons:
+        raise SignatureError(f"it is signed by a key that is not accepted: {'; '.join(reasons)}")
     raise SignatureError(f"it is signed by a key that is not in {allowed_signers}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,15 +27,46 @@ def temperature_c(root: Path = Path("/")) -> float | None:
 def throttled(root: Path = Path("/")) -> tuple[str, ...] | None:
     """Names of the Raspberry Pi's throttling flags that are set; None on other machines.
 
-    Flags that were set at any time since boot have the suffix ``_occurred``.
+    Flags that were set at any time since boot have the suffix ``_occurred``. If neither the firmware's flags nor
+    `vcgencmd` can be read, only ``under_voltage`` is known, from the kernel's voltage sensor.
     """
-    text = _read(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
+    text = _firmware_flags(root)
     try:
         bits = int(text or "", 16)
     except ValueError:
-        return None
+        alarm = _under_voltage_alarm(root)
+        return None if alarm is None else _FLAGS[:1] if alarm else ()
     now = [flag for bit, flag in enumerate(_FLAGS) if bits >> bit & 1]
     return (*now, *(f"{flag}_occurred" for bit, flag in enumerate(_FLAGS, 16) if bits >> bit & 1))
+
+
+def _firmware_flags(root: Path) -> str | None:
+    """The firmware's throttling flags as a hexadecimal number: from the kernel before 6.12, or else from vcgencmd.
+
+    On a Raspberry Pi 5, the names of the nodes contain an address (``soc@107c000000``).
+    """
+    for path in sorted((root / "sys/devices/platform").glob("soc*/soc*:firmware/get_throttled")):
+        if (text := _read(path)) is not None:
+            return text
+    try:
+        done = subprocess.run(
+            ["vcgencmd", "get_throttled"],  # noqa: S607  from PATH: /usr/bin or, on other systems, /opt/vc/bin
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.partition("throttled=")[2].strip() if done.returncode == 0 else None
+
+
+def _under_voltage_alarm(root: Path) -> bool | None:
+    """Whether the supply voltage fell too low in the last seconds (driver raspberrypi-hwmon); None without sensor."""
+    for sensor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+        if _read(sensor / "name") == "rpi_volt" and (alarm := _read(sensor / "in0_lcrit_alarm")) is not None:
+            return alarm == "1"
+    return None
 
 
 def resident_mb(root: Path = Path("/")) -> float | None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -185,6 +186,45 @@ def test_what_a_user_set_for_cloud_init_is_kept() -> None:
         first_boot_files(System(), "trixie", {**there, "user-data": b"{"})
     with pytest.raises(ConfigError, match=r"cmdline\.txt is not one line"):
         first_boot_files(System(), "bookworm", {"cmdline.txt": b""})
+
+
+def test_a_user_of_the_same_name_keeps_password_and_keys() -> None:
+    imagers = {
+        "name": "pi",
+        "groups": "users,sudo",
+        "shell": "/bin/bash",
+        "lock_passwd": False,
+        "passwd": "$5$made$by-imager",
+        "ssh_authorized_keys": ["ssh-ed25519 AAAAlaptop owner"],
+        "sudo": "ALL=(ALL) NOPASSWD:ALL",
+    }
+    there = {"cmdline.txt": b"rootwait\n", "user-data": yaml.safe_dump({"users": [imagers, "default"]}).encode()}
+    for _ in range(2):
+        there |= first_boot_files(System(keys=(KEY,)), "trixie", there)
+    users = yaml.safe_load(there["user-data"])["users"]
+    keys = ["ssh-ed25519 AAAAlaptop owner", KEY]
+    assert users == ["default", imagers | {"ssh_authorized_keys": keys}]
+
+    there["user-data"] = yaml.safe_dump({"users": ["default", "pi"]}).encode()  # only a name
+    config = yaml.safe_load(first_boot_files(System(keys=(KEY,)), "trixie", there)["user-data"])
+    assert [user if isinstance(user, str) else user["name"] for user in config["users"]] == ["default", "pi"]
+    assert config["users"][1]["lock_passwd"] is True
+
+
+@pytest.mark.parametrize("around", [True, False])
+def test_a_network_config_stays_as_it_is_written(*, around: bool) -> None:
+    theirs: dict[str, Any] = {"version": 2, "ethernets": {"eth0": {"addresses": ["192.168.1.7/24"]}}}
+    text = yaml.safe_dump({"network": theirs} if around else theirs).encode()
+    there = {"cmdline.txt": b"rootwait\n", "network-config": text}
+    files = first_boot_files(System(wifi=Wifi("home", "0" * 64, "GB")), "trixie", there)
+    config = yaml.safe_load(files["network-config"])
+    inner = config["network"] if around else config
+    assert set(inner) == {"version", "ethernets", "wifis"}
+    assert inner["ethernets"] == theirs["ethernets"]
+    assert inner["wifis"]["wlan0"]["access-points"] == {"home": {"password": "0" * 64}}
+    with pytest.raises(ConfigError, match="version 1, expected 2"):
+        there["network-config"] = b"version: 1\nconfig: []\n"
+        first_boot_files(System(wifi=Wifi("home", None, "GB")), "trixie", there)
 
 
 def test_the_key_of_a_network_is_the_one_of_the_standard() -> None:

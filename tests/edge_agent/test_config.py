@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,3 +154,83 @@ def test_the_dashboard_is_also_accepted_under_its_former_name_but_not_under_both
     message = refusal(tmp_path, GOOD + "page: {}\ndashboard: {}\n")
     assert message.endswith("agent.yaml: found both dashboard and page, its former name; remove page")
     assert "dashboard.port" in refusal(tmp_path, GOOD + "page: {port: 0}\n")
+
+
+EVERY_KEY: dict[str, Any] = {
+    "device": "porch-pi",
+    "bundle": "birds-3.edgeloop",
+    "allowed_signers": "allowed_signers",
+    "state": "state",
+    "threads": 2,
+    "delegate": "libedgetpu.so.1",
+    "install.unsigned": True,
+    "health_every_s": 60,
+    "log": "json",
+    "cameras.NAME.source": "rtsp://host/stream",
+    "cameras.NAME.loop": True,
+    "cameras.NAME.size": [1280, 720],
+    "cameras.NAME.fps": 5,
+    "cameras.NAME.region": [0, 0, 0.5, 0.5],
+    "cameras.NAME.timeout_s": 10,
+    "cameras.NAME.frozen_s": 0,
+    "cameras.NAME.motion.threshold": 4,
+    "cameras.NAME.motion.every_s": 60,
+    "mqtt.host": "broker.local",
+    "mqtt.port": 8883,
+    "mqtt.protocol": "3.1.1",
+    "mqtt.username": "porch",
+    "mqtt.password_file": "mqtt-password",
+    "mqtt.prefix": "birds",
+    "mqtt.results": True,
+    "mqtt.keepalive_s": 60,
+    "mqtt.event_expiry_s": 3600,
+    "mqtt.commands": False,
+    "mqtt.discovery": "homeassistant",
+    "mqtt.tls.ca": "ca.pem",
+    "mqtt.tls.certificate": "device.pem",
+    "mqtt.tls.key": "device.key",
+    "decision.smoothing_s": 1,
+    "decision.enter": 0.8,
+    "decision.leave": 0.4,
+    "decision.min_time_s": 1,
+    "decision.classes.LABEL.enter": 0.9,
+    "decision.classes.LABEL.leave": 0.5,
+    "decision.classes.LABEL.min_time_s": 2,
+    "record.per_hour": 10,
+    "record.random_every_s": 600,
+    "record.max_mb": 100,
+    "record.min_free_mb": 200,
+    "dashboard.host": "0.0.0.0",
+    "dashboard.port": 80,
+}
+
+
+def file_with(keys: dict[str, Any]) -> str:
+    document: dict[str, Any] = {}
+    for key, value in keys.items():
+        *parents, last = key.replace("NAME", "front").replace("LABEL", "great tit").split(".")
+        inner = document
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return yaml.safe_dump(document)
+
+
+def test_every_documented_key_is_accepted_and_every_key_is_documented(tmp_path: Path) -> None:
+    table = (Path(__file__).parents[2] / "docs/reference/agent-yaml.md").read_text()
+    first_cells = re.findall(r"^\| ((?:`[\w.]+`(?:, )?)+) \|", table, re.MULTILINE)
+    documented = re.findall(r"`([\w.]+)`", " ".join(first_cells))
+    assert sorted(documented) == sorted(EVERY_KEY)
+    settings = load(tmp_path, file_with(EVERY_KEY))
+    default = Settings(device="porch-pi", cameras={})
+    left = {name for name in Settings.__struct_fields__ if getattr(settings, name) == getattr(default, name)}
+    assert left == {"device"}
+    rule = settings.decision.classes["great tit"]
+    assert (rule.enter, rule.leave, rule.min_time_s) == (0.9, 0.5, 2)
+
+
+def test_a_wrong_key_or_value_of_one_label_is_named(tmp_path: Path) -> None:
+    said = refusal(tmp_path, GOOD + "decision: {classes: {robin: {entre: 0.9, leave: 2}, wren: 0.5}}\n")
+    assert "unknown key 'decision.classes.robin.entre', did you mean 'enter'?" in said
+    assert "decision.classes.robin.leave: " in said
+    assert "decision.classes.wren: expected keys and values, found 0.5" in said

@@ -209,27 +209,46 @@ def _cloud_init(system: System, existing: Mapping[str, bytes | None]) -> dict[st
     if system.timezone is not None:
         config["timezone"] = system.timezone
     if system.keys:
-        user = {
-            "name": system.user,
-            "groups": GROUPS,
-            "shell": "/bin/bash",
-            "lock_passwd": True,
-            "sudo": "ALL=(ALL) NOPASSWD:ALL",
-            "ssh_authorized_keys": list(system.keys),
-        }
-        others = [
-            one for one in config.get("users") or [] if not isinstance(one, dict) or one.get("name") != system.user
-        ]
-        config["users"] = [*others, user]
+        config["users"] = _with_login(config.get("users") or [], system)
     files = {"user-data": b"#cloud-config\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode()}
     if system.wifi is not None:
         files["network-config"] = _network(system.wifi, _document(existing.get("network-config"), "network-config"))
     return files
 
 
+def _with_login(users: list[Any], system: System) -> list[Any]:
+    """Add the login user to a list of cloud-init's users, or its keys to the user of that name who is already there.
+
+    Raspberry Pi Imager writes the user chosen there, with a password and keys, which remain valid.
+    """
+    login: dict[str, Any] = {"name": system.user, "groups": GROUPS, "shell": "/bin/bash"}
+    login["sudo"] = "ALL=(ALL) NOPASSWD:ALL"
+    others = []
+    for user in users:
+        if user == system.user:
+            continue
+        if isinstance(user, dict) and user.get("name") == system.user:
+            login |= user
+        else:
+            others.append(user)
+    if not {"passwd", "hashed_passwd", "plain_text_passwd"} & login.keys():
+        login["lock_passwd"] = True
+    keys = login.get("ssh_authorized_keys") or []
+    keys = [keys] if isinstance(keys, str) else keys
+    login["ssh_authorized_keys"] = [*keys, *(key for key in system.keys if key not in keys)]
+    return [*others, login]
+
+
 def _network(wifi: Wifi, config: dict[str, Any]) -> bytes:
     point = {} if wifi.psk is None else {"password": wifi.psk}
-    inner = config.setdefault("network", {"version": 2, "ethernets": {"eth0": {"dhcp4": True, "optional": True}}})
+    # cloud-init accepts this file with or without the key `network` around it, but not a mixture of both.
+    if not config:
+        config = {"network": {"version": 2, "ethernets": {"eth0": {"dhcp4": True, "optional": True}}}}
+    inner = config.get("network", config)
+    if inner.get("version", 2) != 2:
+        raise ConfigError(
+            f"network-config on the boot partition has version {inner['version']}, expected 2; write the image again"
+        )
     inner["wifis"] = {
         "wlan0": {
             "dhcp4": True,

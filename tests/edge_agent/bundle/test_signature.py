@@ -119,10 +119,29 @@ def test_a_signature_made_for_another_purpose_does_not_count(signed: Path, keys:
     narrow = tmp_path / "allowed_signers"
     public = keys.key.with_suffix(".pub").read_text()
     narrow.write_text(f'me namespaces="git" {public}')
-    with pytest.raises(SignatureError):
+    with pytest.raises(SignatureError, match='allowed_signers:1: key is not permitted .* namespace "edgeloop-bundle"'):
         verify(raw, sign(raw, keys.key), narrow)
     narrow.write_text(f'me namespaces="{NAMESPACE}" {public}')
     assert verify(raw, sign(raw, keys.key), narrow).signer == "me"
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ('valid-before="20200101"', "allowed_signers:2: key has expired"),
+        ('valid-after="20990101"', "allowed_signers:2: key is not yet valid"),
+        ("valid-before=20990101", "allowed_signers:2: bad options: missing start quote"),
+    ],
+)
+def test_a_key_that_is_listed_but_not_accepted_comes_with_ssh_keygens_reason(
+    signed: Path, keys: Keys, tmp_path: Path, option: str, reason: str
+) -> None:
+    allowed = tmp_path / "allowed_signers"
+    other, public = (key.with_suffix(".pub").read_text() for key in (keys.other, keys.key))
+    allowed.write_text(f"me {other}you {option} {public}")
+    with pytest.raises(SignatureError, match=f"a key that is not accepted: .*{reason}") as caught:
+        verify_bundle(open_bundle(signed), allowed)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_key_is_refused_before_the_work(edgeloop: Run, run_folder: Path, tmp_path: Path) -> None:

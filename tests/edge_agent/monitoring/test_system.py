@@ -32,9 +32,34 @@ def test_the_processors_temperature_is_read_in_degrees(tmp_path: Path) -> None:
     ],
 )
 def test_the_firmwares_flags_have_names(tmp_path: Path, text: str, flags: tuple[str, ...] | None) -> None:
-    folder = tmp_path / "sys/devices/platform/soc/soc:firmware"
-    folder.mkdir(parents=True)
-    (folder / "get_throttled").write_text(text)
+    for node in ("soc/soc:firmware", "soc@107c000000/soc@107c000000:firmware"):  # to a Pi 4, and a Pi 5
+        folder = tmp_path / node.partition("/")[0] / "sys/devices/platform" / node
+        folder.mkdir(parents=True)
+        (folder / "get_throttled").write_text(text)
+        assert system.throttled(tmp_path / node.partition("/")[0]) == flags
+
+
+def test_with_a_current_kernel_vcgencmd_reports_the_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin/vcgencmd"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\n[ "$1" = get_throttled ] && echo throttled=0x50005\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    flags = ("under_voltage", "throttled", "under_voltage_occurred", "throttled_occurred")
+    assert system.throttled(tmp_path) == flags
+    program.write_text("#!/bin/sh\necho 'VCHI initialization failed' >&2\nexit 255\n")
+    assert system.throttled(tmp_path) is None
+
+
+@pytest.mark.parametrize(("alarm", "flags"), [("1\n", ("under_voltage",)), ("0\n", ())])
+def test_without_vcgencmd_the_voltage_sensor_reports_an_alarm(
+    tmp_path: Path, alarm: str, flags: tuple[str, ...]
+) -> None:
+    for number, (name, value) in enumerate([("cpu_thermal", "0\n"), ("rpi_volt", alarm)]):
+        sensor = tmp_path / f"sys/class/hwmon/hwmon{number}"
+        sensor.mkdir(parents=True)
+        (sensor / "name").write_text(f"{name}\n")
+        (sensor / "in0_lcrit_alarm").write_text(value)
     assert system.throttled(tmp_path) == flags
 
 
