@@ -119,7 +119,7 @@ def test_a_signature_made_for_another_purpose_does_not_count(signed: Path, keys:
     narrow = tmp_path / "allowed_signers"
     public = keys.key.with_suffix(".pub").read_text()
     narrow.write_text(f'me namespaces="git" {public}')
-    with pytest.raises(SignatureError, match='allowed_signers:1: key is not permitted .* namespace "edgeloop-bundle"'):
+    with pytest.raises(SignatureError, match=r'allowed_signers:1: key is not permitted .* namespace "edgeloop-bundle"'):
         verify(raw, sign(raw, keys.key), narrow)
     narrow.write_text(f'me namespaces="{NAMESPACE}" {public}')
     assert verify(raw, sign(raw, keys.key), narrow).signer == "me"
