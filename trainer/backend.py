@@ -12,7 +12,8 @@ from typing import Any
 from edge_agent.errors import MissingExtraError, ResourceError
 from edge_agent.native_stderr import native_noise_hidden
 
-# Names in TensorFlow, PyTorch and NumPy; JAX raises one type for all errors, so its message is searched.
+# Names of the exceptions in TensorFlow, PyTorch and NumPy. JAX raises the same type for all errors, so the message of
+# the error is searched instead.
 _OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
 
 
@@ -60,7 +61,10 @@ def memory_explained(batch_size: int) -> Iterator[None]:
 
 
 def check_tensorboard() -> None:
-    """Raise `MissingExtraError` if a package that TensorBoard logs need is missing. Call before the training starts."""
+    """Raise `MissingExtraError` if a package that TensorBoard logs need is missing.
+
+    Call this before the training starts.
+    """
     for package in ("tensorflow", "tensorboard"):
         if find_spec(package) is None:
             raise MissingExtraError("--tensorboard", "tensorboard", package)

@@ -1,7 +1,7 @@
 """Shows the progress of long work.
 
-On a terminal it is shown as a progress bar, and elsewhere as a line of text every half minute. With a
-`CallbackConsole`, a function is called instead.
+On a terminal the progress is shown as a bar, and elsewhere as a line of text every half minute. If the console is a
+`CallbackConsole`, a function of the calling program is called instead.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ class CallbackConsole(Console):
 
 @contextmanager
 def steps(console: Console, label: str, total: int | None, *, done: int = 0) -> Iterator[Advance]:
-    """Show the progress of ``total`` steps, of which ``done`` had already been finished.
+    """Show the progress of ``total`` steps, of which ``done`` have been finished before.
+
+    When the block ends, the bar is shown as full, even if fewer than ``total`` steps have been finished.
 
     Yields:
-        A function to call when further steps are finished. The bar is shown as full when the block ends, even if
-        fewer than ``total`` steps were finished.
+        A function to call when further steps are finished.
     """
     if isinstance(console, CallbackConsole):
         with progress_calls(label, total, console.on_progress, done=done) as advance:
@@ -72,7 +73,7 @@ def steps(console: Console, label: str, total: int | None, *, done: int = 0) -> 
 
 
 def track(items: Iterable[Item], label: str, *, total: int, console: Console) -> Iterator[Item]:
-    """Yield the items, and show how many of ``total`` are done. If ``total`` is 0, nothing is shown."""
+    """Yield the items, and show how many of ``total`` items are done. If ``total`` is 0, show nothing."""
     if not total:
         yield from items
         return

@@ -68,7 +68,7 @@ def write_inputs(folder: Path, dataset: Dataset, spec: PreprocessSpec) -> None:
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Write `history.csv`, one row per epoch. Values that were not recorded in the epoch's phase are left empty."""
+    """Write `history.csv`, one row per epoch. A value is left empty if the phase of the epoch does not record it."""
     fields = ("epoch", "phase", "loss", "val_loss", "val_accuracy", "learning_rate")
     with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields)
@@ -88,7 +88,7 @@ def read_split(run: Path) -> dict[str, str]:
 
 
 def read_photos(run: Path) -> tuple[Path, list[Photo]]:
-    """Return the folder that a run's image paths are relative to, and the images with their splits.
+    """Return the folder to which the image paths of a run are relative, and the images with their splits.
 
     Raises:
         DataError: the list of images is missing or damaged.
@@ -108,5 +108,5 @@ def read_photos(run: Path) -> tuple[Path, list[Photo]]:
 
 
 def write_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
-    """Write `metrics.json` or `run.json`."""
+    """Write ``value`` to the file ``name``, which is `metrics.json` or `run.json`."""
     (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Runs work in parallel threads, which is efficient for reading and decoding images: both release Python's GIL."""
+"""Runs work in parallel threads. This is efficient for reading and decoding images, because both release the GIL."""
 
 from __future__ import annotations
 

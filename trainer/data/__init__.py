@@ -1,4 +1,4 @@
-"""Datasets: labelled, split and preprocessed images from files on disk."""
+"""Loads and checks datasets: labelled, split and preprocessed images from files on disk."""
 
 from .cache import default_cache
 from .checks import Finding

@@ -1,16 +1,18 @@
-"""Cache of preprocessed images, kept between runs so that each image is decoded once.
+"""Stores preprocessed images between runs, so that each image is decoded only once.
 
-A cache belongs to one `PreprocessSpec` and is a folder of three files. Record i of `index` describes row i of
-`pixels`; rows and records have a fixed size and are only appended.
+Each `PreprocessSpec` has its own cache, which is a folder with three files:
 
-    lock      held by the process that fills the cache; the kernel releases it when that process dies
+    lock      locked by the process that has the cache open; the kernel unlocks it when that process ends
     pixels    row i: height x width x 3 uint8
-    index     a header, then record i: sha256 of the image's file, checksum of row i, original
-              width and height of the image, its thumbnail, CRC-32 of this record
+    index     a header, then record i: SHA-256 of the image file, checksum of row i, original
+              width and height of the image, thumbnail of the image, CRC-32 of this record
 
-Every access checks the CRC of the record and the checksum of the row. After a kill, a power cut, a flipped byte or a
-truncated file, only the damaged images are preprocessed again. If the header does not match, both files are replaced
-by new ones; processes that have the old files open can still read them.
+Record i of `index` describes row i of `pixels`. All rows have the same size, and so have all records. New rows and
+records are appended at the end.
+
+`PixelCache.find` checks the CRC of the record and the checksum of the row. After a kill, a power cut, a flipped byte
+or a truncated file, only the damaged images are preprocessed again. If the header of `index` is not the expected one,
+`pixels` and `index` are replaced by new files. Processes that have the old files open can still read them.
 """
 
 from __future__ import annotations
@@ -43,9 +45,10 @@ from .pixels import PixelRows, read_row
 
 FORMAT = 2
 THUMB = 24
-"""Side of the colour thumbnail that is used to find near duplicates, pixels."""
+"""Side of the colour thumbnails, in pixels. They are used to find near duplicates."""
 MAX_RECORDS = 2**22
-"""Maximum number of images in one index; a larger one is replaced. Bounds the memory, 16 bytes per image."""
+"""Maximum number of images in an index. A larger index is replaced by an empty one. This limits the memory, which is 16
+bytes per image."""
 
 _THUMB_BYTES = THUMB * THUMB * 3
 _RECORD = struct.Struct(f"<32sIII{_THUMB_BYTES}s")
@@ -56,7 +59,14 @@ _AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """One image of a cache: the row of its pixels, its original size in pixels, and its thumbnail."""
+    """An image in a cache.
+
+    Attributes:
+        row: row of the image in the cache.
+        width: original width, pixels.
+        height: original height, pixels.
+        thumb: thumbnail, (24, 24, 3) uint8 as bytes.
+    """
 
     row: int
     width: int
@@ -65,25 +75,26 @@ class Cached:
 
 
 def default_cache() -> Path:
-    """Return the default folder of caches: ``~/.cache/edgeloop``, or ``edgeloop`` in XDG_CACHE_HOME."""
+    """Return the default folder of all caches: ``$XDG_CACHE_HOME/edgeloop``, or else ``~/.cache/edgeloop``."""
     import platformdirs
 
     return platformdirs.user_cache_path("edgeloop")
 
 
 class PixelCache:
-    """Context manager for the cache of one spec; only one process at a time can open it.
+    """The cache of the images that were preprocessed with one `PreprocessSpec`. A context manager.
 
-    `find` and `add` may be called from several threads.
+    Only one process at a time can have a cache open; other processes wait. `find` and `add` may be called from several
+    threads.
     """
 
     def __init__(self, base: Path, spec: PreprocessSpec, *, waiting: Callable[[Path], object] = lambda _: None) -> None:
-        """Set the folder of the cache; files are opened by ``with``.
+        """Determine the folder of the cache. The files are opened when the ``with`` block starts.
 
         Args:
             base: folder of all caches; created if missing.
             spec: preprocessing of the images.
-            waiting: called with the cache's folder before waiting for another process that has it open.
+            waiting: called with the folder of the cache before waiting for another process that has the cache open.
         """
         key = cache_key(spec)
         height, width = spec.size
@@ -91,7 +102,7 @@ class PixelCache:
         self.folder = base / "pixels" / f"{height}x{width}-{spec.fit}-{spec.channels}-{key[:16]}"
         self.row_bytes = height * width * 3
         self._header = f"edgeloop pixels {FORMAT} {key}"[:_HEADER_BYTES].ljust(_HEADER_BYTES, "\n").encode()
-        self._salt = zlib.crc32(self._header)  # otherwise a record of zeros would have a valid CRC
+        self._salt = zlib.crc32(self._header)  # records of another format or spec have a wrong CRC
         self._waiting = waiting
         self._adding = threading.Lock()
 
@@ -117,15 +128,15 @@ class PixelCache:
         self._close()
 
     def find(self, sha256: bytes, buffer: Pixels) -> Cached | None:
-        """Return the image with this hash, or None if it is missing or damaged.
+        """Return the image with this hash, or None if the cache does not contain it or its data is damaged.
 
         Args:
-            sha256: hash of the image's file, 32 bytes.
-            buffer: (height, width, 3) uint8, scratch space to check the pixels.
+            sha256: SHA-256 of the image file, 32 bytes.
+            buffer: (height, width, 3) uint8. The pixels are read into this array to check them.
         """
         key = np.frombuffer(sha256, "<u8", 1)[0]
         last = int(np.searchsorted(self._keys, key, "right"))
-        # The newest record first, because it replaces damaged ones.
+        # Search from the newest record to the oldest: after damage, an image is added again at the end.
         for place in range(last - 1, -1, -1):
             if self._keys[place] != key:
                 break
@@ -142,32 +153,32 @@ class PixelCache:
         """Add an image.
 
         Args:
-            sha256: hash of the image's file, 32 bytes.
+            sha256: SHA-256 of the image file, 32 bytes.
             pixels: (height, width, 3) uint8, the preprocessed image.
             width: original width, pixels.
             height: original height, pixels.
             thumb: thumbnail, (24, 24, 3) uint8 as bytes.
 
         Raises:
-            OSError: the disk is full or failed; call `take_back`.
+            OSError: the disk is full or has failed. Call `take_back` after this error.
         """
         with self._adding:
             row = self._end
             self._end += 1
         record = _RECORD.pack(sha256, _checksum(pixels), width, height, thumb)
-        # Pixels first, so that no record describes a row that was not written.
+        # The pixels are written first, so that no record describes a row that has not been written.
         _write(self._pixels, pixels.data.cast("B"), row * self.row_bytes)
         record += zlib.crc32(record, self._salt).to_bytes(4, "little")
         _write(self._index, memoryview(record), _HEADER_BYTES + row * _RECORD_BYTES)
         return Cached(row, width, height, thumb)
 
     def take_back(self) -> None:
-        """Remove everything that was added since the cache was opened, to free disk space."""
+        """Remove all images that were added since the cache was opened, to free disk space."""
         os.ftruncate(self._index, _HEADER_BYTES + self._first * _RECORD_BYTES)
         os.ftruncate(self._pixels, min(os.fstat(self._pixels).st_size, self._first * self.row_bytes))
 
     def pixel_rows(self, rows: npt.NDArray[np.intp]) -> PixelRows:
-        """Return these rows, which remain readable after the cache is closed."""
+        """Return the pixels of these rows. They can still be read after the cache has been closed."""
         return PixelRows(self._pixels, self.spec.shape, rows)
 
     def _take_lock(self) -> None:
@@ -180,7 +191,7 @@ class PixelCache:
             fcntl.flock(handle, fcntl.LOCK_EX)
 
     def _open(self, name: str) -> int:
-        # O_NONBLOCK: if the path is a pipe, opening it must not wait for its other end.
+        # O_NONBLOCK: if the path is a named pipe, do not wait until another process opens it.
         handle = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         self._handles.append(handle)
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -188,7 +199,7 @@ class PixelCache:
         return handle
 
     def _load(self) -> int:
-        """Read the index's hashes; return the number of records, damaged ones included."""
+        """Read the first 8 bytes of every hash in the index. Return the number of records, including damaged ones."""
         size = os.fstat(self._index).st_size
         count = max(0, size - _HEADER_BYTES) // _RECORD_BYTES
         if os.pread(self._index, _HEADER_BYTES, 0) != self._header or count > MAX_RECORDS:
@@ -206,7 +217,10 @@ class PixelCache:
         return count
 
     def _replace_files(self) -> None:
-        """Replace the files by new ones: first pixels, so that an index never describes the rows of another."""
+        """Replace `pixels` and `index` by new files.
+
+        `pixels` is replaced first, so that the new index never describes rows of the old pixels.
+        """
         for name, content in (("pixels", b""), ("index", self._header)):
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f".{name}.", delete=False) as file:
                 file.write(content)
@@ -236,13 +250,16 @@ class PixelCache:
 
 
 def cache_key(spec: PreprocessSpec) -> str:
-    """Return a hexadecimal digest of the spec and everything else that determines the pixels of a file."""
+    """Return a hexadecimal digest of the spec and of everything else that determines the cached pixels of an image."""
     return hashlib.sha256(b" ".join([msgspec.json.encode(spec), _arithmetic().encode()])).hexdigest()
 
 
 @remembered
 def _arithmetic() -> str:
-    """Return a digest of a small noise image, decoded and preprocessed, which changes if either of these changes."""
+    """Return a digest that changes if the results of decoding or preprocessing change.
+
+    It is computed from a small image of random noise, the cache format and the major version of OpenCV.
+    """
     noise = np.random.default_rng(0).integers(0, 256, (301, 413, 3), np.uint8)
     digest = hashlib.sha256(f"{FORMAT} {cv2.__version__.split('.')[0]}".encode())
     for suffix in (".jpg", ".png"):
@@ -253,7 +270,10 @@ def _arithmetic() -> str:
 
 
 def _checksum(pixels: Pixels) -> int:
-    """Return a CRC-32 over sums of 512 bytes, which detects a changed byte or a moved sector in a third of the time."""
+    """Return a CRC-32 of the sums of blocks of 512 bytes.
+
+    It detects a changed byte or a moved sector, in a third of the time of a CRC-32 of all bytes.
+    """
     levels = pixels.reshape(-1)
     whole = levels.size // 512 * 512
     sums = levels[:whole].view("<u8").reshape(-1, 64).sum(1)
@@ -261,7 +281,10 @@ def _checksum(pixels: Pixels) -> int:
 
 
 def _write(handle: int, data: memoryview, offset: int) -> None:
-    """Write all data: a disk that becomes full accepts a part of it, and fails only at the next call."""
+    """Write all of ``data``, in several calls if necessary.
+
+    When the disk becomes full, `os.pwrite` writes a part of the data without an error, and fails only at the next call.
+    """
     while data:
         done = os.pwrite(handle, data, offset)
         data, offset = data[done:], offset + done

@@ -1,4 +1,4 @@
-"""Findings about the data that a user should know before trusting a model trained on it."""
+"""Reports facts about the data that a user should know before trusting a model trained on it."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ Kind = Literal["unreadable", "copies", "leak", "near-duplicates", "imbalance", "
 
 SETS_SHOWN = 24
 IMAGES_SHOWN = 6
-"""Maximum number of images shown per set."""
+"""Maximum number of images per set that a finding lists."""
 MAX_IMBALANCE = 3.0
-"""Maximum ratio of the largest to the smallest class; recommended by Frigate's maintainers."""
+"""Maximum ratio of the sizes of the largest and the smallest class. Frigate's maintainers recommend this limit."""
 MIN_SHORT_SIDE = 80
-"""Minimum length of the shorter side, pixels; Frigate's maintainers found that smaller crops cause bad models."""
+"""Minimum length of the shorter side of an image, in pixels. Frigate's maintainers found that smaller crops lead to bad
+models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fact that the user should know about the data.
+    """A fact about the data that the user should know.
 
     Attributes:
         kind: kind of finding.
-        message: one line with the finding, its consequence and the remedy.
-        images: paths relative to the data root, one inner tuple per set of related images; the worst
-            sets first, at most 24 sets of 6 images (the message gives the count). Copies and unreadable images
-            were left out of the dataset; all others are part of it.
+        message: one line that states the fact, what follows from it, and what the user can do.
+        images: paths of the images concerned, relative to the data root. Each inner tuple is a set of related images.
+            At most 24 sets of 6 images are listed, the worst sets first; ``message`` gives the total number. Unreadable
+            images, and all but the first of several identical images, were left out of the dataset.
     """
 
     kind: Kind
@@ -45,8 +46,8 @@ class Finding:
 
     @classmethod
     def about(cls, kind: Kind, message: str, images: Sequence[Sequence[str]] = ()) -> Self:
-        """Return a finding with a limited number of images and a message in one printable line."""
-        # A report cannot contain names that are not UTF-8.
+        """Create a finding: limit the number of listed images, and turn the message into one printable line."""
+        # A report cannot contain file names that are not valid UTF-8, so their invalid bytes are escaped.
         shown = tuple(
             tuple(path.encode("utf-8", "backslashreplace").decode() for path in paths[:IMAGES_SHOWN])
             for paths in images[:SETS_SHOWN]
@@ -55,7 +56,7 @@ class Finding:
 
 
 def shown_images(paths: Sequence[str]) -> str:
-    """Return the first three paths as text for a message."""
+    """Return text for a message: the first three paths, and the number of the remaining ones."""
     return in_short(paths, 3)
 
 
@@ -63,8 +64,8 @@ def unreadable(reasons: Mapping[str, str], count: int) -> list[Finding]:
     """Report images that were left out because they cannot be read.
 
     Args:
-        reasons: path -> reason.
-        count: number of all images.
+        reasons: dict from the path of each of these images to the reason.
+        count: number of all images, including unreadable ones.
     """
     if not reasons:
         return []
@@ -75,7 +76,7 @@ def unreadable(reasons: Mapping[str, str], count: int) -> list[Finding]:
 
 
 def copies(sets: Sequence[Sequence[Photo]]) -> list[Finding]:
-    """Report sets of byte-identical images of one class and split, of which the first was kept."""
+    """Report sets of byte-identical images in the same class and split. The first image of each set was kept."""
     if not sets:
         return []
     count = sum(len(inside) - 1 for inside in sets)
@@ -87,7 +88,7 @@ def copies(sets: Sequence[Sequence[Photo]]) -> list[Finding]:
 
 
 def copies_across_splits(sets: Sequence[Sequence[Photo]]) -> list[Finding]:
-    """Report sets of byte-identical images in several of the given splits, of which the first was kept."""
+    """Report sets of byte-identical images that the user put into different splits. The first image was kept."""
     if not sets:
         return []
     message = (
@@ -99,12 +100,14 @@ def copies_across_splits(sets: Sequence[Sequence[Photo]]) -> list[Finding]:
 
 
 def leaks(photos: Sequence[Photo], groups: Groups, user_groups: Indices) -> list[Finding]:
-    """Report near duplicates and groups that are in several splits, except for classes in `Groups.given_up`.
+    """Report sets of near duplicates, and groups of the user, whose images are in different splits.
+
+    Near duplicates in the classes `Groups.given_up` are not included; `near_duplicates` reports them.
 
     Args:
         photos: images with their splits.
         groups: groups and near duplicates.
-        user_groups: (n,) int, the same number for images of one of the user's groups.
+        user_groups: (n,) int; images with the same number are in the same group of the user.
     """
     findings = []
     kept_together = [inside for inside in _sets(groups.near) if photos[inside[0]].label not in groups.given_up]
@@ -124,7 +127,17 @@ def leaks(photos: Sequence[Photo], groups: Groups, user_groups: Indices) -> list
 
 
 def near_duplicates(photos: Sequence[Photo], groups: Groups, similar: Indices, *, given: bool) -> list[Finding]:
-    """Report near duplicates, those with different labels, and classes in which they could not be kept together."""
+    """Report near duplicates, in up to three findings.
+
+    The first is about near duplicates of one class, the second about near duplicates with different labels, and the
+    third about classes whose near duplicates could not be kept in the same split.
+
+    Args:
+        photos: images with their splits.
+        groups: groups and near duplicates.
+        similar: (n,) int; images with the same number are near duplicates, even if their labels differ.
+        given: True if the user has assigned the splits.
+    """
     findings = []
     sets = _sets(groups.near)
     if sets:
@@ -156,7 +169,10 @@ def near_duplicates(photos: Sequence[Photo], groups: Groups, similar: Indices, *
 
 
 def uneven_groups(photos: Sequence[Photo], *, given: bool) -> list[Finding]:
-    """Report classes whose test split is less than half of its intended share because of large groups."""
+    """Report classes that have less than half of the intended number of test images because of large groups.
+
+    Nothing is reported if ``given`` is True, because then the splits come from the user or from an earlier run.
+    """
     if given:
         return []
     totals, tested = Counter(p.label for p in photos), Counter(p.label for p in photos if p.split == "test")
@@ -175,7 +191,7 @@ def uneven_groups(photos: Sequence[Photo], *, given: bool) -> list[Finding]:
 
 
 def imbalance(photos: Sequence[Photo]) -> list[Finding]:
-    """Report if the largest class has more than three times as many images as the smallest."""
+    """Report an imbalance if the largest class has more than three times as many images as the smallest."""
     counts = Counter(photo.label for photo in photos)
     most, least = max(counts, key=lambda c: (counts[c], c)), min(counts, key=lambda c: (counts[c], c))
     if counts[most] <= MAX_IMBALANCE * counts[least]:
@@ -188,7 +204,7 @@ def imbalance(photos: Sequence[Photo]) -> list[Finding]:
 
 
 def small_images(photos: Sequence[Photo], sides: npt.NDArray[np.int32], size: tuple[int, int]) -> list[Finding]:
-    """Report images whose shorter side is under 80 pixels or under half of the model's input.
+    """Report images whose shorter side is less than 80 pixels, or less than half the shorter side of the model input.
 
     Args:
         photos: the images.
@@ -211,7 +227,7 @@ def small_images(photos: Sequence[Photo], sides: npt.NDArray[np.int32], size: tu
 
 
 def _sets(together: Indices) -> list[list[int]]:
-    """Return the indices that share a number, for numbers that occur at least twice."""
+    """Return a list of indices for each number that occurs at least twice in ``together``."""
     members = defaultdict(list)
     for i, number in enumerate(together.tolist()):
         members[number].append(i)
@@ -219,7 +235,7 @@ def _sets(together: Indices) -> list[list[int]]:
 
 
 def _one_of_each(photos: Sequence[Photo], places: Sequence[int]) -> list[str]:
-    """Return the first image of each split, beginning with the test split."""
+    """Return the path of the first image in each split, in the order test, val, train."""
     found = {photos[i].split: photos[i].path for i in reversed(places)}
     return [found[split] for split in reversed(SPLITS) if split in found]
 

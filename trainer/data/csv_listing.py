@@ -1,8 +1,8 @@
-"""Reads a list of images in a CSV file: ``path,label[,group][,split]``.
+"""Reads a list of images from a CSV file with the columns ``path,label[,group][,split]``.
 
-The header is required; the columns may be in any order. The file is UTF-8, with or without a byte order
-mark. Paths are relative to the file's folder and must stay inside it, also through links.
-``split`` is either given in every row (train, val or test) or in none; ``group`` may be empty.
+The header is required; the columns may be in any order. The file is UTF-8, with or without a byte order mark. Paths
+are relative to the folder of the CSV file and must not lead out of it, not even through symbolic links. Either every
+row has a ``split`` (train, val or test) or no row has one. ``group`` may be empty.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ def read_listing(path: Path) -> list[Photo]:
     """Read the list without opening the images.
 
     Returns:
-        Photos sorted by path.
+        The listed images, sorted by path.
 
     Raises:
-        DataError: not a valid list. The message has up to ten problems with their lines, and the number of others.
+        DataError: the file is not a valid list. The message names up to ten problems with their line numbers, and the
+            number of further problems.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -50,7 +51,7 @@ def read_listing(path: Path) -> list[Photo]:
 
 
 def _read(path: Path) -> tuple[list[Photo], list[str]]:
-    """Return the valid rows, and the problems of the others."""
+    """Return the images of the valid rows, and descriptions of the problems in the invalid rows."""
     photos: dict[str, Photo] = {}
     lines: dict[str, int] = {}
     problems = []
@@ -74,9 +75,12 @@ def _read(path: Path) -> tuple[list[Photo], list[str]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """Yield the line number of every row with its cells by column, or with a problem; blank lines are skipped."""
+    """Yield the line number of each row, and a dict from column to cell.
+
+    If a row has the wrong number of cells, yield a description of the problem instead of the dict. Skip blank lines.
+    """
     with path.open(newline="", encoding="utf-8-sig") as file:
-        # Strict, because an unclosed quotation mark would otherwise consume the rest of the list.
+        # Strict mode: otherwise, an unclosed quotation mark would turn the rest of the file into one cell.
         rows = csv.reader(file, strict=True)
         columns = _columns(path, next(rows, []))
         for row in rows:
@@ -116,7 +120,7 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
 
 
 def _problem_of_row(cells: dict[str, str]) -> str:
-    """Return the problem of the cells, or ""."""
+    """Return a description of the problem in the cells of a row, or "" if there is none."""
     if not cells["path"].strip():
         return "the path is empty"
     if not cells["label"].strip():
@@ -130,7 +134,7 @@ def _problem_of_row(cells: dict[str, str]) -> str:
 
 
 class _Folder:
-    """Checks that paths stay inside a folder. Each directory is resolved once, because lists are long."""
+    """Checks that paths do not lead out of a folder. Each directory is resolved only once, because lists are long."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = os.fspath(folder)
@@ -138,7 +142,7 @@ class _Folder:
         self._parents: dict[str, str] = {}
 
     def problem_of(self, path: str) -> str:
-        """Return the problem of the path, or ""."""
+        """Return a description of the problem of the path, or "" if there is none."""
         if "\0" in path:
             return "the path contains a zero byte"
         if path.startswith("/"):

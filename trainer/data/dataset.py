@@ -1,4 +1,4 @@
-"""Loads a dataset: labelled, split and preprocessed images from files on disk. Start reading at `load_dataset`."""
+"""Loads a dataset: labelled, split and preprocessed images from files on disk. The main function is `load_dataset`."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Dataset:
 
     Attributes:
         labels: class names, sorted.
-        photos: one entry per image, sorted by path within the class, without copies and unreadable images.
-        pixels: row i is photo i preprocessed as on the device, `edge_agent.preprocess(frame, spec)`.
-        roomy: row i is photo i preprocessed to an enlarged size for augmentation; None if not requested.
-        findings: facts that the user should know about the data, in the order they were found.
+        photos: the images, sorted by path within each class. Copies and unreadable images are left out.
+        pixels: pixels of the images. Row i is ``photos[i]``, preprocessed by `edge_agent.preprocess` as on the device.
+        roomy: the same images, preprocessed to an enlarged size for augmentation; None if not requested.
+        findings: facts about the data that the user should know, in the order in which they were found.
     """
 
     labels: tuple[str, ...]
@@ -55,7 +55,10 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the images' hashes, labels and splits, which does not depend on paths or the machine."""
+        """SHA-256, in hexadecimal, of the hashes, labels and splits of all images.
+
+        It does not depend on the paths or on the machine.
+        """
         rows = sorted(f"{photo.sha256} {photo.label} {photo.split}\n" for photo in self.photos)
         return hashlib.sha256("".join(rows).encode()).hexdigest()
 
@@ -74,20 +77,21 @@ def load_dataset(
     """Read, check and split a dataset.
 
     Args:
-        root: a folder per class, train/val/test folders of those, or a CSV file; see `find_photos`.
+        root: folder that contains one folder per class; folder that contains train, val and test folders with one
+            folder per class in each; or CSV file. See `find_photos`.
         spec: preprocessing of the images.
-        room: height and width of a second, enlarged version of the pixels for augmentation; None for no such version.
-        cache: folder in which pixels are kept between runs; `default_cache()` when None.
-        max_unreadable: maximum share of unreadable images, 0 to 1; they are left out.
+        room: height and width of the enlarged images for augmentation, pixels; None if they are not needed.
+        cache: folder in which pixels are kept between runs; `default_cache()` if None.
+        max_unreadable: maximum share of unreadable images, 0 to 1. Unreadable images are left out of the dataset.
         group_by: regular expression that finds an image's group in its path; see `group_by_name`.
-        frozen: sha256 -> split from the split.csv of an earlier run. Its images keep their split, even if their folder
-            names another one; the other images are split around them.
+        frozen: dict from SHA-256 to split, from the split.csv of an earlier run. These images keep their split, even if
+            they are now in the folder of another split.
         console: console for the progress.
 
     Raises:
-        DataError: nothing to train on (see `find_photos` and `check_classes`), too many unreadable images, the same
-            image in two classes, classes that cannot be split by their groups, or no disk space for the pixels. All
-            problems of one kind are named at once.
+        DataError: the images are not suitable for training (see `find_photos` and `check_classes`), too many images are
+            unreadable, the same image is in two classes, a class cannot be split without dividing groups, or the pixels
+            cannot be stored. The message covers all problems of the same kind.
         ConfigError: ``group_by`` is not a regular expression, or the images already have groups.
     """
     listed = find_photos(root)
@@ -107,7 +111,7 @@ def load_dataset(
         given = bool(photos[0].split)
         check_classes(photos, root)
         photos = [replace(photo, split=frozen.get(photo.sha256, photo.split)) for photo in photos]
-        # Sorted by hash, so that names and folders do not influence borderline cases.
+        # The images are sorted by hash, so that names and folders do not influence borderline cases.
         by_hash = np.argsort(np.array([photo.sha256 for photo in photos]))
         with status(console, "Looking for near duplicates"):
             rows = read.rows[0, places][by_hash]
@@ -146,12 +150,12 @@ def _checked(frozen: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _open_caches(held: ExitStack, base: Path, specs: Sequence[PreprocessSpec], console: Console) -> list[PixelCache]:
-    """Open the caches of these specs and return them in the same order."""
+    """Open one cache per spec. Return the caches in the order of ``specs``."""
     caches = [
         PixelCache(base, spec, waiting=lambda _: console.print("Waiting for another edgeloop process to read images"))
         for spec in specs
     ]
-    # Always in the same order, to avoid a deadlock of two processes.
+    # All processes lock the caches in the same order, so that they cannot deadlock.
     for one in sorted(caches, key=lambda cache: cache.folder):
         held.enter_context(one)
     return caches
@@ -168,7 +172,9 @@ def _without_unreadable(photos: Sequence[Photo], read: Ingested, limit: float) -
 
 
 def _without_copies(photos: Sequence[Photo], read: Ingested) -> tuple[list[Photo], list[int], list[Finding]]:
-    """Return the distinct images, their indices in ``photos``, and findings about copies that were left out.
+    """Leave out unreadable images and copies.
+
+    Return the remaining images, their indices in ``photos``, and findings about the copies.
 
     Raises:
         DataError: the same image is in two classes.
@@ -180,7 +186,7 @@ def _without_copies(photos: Sequence[Photo], read: Ingested) -> tuple[list[Photo
         copies[whole[i].sha256].append(i)
     kept, within, across, conflicts = [], [], [], []
     for same_bytes in copies.values():
-        # Test before val before train, because test images must not be used for training.
+        # Keep the copy in test, or else the one in val, because test images must not be used for training.
         order = sorted(same_bytes, key=lambda i: -SPLITS.index(photos[i].split) if photos[i].split else 0)
         kept.append(order[0])
         if len({photos[i].label for i in order}) > 1:

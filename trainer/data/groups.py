@@ -1,4 +1,4 @@
-"""Groups of images that must stay in one split: the user's groups, and near duplicates of one class."""
+"""Finds images that must be in the same split: the groups defined by the user, and near duplicates of one class."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from .photo import Photo, in_short
 MIN_GROUPS = 3
 """Minimum number of groups per class: one each for training, validation and testing."""
 MAX_SHARE = 0.9
-"""Maximum share of a class in one set of near duplicates; with more, at most 5 % each would remain for validation and
-testing."""
+"""Maximum share of the images of a class that may be in one set of near duplicates. If the share were greater, at most
+5 % each would remain for validation and testing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Sets of images that stay together.
+    """Sets of images that must be in the same split.
 
     Attributes:
-        together: (n,) int, images with the same number are in the same split.
-        near: (n,) int, images with the same number are near duplicates of one class.
-        given_up: classes whose near duplicates are not kept together, because their sets are too few or too large.
+        together: (n,) int; images with the same number must be in the same split.
+        near: (n,) int; images with the same number are near duplicates of one class.
+        given_up: classes whose near duplicates are not kept together, because the class has too few sets, or one of its
+            sets is too large.
     """
 
     together: Indices
@@ -37,13 +38,13 @@ class Groups:
 
 
 def group_by_name(photos: Sequence[Photo], pattern: str) -> list[Photo]:
-    """Set the groups of images with a regular expression, which is searched for in each path.
+    """Set the group of each image by searching its path for a regular expression.
 
-    The group is the text of the first capturing group or, without one, the whole match. Images without a match get
-    no group. The time of the search is not limited, because the pattern is the user's own.
+    The name of the group is the text of the first capturing group, or the whole match if the pattern has no capturing
+    group. Images without a match get no group. The search has no time limit, because the user chooses the pattern.
 
     Raises:
-        ConfigError: not a regular expression, or the images already have groups.
+        ConfigError: the pattern is not a regular expression, or the images already have groups.
     """
     try:
         expression = re.compile(pattern)
@@ -60,15 +61,16 @@ def group_by_name(photos: Sequence[Photo], pattern: str) -> list[Photo]:
 
 
 def find_groups(photos: Sequence[Photo], similar: Indices, *, settled: Collection[str] = ()) -> Groups:
-    """Merge the user's groups and near duplicates into sets that must stay together.
+    """Merge the groups of the user and the near duplicates into sets that must be in the same split.
 
     Args:
-        photos: images with their hashes and the user's groups.
-        similar: (n,) int, the same number for near duplicates, also of different classes.
+        photos: images with their hashes and the groups of the user.
+        similar: (n,) int; images with the same number are near duplicates, even if their classes differ.
         settled: classes that already have images in every split and therefore need no groups.
 
     Raises:
-        DataError: classes with fewer than three of the user's groups; all are named.
+        DataError: a class has fewer than three groups of the user, where an image without a group counts as one group.
+            The message covers all such classes.
     """
     labels = [photo.label for photo in photos]
     near = same(list(zip(labels, similar.tolist(), strict=True)))
@@ -97,7 +99,11 @@ def find_groups(photos: Sequence[Photo], similar: Indices, *, settled: Collectio
 
 
 def with_group_names(photos: Sequence[Photo], groups: Groups) -> list[Photo]:
-    """Name sets of near duplicates that are kept together after their smallest hash, unless the user named them."""
+    """Give all images in a set of near duplicates the same group name, which contains the smallest hash of the set.
+
+    Images that are already in a group of the user keep the name of that group. Sets that are not kept together get no
+    name.
+    """
     members = defaultdict(list)
     for i, number in enumerate(groups.near.tolist()):
         members[number].append(i)
@@ -123,12 +129,12 @@ def _joined(one: Indices, other: Indices) -> Indices:
 
 
 def _sets(labels: Sequence[str], together: Indices) -> Counter[str]:
-    """Return the number of sets of each class."""
+    """Count the sets of each class."""
     return Counter(label for label, _ in set(zip(labels, together.tolist(), strict=True)))
 
 
 def _largest(labels: Sequence[str], together: Indices) -> dict[str, float]:
-    """Return the share of each class that is in its largest set."""
+    """Return, for each class, the share of its images that are in its largest set."""
     totals = Counter(labels)
     largest: dict[str, float] = {}
     for (label, _), count in Counter(zip(labels, together.tolist(), strict=True)).items():

@@ -1,7 +1,8 @@
-"""Reads all images in one pass: hashes each, and decodes and preprocesses those that are not cached, on all cores.
+"""Reads all images in one pass, on all cores.
 
-Threads are enough, because decoding, hashing and disk access release Python's global lock. Only a few small batches
-are in memory at a time. A second run decodes only images that are not cached yet.
+Every image file is read and hashed. Only images that are not in the cache yet are decoded and preprocessed. The work is
+done in threads rather than processes, because decoding, hashing and disk access release Python's GIL. Only a few small
+batches are in memory at a time.
 """
 
 from __future__ import annotations
@@ -29,21 +30,22 @@ from .cache import THUMB, Cached, PixelCache
 from .photo import Photo
 
 _Result: TypeAlias = tuple[bytes, list[Cached]] | str
-"""An image's hash and its entry in each cache, or the reason why it cannot be used."""
+"""Hash of an image and its entry in each cache, or the reason why the image cannot be used."""
 _BATCH = 8
 _WAITING_BATCHES = 4
-"""Batches per worker: enough that no worker is idle, few enough for an immediate reaction to Ctrl-C."""
+"""Number of batches per thread that are in progress or waiting. It is large enough that no thread is idle, and small
+enough that the program reacts immediately to Ctrl-C."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ingested:
-    """Result of the pass; index i is photo i of the list.
+    """Result of reading all images. Index i in the arrays and in ``unreadable`` refers to image i of the list.
 
     Attributes:
-        sha256: (n, 32) uint8, hash of the file; zeros if it could not be read.
-        sides: (n, 2) int32, original width and height of the image, pixels.
-        rows: (caches, n) int, row of the image in each cache.
-        unreadable: index -> reason why the image cannot be used.
+        sha256: (n, 32) uint8, SHA-256 of each file; zeros if the image cannot be used.
+        sides: (n, 2) int32, original width and height of each image, pixels; zeros if the image cannot be used.
+        rows: (caches, n) int, row of each image in each cache.
+        unreadable: dict from the index of an image that cannot be used to the reason.
     """
 
     sha256: Pixels
@@ -53,16 +55,17 @@ class Ingested:
 
 
 def ingest(root: Path, photos: Sequence[Photo], caches: Sequence[PixelCache], *, console: Console) -> Ingested:
-    """Read every image and add it to each cache that lacks it.
+    """Read every image, and add it to each cache that does not contain it.
 
     Args:
-        root: folder that the photos' paths are relative to.
+        root: folder to which the paths of the images are relative.
         photos: the images.
         caches: one or more open caches.
         console: console for the progress.
 
     Raises:
-        DataError: no disk space for the pixels. Everything that this pass wrote is removed.
+        DataError: the pixels cannot be written, usually because the disk is full. Everything that this call has added
+            to the caches is removed.
     """
     count = len(photos)
     found = Ingested(
@@ -131,7 +134,10 @@ def _read(root: Path, path: str, caches: Sequence[PixelCache], buffers: Sequence
 
 
 def _inside(pixels: Pixels, width: int, height: int, fit: Fit) -> Pixels:
-    """Return the image without letterbox bars, which takes a tenth of the time of resizing the frame again."""
+    """Return the part of a preprocessed image that is inside the letterbox bars.
+
+    This takes a tenth of the time of resizing the original image again.
+    """
     if fit != "letterbox":
         return pixels
     rows, columns = pixels.shape[:2]
@@ -142,10 +148,12 @@ def _inside(pixels: Pixels, width: int, height: int, fit: Fit) -> Pixels:
 
 
 def _keep_freed_memory() -> None:
-    """Make glibc reuse the memory of freed frames instead of returning it to the kernel.
+    """Make glibc reuse the memory of freed images instead of returning it to the kernel.
 
-    glibc's threshold for returning memory grows to the largest block freed so far, up to 32 MiB; the block here is
-    never written to. Without it, page faults take a quarter of the time for 640x360 and 1280x720 JPEGs.
+    glibc returns a freed block to the kernel if the block is larger than a threshold. The threshold grows to the size
+    of the largest block freed so far, up to 32 MiB. Therefore this function allocates and frees a large block, to which
+    it never writes. Without this call, page faults take a quarter of the total time for JPEGs of 640x360 and 1280x720
+    pixels.
     """
     np.empty(31 * 2**20, np.uint8)
 
@@ -156,7 +164,7 @@ def _thumbnail(pixels: Pixels) -> bytes:
         half = (pixels.shape[1] // 2, pixels.shape[0] // 2)
         pixels = cv2.resize(pixels, half, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     small = cv2.resize(pixels, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
-    # Blurred for `duplicates`, here once instead of there for each comparison.
+    # `duplicates` needs blurred thumbnails. Blurring here is done once per image, rather than for each comparison.
     return cv2.GaussianBlur(small, (0, 0), 1.0, borderType=cv2.BORDER_REFLECT).tobytes()
 
 
@@ -170,7 +178,7 @@ def _is_utf8(path: str) -> bool:
 
 @contextmanager
 def _one_opencv_thread() -> Iterator[None]:
-    """Disable OpenCV's own threads within the block, because they would compete with ours for the cores."""
+    """Disable OpenCV's own threads in the block, because they would compete with the reading threads for the cores."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

@@ -1,8 +1,9 @@
-"""Finds labels that look wrong, using the features of a network.
+"""Finds labels that are probably wrong, using the features that a network computes from the images.
 
 The method is confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in
-Dataset Labels", JAIR 70): a label is suspicious if a model that was not trained on the image gives another class at
-least the average probability of the images labelled with that class.
+Dataset Labels", JAIR 70). A model that was not trained on the image gives a probability for each class. The label of
+the image is suspicious if another class is more probable than the label, and at least as probable as it is on average
+for the images that are labelled with that class.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ from .checks import Finding, shown_images
 from .photo import Photo
 
 MAX_IMAGES = 4000
-"""Maximum number of images to check, a random sample of every class; takes a few seconds on two cores with 1,280
-features."""
+"""Maximum number of images to check. If there are more, a random sample of every class is checked. The check takes a
+few seconds on two cores with 1,280 features per image."""
 MAX_FEATURES = 128
-"""Maximum number of principal components. With more, five fits take minutes, and on the features of a frozen backbone
-they find no more errors."""
+"""Maximum number of principal components to which the features are reduced. With more components, the five fits take
+minutes, and they find no more wrong labels if the features come from a frozen backbone."""
 REGULARISATION = 0.01
-"""scikit-learn's C. Of the values 0.01 to 1, this one gave the fewest false alarms on 2,320 images of eight classes
-with 5 % of the labels flipped, and found as many errors: a weaker fit is less influenced by wrong labels."""
+"""Parameter ``C`` of scikit-learn's logistic regression.
+
+Values from 0.01 to 1 were compared on 2,320 images of eight classes with 5 % wrong labels. This value gave the fewest
+false alarms, and found as many wrong labels as the other values. A more strongly regularised model is less influenced
+by wrong labels."""
 FOLDS = 5
 TOO_MANY = 0.25
-"""Share of suspicious labels above which the cause is overlapping classes rather than single wrong labels."""
+"""Maximum share of suspicious labels that is explained by single wrong labels. If the share is greater, the classes are
+probably hard to tell apart, or were mixed up."""
 
 
 def suspicious_labels(
@@ -38,18 +43,18 @@ def suspicious_labels(
     *,
     seed: int,
 ) -> Finding | None:
-    """Find images whose features indicate a different class from their label.
+    """Find images whose features indicate another class than the label.
 
     Args:
-        features: (n, f) float32, a network's pooled features.
+        features: (n, f) float32, pooled features that a network computed for each image.
         truth: (n,) int, index of the class that each image is labelled with.
-        photos: the n images. Those of one group are checked with a model that was trained on none of them.
+        photos: the n images. Each image is checked with a model that was trained on no image of the same group.
         labels: class names.
-        seed: random seed of the sample if there are more than `MAX_IMAGES`.
+        seed: random seed of the sample, which is drawn if there are more than `MAX_IMAGES` images.
 
     Returns:
-        The finding, with the most suspicious labels first; None if no label is suspicious or a class has too few
-        images.
+        The finding, with the most suspicious labels first; None if no label is suspicious, there is only one class, or
+        a class has too few images.
     """
     chosen = _sample(truth, np.random.default_rng(seed))
     given = truth[chosen]
@@ -82,22 +87,23 @@ def suspicious_labels(
 def confident_errors(
     scores: npt.NDArray[np.float64], given: npt.NDArray[np.intp]
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return the off-diagonal entries of the confident joint.
+    """Find suspicious labels, which are the off-diagonal entries of the confident joint.
 
     Args:
-        scores: (n, classes), probabilities from models that were not trained on the image.
-        given: (n,) int, the labels.
+        scores: (n, classes), class probabilities of each image, from a model that was not trained on the image.
+        given: (n,) int, label of each image as a class index.
 
     Returns:
-        Indices of the suspicious labels, those with the lowest probability first, and the more likely class of each.
+        Indices of the images with suspicious labels, in ascending order of the probability of the label; and the more
+        probable class of each of these images.
     """
     classes = scores.shape[1]
-    # Threshold of a class: the mean probability of the class for its own images; infinite without images.
+    # The threshold of a class is its mean probability for the images labelled with it; infinite if there are none.
     thresholds = np.array([scores[given == c, c].mean() if (given == c).any() else np.inf for c in range(classes)])
     confident = np.where(scores >= thresholds, scores, -1.0)
     meant = confident.argmax(1)
     own = scores[np.arange(len(given)), given]
-    # The other class must also be likelier than the given one, which the thresholds do not guarantee.
+    # The other class must also be more probable than the label, which the thresholds do not guarantee.
     suspect = (confident.max(1) > own) & (meant != given)
     places = np.flatnonzero(suspect)
     places = places[np.argsort(own[places], kind="stable")]
@@ -105,7 +111,10 @@ def confident_errors(
 
 
 def _sample(truth: npt.NDArray[np.intp], random: np.random.Generator) -> npt.NDArray[np.intp]:
-    """Return indices of about `MAX_IMAGES` images, the same share of each class, but at least one per fold."""
+    """Draw a random sample of about `MAX_IMAGES` images, and return their indices.
+
+    The sample contains the same share of each class, but at least `FOLDS` images of a class (or all, if it has fewer).
+    """
     share = min(1.0, MAX_IMAGES / len(truth))
     chosen = []
     for label in np.unique(truth):
@@ -118,7 +127,7 @@ def _sample(truth: npt.NDArray[np.intp], random: np.random.Generator) -> npt.NDA
 def _scores_of_unseen(
     features: npt.NDArray[np.float32], given: npt.NDArray[np.intp], groups: npt.NDArray[np.intp], folds: int
 ) -> npt.NDArray[np.float64]:
-    """Return (n, classes) probabilities, each row from a model that was fitted without that image and its group."""
+    """Return the class probabilities of each image, (n, classes), from a model that was not fitted on its group."""
     from sklearn.decomposition import PCA
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -129,7 +138,7 @@ def _scores_of_unseen(
     scores = np.zeros((len(features), int(given.max()) + 1))
     # One thread, because on such small matrices several threads mostly wait for one another.
     with warnings.catch_warnings(), threadpool_limits(1):
-        # Once for all folds, because neither step uses the labels.
+        # The features are scaled and reduced once for all folds, because neither step uses the labels.
         reduced = PCA(min(MAX_FEATURES, *features.shape), svd_solver="randomized", random_state=0).fit_transform(
             StandardScaler().fit_transform(features)
         )

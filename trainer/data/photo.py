@@ -1,4 +1,4 @@
-"""An image of a dataset, and its splits."""
+"""Defines the images of a dataset, and the names of the splits."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class Photo:
 
     Attributes:
         path: path relative to the data root, with forward slashes.
-        label: name of its class.
+        label: name of the class.
         split: ``train``, ``val`` or ``test``; empty until it is assigned.
         sha256: hash of the file, in hexadecimal; empty until the file is read.
-        group: name of its group, whose images are in one split; empty without a group.
+        group: name of the group to which the image belongs; empty if it has none. All images of a group should be
+            in the same split.
     """
 
     path: str

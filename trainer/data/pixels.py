@@ -1,4 +1,4 @@
-"""Preprocessed images on disk, read row by row."""
+"""Reads preprocessed images from a file, row by row."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from edge_agent.preprocessing import Pixels
 class PixelRows:
     """A read-only array, (n, height, width, 3) uint8, that is stored in a file. Indexing returns copies of rows.
 
-    The file is not memory-mapped, because the memory of a map counts as memory of the process, and the process would be
-    killed if the file were truncated. Reading a row that the system has cached is as fast as copying it.
+    The file is not memory-mapped, because the mapped memory would count as memory of the process, and the process would
+    be killed if the file were truncated. If the operating system has cached the row, reading it is as fast as copying
+    it from memory.
 
     Attributes:
         shape: n, height, width, 3.
@@ -28,9 +29,9 @@ class PixelRows:
         """Select rows of a file.
 
         Args:
-            handle: handle of an open file of consecutive rows of ``shape``; it is duplicated.
-            shape: height, width, 3.
-            rows: (n,) row in the file for each index.
+            handle: descriptor of an open file of consecutive rows. It is duplicated, so the caller may close it.
+            shape: shape of a row: height, width, 3.
+            rows: (n,) int, number of the row in the file for each index of the array.
         """
         self.shape = (len(rows), *shape)
         self._rows = rows
@@ -52,16 +53,16 @@ class PixelRows:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, which: int | slice | Sequence[int] | npt.NDArray[np.intp]) -> Pixels:
-        """Copy rows out.
+        """Return a copy of one or more rows.
 
         Returns:
-            (height, width, 3) uint8 for an integer, (k, height, width, 3) for anything else.
+            (height, width, 3) uint8 for an integer; (k, height, width, 3) uint8 for a slice or a list of k indices.
 
         Raises:
             IndexError: there is no such row.
-            DataError: the file was cut short or cannot be read.
+            DataError: the file was truncated or cannot be read.
         """
-        # An empty list would become an array of floats.
+        # Without the dtype, an empty list would become an array of floats.
         places = self._rows[which if isinstance(which, int | slice) else np.asarray(which, np.intp)]
         if np.ndim(places) == 0:
             return self._read(int(places), np.empty(self.shape[1:], np.uint8))
@@ -77,7 +78,10 @@ class PixelRows:
 
 
 def read_row(handle: int, row: int, out: Pixels) -> bool:
-    """Read one row of a file of rows into ``out``, contiguous uint8; return False if the row is incomplete."""
+    """Read row number ``row`` of a file into ``out``, a contiguous uint8 array.
+
+    Return False if the row is incomplete or cannot be read.
+    """
     try:
         return os.preadv(handle, [out.data], row * out.nbytes) == out.nbytes
     except OSError:

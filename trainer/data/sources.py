@@ -1,6 +1,7 @@
-"""Lists the images of a folder per class, of train/val/test folders of those, or of a CSV file.
+"""Lists the images of a dataset without opening them.
 
-The images themselves are not opened.
+A dataset is given as a folder that contains one folder per class, as a folder that contains train, val and test folders
+with one folder per class in each, or as a CSV file.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ MIN_PER_CLASS = 5
 
 
 def data_root(data: Path) -> Path:
-    """Return the folder that photos' paths are relative to: ``data`` itself, or the folder of a CSV file."""
+    """Return the folder to which the paths of the images are relative: ``data`` itself, or the folder of a CSV file."""
     return data if data.is_dir() else data.parent
 
 
 def find_photos(data: Path) -> list[Photo]:
-    """List the images, sorted by path within the class, without opening any.
+    """List the images of a dataset, sorted by path within each class, without opening them.
 
     Args:
-        data: a folder per class; ``train``, ``val`` and ``test`` folders of those; or a CSV file, see
-            `trainer.data.csv_listing`. Class folders are searched to any depth. Symbolic links to folders
-            are not followed, because they could form cycles; hidden files and folders are skipped.
+        data: folder that contains one folder per class; folder that contains ``train``, ``val`` and ``test`` folders
+            with one folder per class in each; or CSV file, see `trainer.data.csv_listing`. All levels of subfolders of
+            a class folder are searched. Symbolic links to folders are not followed, because they could form cycles.
+            Hidden files and folders are skipped.
 
     Raises:
-        DataError: no such folder or file, a folder that cannot be read, no class folders, a class without
-            images, or a CSV file with problems (all are named).
+        DataError: ``data`` does not exist, a folder cannot be read, there are no class folders, there is a symbolic
+            link in place of a class folder, a class has no images, or the CSV file is not valid.
     """
     try:
         mode = data.stat().st_mode
@@ -58,8 +60,8 @@ def check_classes(photos: Sequence[Photo], data: Path) -> None:
     """Check that a classifier can be trained on these classes.
 
     Raises:
-        DataError: only one class, class names that a bundle cannot store, too few images in a class or, if
-            splits are given, none in one of them. Every problem is named.
+        DataError: there is only one class, a bundle cannot store the name of a class, a class has too few images or,
+            if the splits are given, a class has no images in one of the splits. The message covers all problems.
     """
     labels = tuple(sorted({photo.label for photo in photos}))
     if len(labels) == 1:
@@ -111,11 +113,11 @@ def _in_folders(root: Path) -> list[Photo]:
 
 
 def _folders(path: Path) -> list[Path]:
-    """Return the visible folders directly in ``path``, sorted by name."""
+    """Return the folders that are directly in ``path`` and not hidden, sorted by name."""
     entries = [entry for entry in _entries(path) if not entry.name.startswith(".")]
     links = [entry.path for entry in entries if entry.is_symlink() and os.path.isdir(entry.path)]  # noqa: PTH112  no Path made for every entry
     if links:
-        # Inside a class folder links are skipped; here that would silently drop a class.
+        # Links in a class folder are skipped. Here, skipping a link would silently drop a class.
         raise DataError(
             f"{in_short(links)}: a link to a folder, which is not followed, because it could form a cycle; "
             "put the folder itself there, or list its images in a CSV file"
@@ -124,8 +126,8 @@ def _folders(path: Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """Yield the files in and below a folder that have an image suffix."""
-    # No recursion, because folders can be nested deeper than Python's recursion limit.
+    """Yield the files in a folder and all its subfolders that have an image suffix. Skip hidden files and folders."""
+    # This loop is not recursive, because folders can be nested deeper than Python's recursion limit.
     waiting = [folder]
     while waiting:
         here = waiting.pop()

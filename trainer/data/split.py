@@ -1,8 +1,9 @@
-"""Splits images into training, validation and test images.
+"""Assigns each image to training, validation or testing.
 
-15 % of each class are for validation and 15 % for testing, at least one image each: those with the smallest content
-hashes, or their groups. The split therefore depends only on the images and their groups, not on names, order or a
-seed. Images of an earlier run keep their split.
+About 15 % of the images of each class are used for validation and 15 % for testing, but at least one image each. All
+images of a group are assigned to the same split. The groups of each class are assigned in the order of the smallest
+content hash in each group. The result therefore depends only on the images and their groups, and not on file names, the
+order of the images or a random seed. Images of an earlier run keep their split.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ SHARES = {"test": 0.15, "val": 0.15}
 
 @dataclass(frozen=True)
 class _Group:
-    """Images that stay together: the number of images of each class, and the smallest hash (the sort key)."""
+    """Images that are assigned to the same split.
+
+    Attributes:
+        number: number of the group.
+        key: smallest hash of the images, used as the sort key.
+        counts: dict from each class in the group to the number of images.
+    """
 
     number: int
     key: str
@@ -34,13 +41,13 @@ def split_photos(photos: Sequence[Photo], together: Indices, *, frozen: Mapping[
     """Assign a split to every image.
 
     Args:
-        photos: images with their hashes, all different.
-        together: (n,) int, images with the same number are put into the same split.
-        frozen: sha256 -> split, from an earlier run. These images keep their split, and new images of the same group
-            get the most frequent split of them.
+        photos: images with their hashes, which must all be different.
+        together: (n,) int; images with the same number are put into the same split.
+        frozen: dict from SHA-256 to split, from an earlier run. These images keep their split. If a group contains such
+            images, its new images are put into the most frequent split of these images.
 
     Raises:
-        DataError: groups with several classes leave a class without one of the splits.
+        DataError: a class would have no images in one of the splits, because its groups also contain other classes.
     """
     members: dict[int, list[Photo]] = defaultdict(list)
     for photo, number in zip(photos, together.tolist(), strict=True):
@@ -73,7 +80,8 @@ def _assign(groups: Sequence[_Group], totals: Mapping[str, int], taken: Counter[
     for group in groups:
         for label in group.counts:
             by_label[label].append(group)
-    # Classes with few groups are assigned first. If one still misses a split, it is moved to the front.
+    # Classes with few groups are assigned first. If a class still has no images in one of the splits, it is moved to
+    # the front, and the assignment starts again.
     order = sorted(totals, key=lambda label: (len(by_label[label]), label))
     for _ in totals:
         splits, stuck = _try(order, by_label, totals, taken)
@@ -93,7 +101,11 @@ def _try(
     totals: Mapping[str, int],
     taken: Counter[tuple[str, str]],
 ) -> tuple[dict[int, str], str]:
-    """Assign splits class by class. Return them, and the first class that is missing from a split, or "" if none is."""
+    """Assign the groups of one class after the other.
+
+    Return the split of each assigned group, and the first class that has no images in one of the splits, or "" if every
+    class has images in all splits.
+    """
     targets = {
         (label, split): max(1, round(totals[label] * share)) for label in totals for split, share in SHARES.items()
     }
@@ -106,14 +118,22 @@ def _try(
         left = plan.left(label)
         if not left:
             return plan.splits, label
-        # A share is exceeded as little as possible; training gets the largest group, which fits nowhere else.
+        # The group that exceeds the targets least is put into val or test. The largest group is put into train, because
+        # it fits nowhere else.
         plan.put(min(left, key=functools.partial(plan.cost, label=label, split=split)), split)
     return plan.splits, ""
 
 
 @dataclass
 class _Plan:
-    """Splits assigned so far, with the target and the current number of images of each class and split."""
+    """Splits assigned so far.
+
+    Attributes:
+        by_label: groups of each class, sorted by hash.
+        targets: dict from class and split to the intended number of images.
+        have: dict from class and split to the current number of images.
+        splits: dict from group number to split.
+    """
 
     by_label: Mapping[str, Sequence[_Group]]
     targets: Mapping[tuple[str, str], int]
@@ -121,7 +141,7 @@ class _Plan:
     splits: dict[int, str] = field(default_factory=dict)
 
     def left(self, label: str) -> list[_Group]:
-        """Return the groups of this class that have no split yet, in the order of their hashes."""
+        """Return the groups of this class that have no split yet, sorted by hash."""
         return [group for group in self.by_label[label] if group.number not in self.splits]
 
     def put(self, group: _Group, split: str) -> None:
@@ -130,18 +150,21 @@ class _Plan:
             self.have[label, split] += count
 
     def excess(self, group: _Group, split: str) -> int:
-        """Return the number of images by which the group would exceed the shares of its classes."""
+        """Return the number of images by which the targets would be exceeded if the group were put into the split."""
         return sum(
             max(0, self.have[label, split] + count - self.targets[label, split])
             for label, count in group.counts.items()
         )
 
     def cost(self, group: _Group, label: str, split: str) -> tuple[int, str]:
-        """Return a sort key, smallest for the group to put into a split that lacks the class."""
+        """Return a sort key. The group with the smallest key is put into a split that lacks images of the class."""
         return (-group.counts[label] if split == "train" else self.excess(group, split), group.key)
 
     def fill(self, label: str, split: str) -> None:
-        """Add the groups that fit, as long as enough groups remain for the splits that still lack the class."""
+        """Put groups of the class into the split, unless they would exceed a target.
+
+        Keep enough groups of the class for the other splits that have no images of this class yet.
+        """
         left = self.left(label)
         spare = len(left) - sum(not self.have[label, other] for other in SPLITS if other != split)
         for group in left:

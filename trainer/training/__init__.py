@@ -1,1 +1,1 @@
-"""The stages of a training run and what they need: batches, augmentation, head, fine-tuning and checkpoints."""
+"""Trains the head and fine-tunes the backbone. Also provides batches, augmentation and checkpoints."""

@@ -25,15 +25,16 @@ MIXED_SHARE = 0.5
 class RandomView(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
     """Flips, rotates, zooms, stretches and shifts images at random, and resamples each image only once.
 
-    Maps the enlarged images, (n, H, W, 3) of any dtype, to (n, height, width, 3) float32. On average the output shows
-    the same section of the image as on the device, so the model is trained at the scale of its later input. Parts of
-    the image that are zoomed in stay sharp, because the enlarged image has more pixels than the output.
+    The layer maps the enlarged images, (n, H, W, 3) of any dtype, to (n, height, width, 3) float32. On average, the
+    output shows the same section of the image as on the device, so objects have the same scale in training and on the
+    device. Parts of the image that are zoomed in stay sharp, because the enlarged image has more pixels than the
+    output.
 
     Args:
         size: height and width of the output, pixels.
         strength: factor for the ranges ``ROTATION_DEGREES``, ``ZOOM`` and ``SHIFT``: 0 turns these changes off, 1 is
             the default, 2 doubles the ranges.
-        flip: mirror half of the images. Not suitable if left and right are different classes.
+        flip: True to mirror half of the images. Use False if left and right are different classes.
         seed: random seed.
     """
 
@@ -54,13 +55,13 @@ class RandomView(keras.layers.Layer):  # type: ignore[misc]  # Keras has no type
         zoom, squeeze = ops.exp(draw(self._strength * ZOOM)), ops.exp(draw(self._strength * ZOOM / 3))
         right, down = draw(self._strength * SHIFT * width), draw(self._strength * SHIFT * height)
         mirror = ops.where(draw(1.0) < 2 * FLIP - 1, -1.0, 1.0) if self._flip else 1.0
-        # Coordinates in the enlarged image of output pixel (x, y). The enlarged image shows the device's whole view:
-        # the scale is rows / height, multiplied by zoom and squeeze.
+        # These terms map output pixel (x, y) to coordinates in the enlarged image. The enlarged image shows the same
+        # section as the image on the device, so the scale is rows / height, multiplied by zoom and squeeze.
         across, along = mirror * zoom * squeeze * columns / width, zoom / squeeze * rows / height
         cos, sin = ops.cos(angle), ops.sin(angle)
         a, b, c, d = across * cos, -across * sin, along * sin, along * cos
-        # keras.ops resamples to the input's size, and the output is its upper left corner, so the centre
-        # of the output, not of the resampled image, maps to the (shifted) centre of the image.
+        # keras.ops returns images of the input's size, and only their upper left corner is used as the output.
+        # Therefore x0 and y0 map the centre of this corner to the (shifted) centre of the enlarged image.
         x0 = (columns - 1) / 2 + right - (a * (width - 1) + b * (height - 1)) / 2
         y0 = (rows - 1) / 2 + down - (c * (width - 1) + d * (height - 1)) / 2
         zero = ops.zeros_like(x0)
@@ -78,7 +79,7 @@ class RandomView(keras.layers.Layer):  # type: ignore[misc]  # Keras has no type
 class RandomLight(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
     """Changes the exposure, contrast and tint of images at random.
 
-    Maps pixels, (n, H, W, 3), to the same shape. The values are clipped to the range 0 to 255.
+    The layer maps pixels, (n, H, W, 3), to the same shape. The values are clipped to the range 0 to 255.
     """
 
     def __init__(self, *, strength: float, seed: int) -> None:
@@ -100,13 +101,13 @@ class RandomLight(keras.layers.Layer):  # type: ignore[misc]  # Keras has no typ
 
 
 class Mix(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Mixes pairs of images, and their true classes in the same proportion.
+    """Mixes pairs of images, and mixes their true classes in the same proportion.
 
-    This happens in a random share of the batches, `MIXED_SHARE`. Half of these batches use MixUp (Zhang et al. 2017,
+    Only a random share of the batches, `MIXED_SHARE`, is mixed. Half of these batches use MixUp (Zhang et al. 2017,
     arXiv:1710.09412), which computes a weighted mean of the two images. The other half use CutMix (Yun et al. 2019,
     arXiv:1905.04899), which pastes a rectangle of one image into the other.
 
-    Maps ``[pixels, truth]``, (n, H, W, 3) and (n, classes), to arrays of the same shapes.
+    The layer maps ``[pixels, truth]``, (n, H, W, 3) and (n, classes), to arrays of the same shapes.
     """
 
     def __init__(self, *, alpha: float, seed: int) -> None:
@@ -122,7 +123,8 @@ class Mix(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
         keep = keras.random.beta((count, 1, 1, 1), self._alpha, self._alpha, seed=self._seeds)
         keep = ops.maximum(keep, 1 - keep)
 
-        # CutMix: the pasted rectangle covers 1 - keep of the area around a random centre, clipped at the borders.
+        # CutMix: the pasted rectangle covers a share of 1 - keep of the image. The rectangle has a random centre, and
+        # is clipped at the borders.
         side = ops.sqrt(1 - keep)
         centre = keras.random.uniform((2, count, 1, 1, 1), seed=self._seeds)
         down = ops.abs(ops.reshape(ops.arange(rows, dtype="float32") / rows, (1, rows, 1, 1)) - centre[0])

@@ -35,7 +35,7 @@ class Rows(Protocol):
 
 
 class Batches:
-    """Training batches, in a new random order in every epoch.
+    """Provides training batches, in a new random order in every epoch.
 
     All batches have the same size. If the last rows of an epoch do not fill a batch, they are not used in that epoch.
     The order depends only on the seed and the epoch, so a resumed training run gives the same result as an
@@ -81,7 +81,7 @@ class Batches:
         self._one_hot = np.eye(classes, dtype=np.float32)
 
     def __len__(self) -> int:
-        """Number of batches per epoch."""
+        """Return the number of batches per epoch."""
         return len(self._places) // self._size
 
     def epoch(self, number: int) -> Iterator[tuple[Any, npt.NDArray[np.float32]]]:
@@ -95,7 +95,7 @@ class Batches:
     def for_fit(self, epoch: int) -> Iterator[Any]:
         """Yield the batches of the given epoch and of all later epochs, without end.
 
-        They are for `fit` of a model that has the truth as a second input.
+        Pass them to `fit` of a model that has the true classes as a second input.
         """
         endless = (batch for number in count(epoch) for batch in self.epoch(number))
         return fetched_ahead(({"pixels": pixels, "truth": truth}, truth) for pixels, truth in endless)
@@ -113,7 +113,7 @@ def predict(model: keras.Model, rows: Rows, places: npt.NDArray[np.intp], size: 
     Returns:
         (k, outputs) float32, in the order of ``places``.
     """
-    # Padded to full batches, because Keras compiles the model again for another shape.
+    # The last batch is padded to the full size, because Keras would compile the model again for another shape.
     filled = np.concatenate([places, np.repeat(places[-1:], -len(places) % size)]).reshape(-1, size)
     batches = fetched_ahead((rows[some],) for some in filled)
     outputs: npt.NDArray[np.float32] = model.predict(batches, steps=len(filled), verbose=0)

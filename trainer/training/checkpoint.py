@@ -39,7 +39,8 @@ class Checkpoint:
             than the epoch with the lowest validation loss. A small number of validation images cannot show which of
             two similar epochs is better, and on average the later one is.
         best_epoch: number of the fine-tuning epoch with these weights; 0 if they are the weights before fine-tuning.
-        lowest: (validation images,) losses at the fitted temperature, in the epoch in which their mean was lowest.
+        lowest: (validation images,) loss of each validation image at the fitted temperature, in the epoch with the
+            lowest mean loss.
         state: all variables of the trained model and of its optimizer, in order; empty before the first fine-tuning
             epoch.
     """
@@ -60,7 +61,7 @@ class Checkpoint:
         """Return text for the progress bar: the number of the current epoch, and the last validation accuracy.
 
         Args:
-            epochs: number of all fine-tuning epochs.
+            epochs: maximum number of fine-tuning epochs.
         """
         accuracy = [f", validation {100 * row['val_accuracy']:.1f} %" for row in self.history[-1:]]
         return f"epoch {self.epoch + 1} of {epochs}" + "".join(accuracy)
@@ -81,7 +82,7 @@ class Checkpoint:
         Args:
             epoch: number of finished fine-tuning epochs, including the new one.
             row: row of the new epoch for the history.
-            losses: (validation images,) losses at the fitted temperature.
+            losses: (validation images,) loss of each validation image at the fitted temperature.
             state: variables of the model and its optimizer.
             weights: weights of the classifier.
         """
@@ -119,7 +120,7 @@ class Unfinished:
         self.path = path
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Store a checkpoint, which replaces the previous one."""
+        """Store a checkpoint in place of the previous one."""
         record = {"epoch": checkpoint.epoch, "history": checkpoint.history, "best_epoch": checkpoint.best_epoch}
         arrays = {f"best{i}": array for i, array in enumerate(checkpoint.best)}
         arrays |= {f"state{i}": array for i, array in enumerate(checkpoint.state)}
@@ -153,7 +154,7 @@ def unfinished_path(out: Path) -> Path:
 
 
 def check_unfinished(out: Path, *, resume: bool) -> None:
-    """Check before the work starts that an unfinished training run exists if and only if ``resume`` is True.
+    """Check that an unfinished training run exists if and only if ``resume`` is True. Call this before the work starts.
 
     Raises:
         DataError: ``resume`` is True and there is nothing to resume, or ``resume`` is False and there is an unfinished

@@ -53,7 +53,7 @@ class Team:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run models on all devices: models that are built and executed in the block are distributed."""
+        """Distribute the models that are built and executed in the block over all devices."""
         if not self.distributed:
             yield
             return
@@ -67,7 +67,7 @@ class Team:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Inside a block of `together`, run models in this process only."""
+        """Run models in this process only, although the block is inside a block of `together`."""
         if not self.distributed:
             yield
             return
@@ -89,7 +89,7 @@ class Team:
             return list(arrays)
         from jax.experimental import multihost_utils
 
-        # As one message, because the many small messages of a list can arrive out of order between CPUs.
+        # The arrays are sent as one message, because many small messages between CPUs can arrive out of order.
         mine = np.concatenate([np.frombuffer(array.tobytes(), np.uint8) for array in arrays])
         theirs = np.asarray(multihost_utils.broadcast_one_to_all(mine))
         ends = np.cumsum([array.nbytes for array in arrays])
@@ -118,7 +118,7 @@ class Team:
 def _with_causes(error: BaseException) -> Iterator[BaseException]:
     """Yield the error, its cause, the cause of that error, and so on.
 
-    If an error has no cause, the error during whose handling it was raised is used instead. All of them are needed,
+    If an error has no cause, use the error that was being handled when it was raised. All these errors are needed,
     because Keras may raise another error while it handles the loss of a process.
     """
     current: BaseException | None = error
@@ -169,7 +169,8 @@ def form_team(where: str | None) -> Team:
     except ImportError as error:
         raise MissingExtraError("--distribute", "jax", error.name) from error
     if found:
-        # For CPUs; GPUs have their own collectives. gloo mixes up two messages that are sent at the same time.
+        # gloo is used for CPUs only; GPUs have their own collectives. Dispatch must not be asynchronous, because gloo
+        # mixes up two messages that are sent at the same time.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.config.update("jax_cpu_enable_async_dispatch", False)
         try:

@@ -51,7 +51,7 @@ def fine_tune(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     console: Console,
 ) -> Checkpoint:
-    """Train backbone and head together.
+    """Train the backbone and the head together.
 
     Args:
         classifier: ``base`` followed by ``head``; maps pixels, (n, height, width, 3), to logits, (n, classes). After
@@ -85,7 +85,7 @@ def fine_tune(
         part=(team.rank, team.count),
         devices=team.devices,
     )
-    # From here on all processes draw the same random numbers.
+    # From here on, all processes draw the same random numbers.
     keras.utils.set_random_seed(recipe.seed)
     with team.together():
         student, base, head = compiled_student(base, head, plan, class_weights, steps_per_epoch=len(batches))
@@ -176,14 +176,14 @@ def compiled_student(
 ) -> tuple[keras.Model, keras.Model, keras.Model]:
     """Build the model that is trained, which consists of augmentation, backbone and head.
 
-    The model has its own copy of the weights, because its weights may have another precision than those of the
-    classifier, and may be distributed over several devices.
+    The model does not share its weights with the classifier, because the two models may differ in precision, and
+    because this model may be distributed over several devices.
 
     Returns:
         The model, its backbone and its head. The model maps
         ``{"pixels": (n, room height, room width, 3) uint8, "truth": (n, classes) one-hot}`` to (n, 2 * classes). The
-        first half of the columns are the logits. The second half are the true classes, after label smoothing and
-        class weights, and mixed in the same proportions as the images.
+        first half of the columns are the logits. The second half are the true classes, mixed in the same
+        proportions as the images, then smoothed and multiplied by the class weights.
     """
     recipe, classes = plan.recipe, len(class_weights)
     base, head = _twin(base, mixed=plan.mixed), _twin(head, mixed=plan.mixed)
@@ -241,7 +241,9 @@ def _optimizer(plan: Plan, steps_per_epoch: int) -> keras.optimizers.Optimizer:
 
 
 def thaw(base: keras.Model, share: float, *, batch_norms: bool) -> None:
-    """Make the top ``share`` of the backbone's layers with weights trainable, and freeze the rest.
+    """Make a share of the backbone's layers trainable, counted from the output, and freeze the remaining layers.
+
+    Only layers that have weights are counted.
 
     Unless ``batch_norms`` is True, batch normalization layers stay frozen. They keep their pretrained statistics and
     scales, which are better than estimates from a few small batches. In Keras, a frozen batch normalization layer uses

@@ -58,7 +58,7 @@ def fit_head(
         truth: (images,) int, class indices.
         splits: indices of the images in each split.
         class_weights: (classes,) float32, weight of an image of each class.
-        seed: random seed of the order of images.
+        seed: random seed for the order of the images.
         console: console for the progress.
 
     Returns:
@@ -68,7 +68,7 @@ def fit_head(
     classes = head.output_shape[-1]
     size = int(np.clip(len(splits["train"]) // STEPS_PER_EPOCH, 16, 1024))
     batches = Batches(features, splits["train"], truth, size=size, classes=classes, seed=seed)
-    # The head itself stays uncompiled, because copies of it would include the optimizer.
+    # The head itself is not compiled, because copies of a compiled model would include the optimizer.
     student = keras.Model(head.input, head.output)
     student.compile(
         keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
@@ -79,14 +79,14 @@ def fit_head(
     rows: list[dict[str, Any]] = []
     best_epoch, best_weights = 0, head.get_weights()
     with steps(console, "Training the head", HEAD_EPOCHS) as advance, native_noise_hidden():
-        # Without Keras' fit, which takes longer to start an epoch than this loop to finish one.
+        # Keras' fit is not used, because it takes longer to start an epoch than this loop takes to finish one.
         while len(rows) < HEAD_EPOCHS and len(rows) - best_epoch < PATIENCE:
             student.reset_metrics()
             for inputs, targets in batches.epoch(len(rows)):
                 loss = student.train_on_batch(inputs, targets, sample_weight=targets @ class_weights)
             logits = _logits(head, features, val)
-            # Not at the fitted temperature: with few images that loss reaches its minimum once all of them are
-            # classified correctly, while this one continues to fall as their margins grow.
+            # The loss at the fitted temperature is not used: with few images, it reaches its minimum once all images
+            # are classified correctly, while the plain loss continues to fall as their margins grow.
             val_loss = log_loss(logits, truth[val])
             accuracy = float((logits.argmax(axis=1) == truth[val]).mean())
             rows.append({"phase": "head", "loss": float(loss), "val_loss": val_loss, "val_accuracy": accuracy})

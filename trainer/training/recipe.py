@@ -36,7 +36,7 @@ class Recipe:
     Attributes:
         backbone: name of the backbone; see `trainer.backbones.find_backbone`.
         image_size: side of the square model input, pixels; None for the backbone's default.
-        fit: how an image is fitted to that square; see `edge_agent.preprocessing`.
+        fit: method of fitting an image to that square; see `edge_agent.preprocessing`.
         weights: initial weights of the backbone: ``auto``, ``package``, ``imagenet``, ``none`` or a path; see
             `trainer.backbones.build_backbone`.
         fine_tune: part of the backbone that is trained after the head: ``none``, the ``top`` half of its
@@ -46,10 +46,10 @@ class Recipe:
         learning_rate: peak learning rate of fine-tuning.
         augment: strength of the augmentation by random views, light and mixing, 0 to 2. 0 turns it off, 1 is the
             default.
-        flip: mirror images at random. Use False if left and right are different classes.
+        flip: True to mirror images at random. Use False if left and right are different classes.
         precision: ``float32``, or ``mixed`` to compute in 16 bits where that is safe. ``auto`` is ``mixed`` on a GPU
             or TPU, and ``float32`` otherwise.
-        seed: random seed for the head's initial weights, dropout, augmentation and the order of images.
+        seed: random seed for the initial weights of the head, dropout, augmentation and the order of the images.
     """
 
     backbone: str = "efficientnet-lite0"
@@ -110,7 +110,7 @@ def plan(recipe: Recipe, backbone: Backbone, side: int, train_images: int, *, ac
         backbone: the backbone of the recipe.
         side: side of the square model input, pixels.
         train_images: number of training images.
-        accelerated: whether Keras computes on a GPU or TPU.
+        accelerated: True if Keras computes on a GPU or TPU.
     """
     share = _share(recipe, backbone)
     epochs = recipe.epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, round(IMAGES_SEEN / train_images)))

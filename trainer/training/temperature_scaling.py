@@ -43,7 +43,7 @@ def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
 
 
 class Judged(NamedTuple):
-    """Evaluation of logits.
+    """The result of evaluating logits.
 
     Attributes:
         losses: (n,) log loss of every image, with the logits divided by the fitted temperature as in the saved model.
@@ -55,7 +55,7 @@ class Judged(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Mean of the losses."""
+        """Mean of ``losses``."""
         return float(self.losses.mean())
 
 
@@ -66,7 +66,7 @@ def judge(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> Judg
 
 
 def log_loss(logits: npt.NDArray[np.floating], truth: npt.NDArray[np.intp]) -> float:
-    """Return the mean of the `log_losses`."""
+    """Return the mean of `log_losses` over all images."""
     return float(log_losses(logits, truth).mean())
 
 
