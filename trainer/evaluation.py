@@ -1,7 +1,8 @@
-"""Evaluates a run or a bundle on labelled images, with the same metrics as the training report and the gate.
+"""Evaluates a run or a bundle on labelled images.
 
-The model of a run is executed by Keras, in batches. A bundle is executed by the classifier of the device, one frame at
-a time. The memory needed does not depend on the number or the size of the images.
+The metrics are the same as in the training report and in the gate of `edgeloop convert`. Keras executes the model of a
+run, in batches. The classifier of the device executes a bundle, one image at a time. The memory that an evaluation
+needs does not depend on the number of images.
 """
 
 from __future__ import annotations
@@ -87,11 +88,11 @@ class Predictor:
 
     Attributes:
         labels: class names.
-        spec: preprocessing of the frames.
-        prepare: maps a frame, (H, W, 3) uint8 BGR, to an input of ``predict``. It is called from several threads.
-        predict: maps at most ``batch`` prepared frames to their scores, (n, classes) float32.
-        batch: maximum number of frames in one call of ``predict``.
-        close: frees the model.
+        spec: preprocessing of the images.
+        prepare: function that maps an image, (H, W, 3) uint8 BGR, to an input of ``predict``. Several threads call it.
+        predict: function that maps at most ``batch`` prepared images to their scores, (n, classes) float32.
+        batch: maximum number of images in one call of ``predict``.
+        close: function that frees the memory of the model.
         network: the Keras model of a run; None for a bundle.
     """
 
@@ -190,7 +191,7 @@ class _Answers:
 def _ask(
     predictor: Predictor, root: Path, photos: Sequence[Photo], left_out: frozenset[str], console: Console
 ) -> _Answers:
-    """Read all images and compute their scores, except for images whose hash is in ``left_out``."""
+    """Read all images and compute their scores, except for images whose SHA-256 is in ``left_out``."""
     answers = _Answers()
 
     def read(photo: Photo) -> tuple[Photo, Pixels | None] | ImageError:
@@ -226,7 +227,7 @@ def _ask(
 
 
 def run_predictor(run: Path) -> Predictor:
-    """Load a run's Keras model. The input of its last layer, "scores", are the features of the backbone.
+    """Load the Keras model of a run. The last layer of the model, "scores", gets the features of the backbone as input.
 
     Raises:
         DataError: the run is damaged.
@@ -256,7 +257,7 @@ def run_predictor(run: Path) -> Predictor:
         )
 
     def predict(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
-        # Always a full batch, because Keras compiles the network again for another shape.
+        # The batch always has the same shape, because Keras compiles the network again for each new shape.
         batch = np.zeros((BATCH, *spec.shape), np.float32)
         batch[: len(images)] = images
         with native_noise_hidden():
@@ -278,11 +279,11 @@ def _bundle_predictor(bundle: Path) -> Predictor:
 
 
 def _check_labels(data: Path, photos: Sequence[Photo], known: Sequence[str]) -> None:
-    """Check that the model knows the classes of all images; images of other classes would all count as mistakes.
+    """Check that the model knows the classes of all images. Images of other classes would all count as mistakes.
 
     Raises:
-        DataError: the model does not know some classes. The message names each of them and, if there is one, a known
-            class with a similar name.
+        DataError: the model does not know some classes. The message names each unknown class and, if there is one, a
+            known class with a similar name.
     """
     unknown = sorted({photo.label for photo in photos}.difference(known))
     if not unknown:

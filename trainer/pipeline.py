@@ -1,7 +1,7 @@
-"""Trains a classifier in stages.
+"""Trains a classifier.
 
-Load the data, compute features, train the head, fine-tune the backbone, fit the temperature, compute the metrics, and
-write the files.
+The stages of a training run are: load the data, compute the features, train the head, fine-tune the backbone, fit the
+temperature, compute the metrics, and write the files.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ def train(
         val = len(splits["val"])
         with status(console, "Evaluating the model"), native_noise_hidden():
             indices = np.concatenate([splits["val"], splits["test"]])
-            # The features are those of the original backbone; if it was not changed, the head on them is enough.
+            # The features come from the pretrained backbone. If fine-tuning did not improve the classifier, the
+            # backbone is unchanged, and the head can be applied to these features directly.
             network, inputs = (classifier, dataset.pixels) if checkpoint.best_epoch else (head, features)
             logits = predict(network, inputs, indices, batch)
             suspicious = suspicious_labels(features, truth, dataset.photos, dataset.labels, seed=recipe.seed)
@@ -322,7 +323,7 @@ def with_temperature(base: keras.Model, head: keras.Model, temperature: float) -
 
 
 def _print_summary(dataset: Dataset, console: Console) -> None:
-    """Print the size of the dataset and the findings about it."""
+    """Print the number of images and classes of the dataset, and its findings."""
     counts = {split: len(dataset.indices(split)) for split in SPLITS}
     _print_line(
         console,
@@ -334,7 +335,7 @@ def _print_summary(dataset: Dataset, console: Console) -> None:
 
 
 def _print_line(console: Console, line: str) -> None:
-    # No markup, because messages quote file and class names.
+    # Rich must not interpret markup, because messages contain names of files and classes.
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -356,7 +357,7 @@ def _recipe_summary(setup: _Setup) -> dict[str, str]:
 
 
 def _record(setup: _Setup, created: datetime, data: Path, took_s: float) -> dict[str, Any]:
-    """Return the content of `run.json`, which identifies the run and allows it to be reproduced."""
+    """Return the content of `run.json`, which identifies the run and contains what is needed to reproduce it."""
     import keras
 
     dataset, recipe = setup.dataset, setup.plan.recipe

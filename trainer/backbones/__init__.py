@@ -1,4 +1,4 @@
-"""Backbones: the pretrained networks that a classifier is built on."""
+"""Provides the backbones, which are the pretrained networks that classifiers are built on."""
 
 from .backbone import Backbone
 from .build import build_backbone

@@ -1,4 +1,7 @@
-"""Builds networks of `keras.applications`, including the normalisation of pixels that each needs. Imports Keras."""
+"""Builds networks of `keras.applications`, including the normalisation of pixels that each network needs.
+
+Importing this module imports Keras.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from .backbone import Application
 from .graph import pooled
 
 _IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
-"""Mean pixel values of blue, green and red, 0 to 255, from mode ``caffe`` of `keras.applications.imagenet_utils`."""
+"""Mean values of blue, green and red, 0 to 255, from the mode ``caffe`` of `keras.applications.imagenet_utils`."""
 
 
 def application(network: Application, size: tuple[int, int], name: str) -> keras.Model:

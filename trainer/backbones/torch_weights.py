@@ -1,11 +1,11 @@
 """Reads the tensors of a PyTorch file in the legacy format, without PyTorch and without running code in the file.
 
-The file begins with five pickles: magic number, protocol, properties of the machine, descriptions of the tensors, and
-keys of the storages. They are followed by the storages. Each storage is its number of elements, int64, and its raw
-values, little-endian; see `torch.serialization._legacy_save`.
+The file begins with five pickles: the magic number, the protocol, properties of the machine, descriptions of the
+tensors, and the keys of the storages. The storages follow. A storage consists of the number of its elements (int64) and
+their raw values (little-endian). See `torch.serialization._legacy_save`.
 
-A pickle can run code when it is loaded. Therefore only a file with a known SHA-256 is read, and the unpickler accepts
-only four names.
+A pickle can run code when it is loaded. Therefore this module reads only files with a known SHA-256, and its unpickler
+accepts only the names of four classes and functions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
 def read_torch_weights(path: Path, sha256: str) -> dict[str, npt.NDArray[Any]]:
-    """Return all tensors of the file as a dict by name. They are float32 or int64, with axes in PyTorch's order.
+    """Return all tensors of the file as a dict by name. They are float32 or int64, with axes in the order of PyTorch.
 
     Raises:
         DataError: the SHA-256 of the file is not ``sha256``, or the file is not a PyTorch file of tensors in the
@@ -43,7 +43,7 @@ def read_torch_weights(path: Path, sha256: str) -> dict[str, npt.NDArray[Any]]:
     try:
         if _load(file) != _MAGIC or _load(file) != _PROTOCOL:
             raise DataError(f"{path}: not a PyTorch file in the legacy format")
-        _load(file)  # byte order and sizes of the writing machine; the values are always little-endian
+        _load(file)  # byte order and sizes on the machine that wrote it; values are always little-endian
         tensors: dict[str, _Tensor] = _load(file)
         storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
         values = {key: _read_storage(file, storages[key].dtype) for key in _load(file)}
@@ -74,7 +74,7 @@ class _Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickler that builds `_Tensor` descriptions and rejects all names except the four that such a file needs."""
+    """Unpickler that builds `_Tensor` descriptions, and rejects all names except the four that such a file needs."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):

@@ -1,4 +1,4 @@
-"""Results of a training or an evaluation: `report.html` for people, `metrics.json` for programs."""
+"""Writes the results of a training run or an evaluation: `report.html` for people, `metrics.json` for programs."""
 
 from .metrics import figures, scored
 from .page import write_report

@@ -1,8 +1,9 @@
-"""Class activation maps: where in an image the model finds evidence for a class (Zhou et al. 2016, arXiv:1512.04150).
+"""Computes class activation maps, which show where in an image the model finds evidence for a class.
 
-With global average pooling and one linear layer, the logit of a class is the mean over all positions of
-(feature map at the position) . (the class's kernel column), plus a bias. These products therefore show exactly how
-much each position contributes to the score, without gradients and in one forward pass.
+The method is that of Zhou et al. 2016 (arXiv:1512.04150). If a model ends in global average pooling and one linear
+layer, the logit of a class is the mean of one product over all positions, plus a bias. The product is the dot product
+of the feature vector at the position and the class's column of the kernel. It is exactly the contribution of the
+position to the logit. Computing it needs one forward pass and no gradients.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ def activation_maps(
     """Compute an activation map for one class in each image.
 
     Args:
-        model: maps (n, height, width, 3) pixels to (n, classes) scores.
-        images: (height, width, 3) uint8 each, in the model's input size and channel order.
-        classes: index of the class to explain, one per image.
+        model: Keras model that maps (n, height, width, 3) pixels to (n, classes) scores.
+        images: (height, width, 3) uint8 images with the model's input size and channel order.
+        classes: index of the class to explain for each image.
 
     Returns:
-        For each image a (rows, columns) float32 map in the size of the last feature map: 1 at the strongest evidence
-        for the class, 0 where there is none or where it speaks against the class. None if the model does not end in
-        global average pooling and one linear layer.
+        For each image a (rows, columns) float32 map with the size of the last feature map. A value is 1 at the
+        strongest evidence for the class, and 0 where there is no evidence or evidence against the class. None if there
+        are no images, or if the model does not end in global average pooling and one linear layer.
     """
     parts = _pooling_and_kernel(model)
     if parts is None or not images:
@@ -43,12 +44,12 @@ def activation_maps(
     import keras
 
     pooling, kernel = parts
-    # What all classes have in common cancels out in the softmax, so it is removed from the map, too.
+    # The softmax ignores evidence that is equal for all classes. Therefore it is subtracted here, too.
     columns = kernel - kernel.mean(axis=1, keepdims=True)
     reader = keras.Model(model.input, pooling.input)
     maps: list[npt.NDArray[np.float32]] = []
     for start in range(0, len(images), BATCH):
-        batch = np.zeros((BATCH, *images[0].shape), np.float32)  # one shape, so that it is compiled only once
+        batch = np.zeros((BATCH, *images[0].shape), np.float32)  # always one shape: Keras compiles once
         some = images[start : start + BATCH]
         batch[: len(some)] = some
         with native_noise_hidden():
@@ -62,7 +63,10 @@ def activation_maps(
 
 
 def _pooling_and_kernel(model: keras.Model) -> tuple[Any, npt.NDArray[np.float32]] | None:
-    """Return the pooling layer named ``features`` and the (features, classes) kernel of the layer after it."""
+    """Return the pooling layer named ``features`` and the (features, classes) kernel of the linear layer after it.
+
+    Return None if the model does not end in these two layers.
+    """
     import keras
 
     from trainer.backbones.graph import leaves
@@ -72,6 +76,6 @@ def _pooling_and_kernel(model: keras.Model) -> tuple[Any, npt.NDArray[np.float32
     if not isinstance(pooling, keras.layers.GlobalAveragePooling2D) or not dense:
         return None
     kernel = keras.ops.convert_to_numpy(dense[-1].kernel).astype(np.float32)
-    # A head of several layers is not linear, and its last kernel belongs to other features.
+    # A head with several layers is not linear, and its last kernel is not applied to the pooled features.
     linear = kernel.shape == (pooling.output.shape[-1], model.output.shape[-1]) and len(dense) == 1
     return (pooling, kernel) if linear else None

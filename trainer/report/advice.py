@@ -1,8 +1,8 @@
-"""The report's advice: what to do next, in sentences.
+"""Writes the advice of a report: sentences that tell the user what to do next.
 
-Each `about_*` function takes plain figures and returns an empty list if it has no advice. `Advice.stake` sorts the
-advice. It is a rough estimate of the share of all test images that would be recognised in addition: a good remedy
-corrects half of the mistakes it concerns. Advice that does not raise the accuracy has the stake 0.
+Each `about_*` function checks one topic and returns an empty list if it has no advice. The report sorts the advice by
+`Advice.stake`, a rough estimate of the gain in accuracy on the test images. Most estimates assume that the advice
+corrects half of the mistakes that it is about. Advice that does not raise the accuracy has the stake 0.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from edge_agent.inference.evaluation import Evaluation, Reliability, wilson_inte
 from .learning_curve import MIN_TEST, DataSize
 
 AT_ONCE = 3
-"""Number of pairs or classes named in one piece of advice; a longer list would be hard to act on."""
+"""Maximum number of pairs or classes that one piece of advice names. A longer list would be hard to act on."""
 FEW = 0.5
-"""A class has few images if it has less than this fraction of the median class's number."""
+"""A class counts as rare if its number of training images is less than this fraction of the median of all classes."""
 IMBALANCE = 3
-"""Ratio of the largest class to the smallest from which classes count as imbalanced, as in `trainer.data.checks`."""
+"""Minimum ratio of the sizes of the largest and the smallest class at which the advice is to balance the classes."""
 NAME_LENGTH = 40
 
 
@@ -34,7 +34,7 @@ class Advice:
 
     Attributes:
         text: one or more sentences.
-        stake: estimated gain in accuracy, 0 to 1.
+        stake: estimated gain in accuracy if the user follows the advice, 0 to 1.
     """
 
     text: str
@@ -47,7 +47,7 @@ def quoted(label: str) -> str:
 
 
 def percent(share: float) -> str:
-    """Format a share as a percentage: 0.8749 as "87.5 %"."""
+    """Format a share as a percentage, for example 0.8749 as "87.5 %"."""
     return f"{100 * share:.1f} %"
 
 
@@ -76,10 +76,10 @@ def about_confused_pairs(test: Evaluation) -> list[Advice]:
 
 
 def about_weak_classes(test: Evaluation, training: Mapping[str, int]) -> list[Advice]:
-    """Name the classes recognised significantly worse than the rest, with a likely reason.
+    """Name the classes whose recall is significantly lower than the accuracy, with a likely reason.
 
     Args:
-        test: the scored test images.
+        test: scores of the test images.
         training: number of training images of each class; empty if unknown.
     """
     support, recall = test.support(), test.recall()
@@ -110,7 +110,7 @@ def about_weak_classes(test: Evaluation, training: Mapping[str, int]) -> list[Ad
 
 
 def about_imbalance(test: Evaluation, training: Mapping[str, int]) -> list[Advice]:
-    """Name the largest and the smallest class if their sizes differ by a factor of IMBALANCE or more."""
+    """Name the largest and the smallest class if their sizes differ by a factor of `IMBALANCE` or more."""
     if len(training) < 2:
         return []
     rare, common = (pick(training, key=lambda label: training[label]) for pick in (min, max))
@@ -127,7 +127,7 @@ def about_imbalance(test: Evaluation, training: Mapping[str, int]) -> list[Advic
 
 
 def about_test_images(test: Evaluation) -> list[Advice]:
-    """Check whether the test images are too few for a reliable accuracy, or too easy."""
+    """Check whether the test images are too easy, or too few for a reliable accuracy."""
     count = len(test.truth)
     low, high = test.interval_95
     advice = []
@@ -153,7 +153,8 @@ def about_test_images(test: Evaluation) -> list[Advice]:
 def about_val_and_test(val: Evaluation, test: Evaluation) -> list[Advice]:
     """Check whether the test images are significantly harder than the validation images.
 
-    A pooled two-proportion z-test with a threshold of 3 standard errors.
+    The check is a pooled two-proportion z-test with a threshold of 3 standard errors. The difference in accuracy must
+    also be at least 5 points.
     """
     pooled = (val.right.sum() + test.right.sum()) / (len(val.right) + len(test.right))
     error = sqrt(pooled * (1 - pooled) * (1 / len(val.right) + 1 / len(test.right)))
@@ -169,11 +170,11 @@ def about_val_and_test(val: Evaluation, test: Evaluation) -> list[Advice]:
 
 
 def about_data_size(found: DataSize, error: float) -> list[Advice]:
-    """Advise for or against labelling more images.
+    """Advise the user to label more images, or not to label more of the same kind.
 
     Args:
-        found: the learning curve.
-        error: share of the test images the model itself gets wrong.
+        found: the learning curve and its forecasts.
+        error: share of the test images that the model misclassifies, 0 to 1.
     """
     if not found.forecasts or error == 0:
         return []
@@ -190,11 +191,12 @@ def about_data_size(found: DataSize, error: float) -> list[Advice]:
 
 
 def size_sentence(found: DataSize, error: float) -> str:
-    """Answer the question "Have I labelled enough?" in one sentence.
+    """Answer the question "Have I labelled enough images?" in one sentence.
 
     Args:
-        found: the learning curve.
-        error: share of the test images the model itself gets wrong; the avoided mistakes of the curve scale with it.
+        found: the learning curve and its forecasts, which are measured with simple heads.
+        error: share of the test images that the model misclassifies, 0 to 1. The sentence assumes that more images
+            avoid the same share of the mistakes of the model as of the mistakes of the simple heads.
     """
     if found.test_images < MIN_TEST:
         return (
@@ -214,7 +216,7 @@ def size_sentence(found: DataSize, error: float) -> str:
 
 
 def about_head(found: DataSize, test: Evaluation) -> list[Advice]:
-    """Check whether the training did worse than a least squares head on the frozen network."""
+    """Check whether the trained model is less accurate than a least squares head on the pretrained network."""
     if not found.points:
         return []
     quick = found.points[-1].accuracy
@@ -229,10 +231,15 @@ def about_head(found: DataSize, test: Evaluation) -> list[Advice]:
 
 
 def about_fit(history: Sequence[Mapping[str, Any]], kept: int | None, classes: int) -> list[Advice]:
-    """Detect overfitting, underfitting or too few epochs from the losses.
+    """Detect overfitting, underfitting and too few epochs from the losses.
 
-    Label smoothing and mixing can only raise the training loss. A training loss far below the validation loss
-    therefore always means overfitting, but one close to it does not rule overfitting out.
+    Label smoothing and mixing of images can only raise the training loss. Therefore a training loss far below the
+    validation loss always means overfitting. However, the model can also overfit if the two losses are close.
+
+    Args:
+        history: one row per epoch; see `ReportData`.
+        kept: index of the row of the epoch whose weights the model has; None if unknown.
+        classes: number of classes.
     """
     rows = [row for row in history if row.get("phase") == history[-1].get("phase")]
     losses = [float(row["loss"]) for row in rows]
@@ -267,10 +274,10 @@ def about_fit(history: Sequence[Mapping[str, Any]], kept: int | None, classes: i
 
 
 def about_calibration(test: Evaluation) -> list[Advice]:
-    """Check whether the calibration error is larger than chance explains with this number of images."""
+    """Check whether the calibration error is too large to be explained by the small number of test images."""
     found = test.reliability()
     error = test.calibration_error()
-    # 2.5 times the noise is 2 standard errors if one bin holds all images, and more if they spread over several.
+    # If all images are in one bin, 2.5 times the noise is 2 standard errors. With several bins it is more.
     if len(test.truth) < MIN_TEST or error < max(0.05, 2.5 * calibration_noise(found)):
         return []
     used = found.images > 0
@@ -284,10 +291,10 @@ def about_calibration(test: Evaluation) -> list[Advice]:
 
 
 def calibration_noise(found: Reliability) -> float:
-    """Return the calibration error that perfectly calibrated scores would show by chance with this many images.
+    """Return the calibration error that perfectly calibrated scores would have by chance.
 
-    In each bin this is the mean absolute deviation of a binomial share from its expectation,
-    sqrt(2 p (1 - p) / (pi n)).
+    The fewer images there are, the larger it is. In a bin with n images and a mean score p, it is the mean absolute
+    deviation of a binomial share from its expectation, sqrt(2 p (1 - p) / (pi n)).
     """
     used = found.images > 0
     images, share = found.images[used], found.score[used]
@@ -295,7 +302,14 @@ def calibration_noise(found: Reliability) -> float:
 
 
 def _images_for(accuracy: float, width: float) -> int:
-    """Return the number of test images for which the Wilson interval is about ``width`` wide, to two digits."""
+    """Return the number of test images with which the Wilson interval is about ``width`` wide.
+
+    The number is rounded to tens, from 1,000 on to hundreds.
+
+    Args:
+        accuracy: expected accuracy, 0 to 1.
+        width: width of the 95 % interval, 0 to 1.
+    """
     share = min(max(accuracy, 0.1), 0.9)
     count = share * (1 - share) * (2 * 1.96 / width) ** 2
     return int(round(count, -1 if count < 1000 else -2))

@@ -1,17 +1,21 @@
-"""Learning curve: accuracy of heads trained on growing shares of the images, with a forecast for more images.
+"""Measures how the accuracy grows with the number of training images, and forecasts it for more images.
 
-A head is a regularised least squares classifier on the standardised features of the frozen backbone. It is solved in
-one step, and on images like those of `benchmarks/support/synthetic_images.py` (24 to 600 of them) it is at least as
-accurate as a logistic regression. Each share contains the one before it, has the same fraction of every class, and
-adds images by whole groups, because half a burst teaches as much as the whole burst.
+The learning curve shows the accuracy of heads that are trained on growing shares of the training images. A head is a
+regularised least squares classifier on the standardised features of the frozen backbone. It is computed in one step.
+With 24 to 600 images like those of `benchmarks/support/synthetic_images.py`, it is at least as accurate as a logistic
+regression. Each share contains the smaller ones and has the same fraction of every class. Images are added group by
+group, because half of the images of a burst teach as much as the whole burst.
 
-The forecast combines two extrapolations. The power law error = a + b n^-c (Cortes et al. 1994, Learning Curves:
-Asymptotic Values and Rate of Convergence) flattens early and forecast too little; the assumption of an equal gain
-with every doubling forecasts too much. The mean of the two came close. The band reaches from the 5th percentile of the
-power law to the 95th percentile of the higher of the two, over resampled test images and draws. It contained the true
-gain in 94 % of trials for twice the images and in 91 % for four times (8 classes of photographed objects and
-scikit-learn's digits, 60 to 1500 training images, 60 to 600 test images). In the remaining trials classes had 8 to 15
-images, and the gain was larger than forecast.
+The forecast is the mean of two extrapolations. The first one is the power law error = a + b n^-c for n images (Cortes
+et al. 1994, Learning Curves: Asymptotic Values and Rate of Convergence); in trials, its forecast of the gain was too
+small. The second one assumes an equal gain with every doubling of n; its forecast was too large. The mean was close to
+the true gain.
+
+The band of the forecast is computed with resampled test images and draws. It begins at the 5th percentile of the power
+law and ends at the 95th percentile of the extrapolation for which this percentile is higher. It contained the true gain
+in 94 % of trials for twice the images, and in 91 % for four times the images. The trials had 8 classes of photographed
+objects or the digits of scikit-learn, 60 to 1500 training images, and 60 to 600 test images. In the trials where the
+true gain was outside the band, classes had 8 to 15 images, and the gain was larger than the forecast.
 """
 
 from __future__ import annotations
@@ -23,15 +27,23 @@ import numpy as np
 import numpy.typing as npt
 
 SHARES = tuple(1.5**-k for k in range(6))
-"""Largest first, down to about an eighth. For smaller shares the error, close to guessing, follows another law."""
+"""Shares of the training images, the largest first, down to about an eighth.
+
+With smaller shares, the heads are hardly better than guessing, and the error follows another law.
+"""
 DRAWS = 6
 MAX_TRAIN, MAX_TEST = 5000, 2000
-"""Maximum number of images used: a few seconds on two cores. With more, the curve covers a sample and the forecast
-extrapolates further."""
+"""Maximum numbers of training and test images that are used, so that the curve takes a few seconds on two cores.
+
+If there are more training images, the curve covers only a sample of them, and the forecast extrapolates further.
+"""
 MIN_TEST = 20
 MIN_PER_CLASS = 2
 RIDGE = 0.3
-"""Best of 0.1, 0.3, 1, 3 and 10 at every number of images tried, with features scaled to a mean square of 1."""
+"""Strength of the regularisation, for the features that `_standardised` returns.
+
+Of the values 0.1, 0.3, 1, 3 and 10, it was the best one at every number of images tried.
+"""
 RESAMPLES = 400
 EXPONENTS = np.linspace(0.1, 1.5, 57)
 
@@ -45,7 +57,7 @@ class Point:
     Attributes:
         train_images: number of training images.
         accuracy: mean accuracy of the heads over the draws, 0 to 1.
-        std: standard deviation over the draws.
+        std: standard deviation of the accuracy over the draws.
     """
 
     train_images: int
@@ -59,8 +71,8 @@ class Forecast:
 
     Attributes:
         times: factor by which the number of training images grows.
-        avoided: share of mistakes that would be avoided, 0 to 1, of the heads that the learning curve is measured with.
-        low, high: bounds that contain the true value in about 9 of 10 cases.
+        avoided: share of the mistakes of the heads that would be avoided, 0 to 1.
+        low, high: bounds of ``avoided``; the true value is between them in about 9 of 10 cases.
     """
 
     times: int
@@ -71,13 +83,14 @@ class Forecast:
 
 @dataclass(frozen=True)
 class DataSize:
-    """The learning curve over the number of training images.
+    """A learning curve and its forecasts.
 
     Attributes:
-        points: fewest images first.
-        forecasts: for twice and four times the images; empty if the curve allows none.
+        points: points of the curve, the smallest number of training images first.
+        forecasts: forecasts for twice and four times the training images; empty if the curve has fewer than three
+            points, or if the heads of the last point make no mistakes.
         train_images: number of all training images; the last point may use only some of them.
-        test_images: number of images the heads were scored on.
+        test_images: number of test images that the heads were tested on.
     """
 
     points: tuple[Point, ...]
@@ -103,11 +116,11 @@ def learn_from_shares(
         features: (images, features) float32 of all images; only the rows used are read.
         train: (n,) int, rows of the training images.
         train_truth: (n,) int, class indices of the training images.
-        groups: group of each training image, or "" for none.
+        groups: name of the group of each training image; "" for an image without a group.
         tested: (m,) int, rows of the test images.
         test_truth: (m,) int, class indices of the test images.
         classes: number of classes.
-        seed: seed of draws and resampling; the same seed gives the same figures.
+        seed: seed of the draws and the resampling; the same seed gives the same result.
     """
     random = np.random.default_rng(seed)
     counts = np.bincount(train_truth, minlength=classes)
@@ -144,14 +157,17 @@ def learn_from_shares(
 
 
 def _quota(counts: npt.NDArray[np.intp], share: float) -> npt.NDArray[np.intp]:
-    """Return the number of images of each class in a share, at least one."""
+    """Return how many images of each class a share contains. It contains at least one of each."""
     return np.maximum(1, np.round(share * counts)).astype(np.intp)
 
 
 def _ranks(truth: npt.NDArray[np.intp], groups: Sequence[str], random: np.random.Generator) -> npt.NDArray[np.intp]:
-    """Return a random rank from 0 for each image within its class; images of a group have consecutive ranks."""
+    """Return the random rank of each image among the images of its class, starting at 0.
+
+    Within a class, images of the same group have consecutive ranks.
+    """
     names = {group: number for number, group in enumerate(dict.fromkeys(group for group in groups if group))}
-    # An image without a group is a group of its own.
+    # Each image without a group gets a separate group.
     group = np.array([names.get(name, len(names) + i) for i, name in enumerate(groups)], np.intp)
     drawn = random.permutation(len(names) + len(groups))
     order = np.lexsort((random.random(len(truth)), drawn[group], truth))
@@ -164,7 +180,11 @@ def _ranks(truth: npt.NDArray[np.intp], groups: Sequence[str], random: np.random
 def _standardised(
     features: npt.NDArray[np.float32], train: npt.NDArray[np.intp], tested: npt.NDArray[np.intp]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Standardise training and test rows by the training rows, and divide by the square root of the row length."""
+    """Return the standardised features of the training images and of the test images.
+
+    The mean and the standard deviation are those of the training images. The standardised features are divided by the
+    square root of their number, so that the mean square of the length of a training image's feature vector is 1.
+    """
     rows, test_rows = np.asarray(features[train], np.float32), np.asarray(features[tested], np.float32)
     mean, scale = rows.mean(axis=0), rows.std(axis=0) + 1e-6
     scale *= np.sqrt(rows.shape[1])
@@ -174,11 +194,14 @@ def _standardised(
 def _predictions(
     rows: npt.NDArray[np.float32], truth: npt.NDArray[np.intp], test_rows: npt.NDArray[np.float32], classes: int
 ) -> npt.NDArray[np.intp]:
-    """Train a least squares head with equal weight per class, and return its class indices for ``test_rows``."""
+    """Train a least squares head, and return the class indices that it predicts for ``test_rows``.
+
+    All classes have the same total weight.
+    """
     counts = np.bincount(truth, minlength=classes)
     weights = (len(truth) / (classes * counts[truth])).astype(np.float32)[:, None]
     targets = np.eye(classes, dtype=np.float32)[truth] - np.float32(1 / classes)
-    if len(rows) <= rows.shape[1]:  # the same solution from the smaller of two systems
+    if len(rows) <= rows.shape[1]:  # the smaller system of equations; its solution is the same
         dual = np.linalg.solve(rows @ rows.T + np.diag(RIDGE / weights[:, 0]), targets)
         kernel = rows.T @ dual
     else:
@@ -191,19 +214,19 @@ def _predictions(
 def forecasts(
     sizes: npt.NDArray[np.intp], wrong: npt.NDArray[np.bool_], train_images: int, random: np.random.Generator
 ) -> tuple[Forecast, ...]:
-    """Forecast which share of the mistakes twice and four times the images would avoid.
+    """Forecast which share of the mistakes would be avoided with twice and with four times the training images.
 
     Args:
-        sizes: (shares,) int, numbers of training images.
+        sizes: (shares,) int, number of training images in each share.
         wrong: (shares, draws, test images) bool, True for a wrong answer.
-        train_images: number of training images to multiply.
-        random: source of the resampling.
+        train_images: current number of training images.
+        random: random generator for the resampling.
 
     Returns:
-        Empty if the largest share makes no mistake.
+        One forecast for each factor. Empty if the heads trained on the largest share make no mistakes.
     """
     shares, draws, tested = wrong.shape
-    # Resample both the test images and the draws, as both are random.
+    # Both the test images and the draws are random, so both are resampled.
     weights = random.multinomial(tested, np.full(tested, 1 / tested), RESAMPLES).astype(np.float32) / tested
     errors = (wrong.reshape(shares * draws, tested).astype(np.float32) @ weights.T).reshape(shares, draws, RESAMPLES)
     picks = random.integers(0, draws, (1, draws, RESAMPLES))
@@ -221,15 +244,19 @@ def forecasts(
 
 
 def _power_law_gain(sizes: npt.NDArray[np.intp], errors: Floats, now: int, times: int) -> Floats:
-    """Return the share of errors at ``now`` images that ``times`` as many avoid, by error = a + b n^-c, a and b >= 0.
+    """Return the share of the errors that more training images avoid according to a power law.
 
-    Fitted by least squares over a grid of c; each share is weighted by its number of images.
+    The power law is error = a + b n^-c for n images, with a >= 0 and b >= 0. For each c of a grid, a and b are fitted
+    by least squares, where each share is weighted by its number of images. The c with the best fit is used.
 
     Args:
-        sizes: (shares,) int, numbers of training images.
+        sizes: (shares,) int, number of training images in each share.
         errors: (trials, shares) error rates, 0 to 1.
-        now: number of training images to start from.
-        times: factor by which that number grows.
+        now: current number of training images.
+        times: factor by which the number of training images grows.
+
+    Returns:
+        (trials,) shares, 0 to 1.
     """
     weights = sizes / sizes.sum()
     x = (sizes / now) ** -EXPONENTS[:, None]
@@ -249,7 +276,7 @@ def _power_law_gain(sizes: npt.NDArray[np.intp], errors: Floats, now: int, times
 
 
 def _steady_gain(sizes: npt.NDArray[np.intp], errors: Floats, now: int, times: int) -> Floats:
-    """Like `_power_law_gain`, but with the same gain for every doubling: error = a - b ln n."""
+    """Return the same as `_power_law_gain`, but assume an equal gain with every doubling: error = a - b ln n."""
     weights = sizes / sizes.sum()
     x = np.log(sizes / now)
     x_mean = x @ weights

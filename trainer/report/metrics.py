@@ -1,4 +1,4 @@
-"""Contents of `metrics.json` and of `edgeloop evaluate --json`, in the same format."""
+"""Computes the metrics in `metrics.json` and in the output of `edgeloop evaluate --json`. Both use the same names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from .report_data import ReportData
 from .summary import advice_for
 
 MAX_CONFUSION_CLASSES = 100
-"""With more classes the confusion matrix would dominate the file; `confused_pairs` has the same information."""
+"""Maximum number of classes for which the confusion matrix is included.
+
+With more classes, the matrix would be most of the file. `confused_pairs` contains the most frequent pairs.
+"""
 MAX_PAIRS = 50
 
 
 def figures(report: ReportData) -> dict[str, Any]:
-    """Return the contents of `metrics.json`; docs/reference/run.md names every field."""
+    """Return the content of `metrics.json`. docs/reference/run.md describes each field."""
     found: dict[str, Any] = {"test": scored(report.test)}
     if report.val is not None:
         found["val"] = scored(report.val)
@@ -42,7 +45,7 @@ def figures(report: ReportData) -> dict[str, Any]:
 
 
 def scored(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the metrics of one set of images, with shares from 0 to 1; docs/reference/run.md names every field."""
+    """Return the metrics for a set of images. Shares are from 0 to 1. docs/reference/run.md describes each field."""
     classes = len(evaluation.labels)
     return {
         "pictures": len(evaluation.truth),
@@ -61,8 +64,13 @@ def scored(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def without_temperature(evaluation: Evaluation, temperature: float) -> Evaluation:
-    """Return the evaluation with the scores the model had before its logits were divided by ``temperature``."""
-    # From s = softmax(z / T) follows z = T ln s, up to a constant that cancels out in softmax(z).
+    """Return the evaluation with the scores that the model would have without temperature scaling.
+
+    Args:
+        evaluation: evaluation of the model with temperature scaling.
+        temperature: number by which the logits of the model were divided.
+    """
+    # From s = softmax(z / T) follows z = T ln s, up to a constant that does not change softmax(z).
     logits = temperature * np.log(np.maximum(evaluation.scores.astype(np.float64), 1e-30))
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)

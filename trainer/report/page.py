@@ -1,4 +1,7 @@
-"""`report.html`: how good the model is, why, and what to do next, in one file that a browser can open offline."""
+"""Writes `report.html`, which shows how good the model is, why, and what to do next.
+
+The report is a single file that a browser can open offline.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,22 @@ from .summary import advice_for, doubtful_findings, doubts
 from .templating import environment
 from .thumbnails import data_uri, highlighted, matrix_uri
 
-# Limits on what a report shows. With images of at most `thumbnails.MAX_BYTES` it stays under 3 MB for any data.
+# Limits on what a report shows. An image has at most `thumbnails.MAX_BYTES`, so that a report stays under 3 MB for any
+# data.
 MISTAKES, NEAR_MISSES, TYPICAL = 18, 9, 24
 PAIRS_LISTED = 12
 FINDINGS, FINDINGS_WITH_IMAGES, FINDING_GROUPS, FINDING_IMAGES = 40, 12, 6, 2
 BINS = 10
-"""Bins of the reliability chart; with 15 bins, a few hundred images would show mostly noise."""
+"""Number of bins of the reliability chart. With 15 bins, the chart of a few hundred images would mostly show noise."""
 MATRIX_CLASSES = 25
-"""Up to this many classes the confusion matrix is a table of numbers; with more, an image and a list."""
+"""Maximum number of classes for which the confusion matrix is a table. With more classes, it is shown as an image."""
 
 
 def write_report(path: Path, report: ReportData) -> None:
     """Write the report.
 
     Args:
-        path: HTML file to write; an existing one is replaced atomically.
+        path: HTML file to write. An existing file is replaced atomically.
         report: contents of the report.
     """
     html = render(report)
@@ -44,7 +48,7 @@ def write_report(path: Path, report: ReportData) -> None:
 
 
 def render(report: ReportData) -> str:
-    """Return the report as HTML that needs no other file and no network."""
+    """Return the report as an HTML page that needs no other files and no network."""
     from markupsafe import Markup
 
     pages = environment("trainer.report")
@@ -127,7 +131,7 @@ def _confusion(report: ReportData) -> dict[str, Any]:
 
 
 def _classes(report: ReportData) -> list[dict[str, Any]]:
-    """Return one row per class, sorted by recall, lowest first; classes without test images come last."""
+    """Return one row per class, the lowest recall first. Classes without test images come last."""
     recall, precision, f1 = report.test.recall(), report.test.precision(), report.test.f1()
     rows = [
         {
@@ -143,7 +147,11 @@ def _classes(report: ReportData) -> list[dict[str, Any]]:
 
 
 def _images(report: ReportData) -> dict[str, Any]:
-    """Select mistakes, near misses and typical correct images, each with its activation map."""
+    """Select the images that the report shows, and return the variables of the template for them.
+
+    The images are the mistakes with the highest scores, near misses, and one typical image per class. Near misses are
+    correctly classified images with the smallest difference between the two highest scores.
+    """
     test = report.test
     top = np.sort(test.scores, axis=1)[:, -2:]
     second = np.argsort(-test.scores, axis=1, kind="stable")[:, 1]
@@ -167,7 +175,11 @@ def _images(report: ReportData) -> dict[str, Any]:
 
 
 def _typical(report: ReportData) -> list[int]:
-    """Return for each class, lowest recall first, the correctly classified test image with the median score."""
+    """Return the positions of typical test images, at most one per class and `TYPICAL` in total.
+
+    The typical image of a class is the correctly classified one with the median score. Classes with the lowest recall
+    come first.
+    """
     chosen = []
     weakest = sorted(report.test.recall().items(), key=lambda item: item[1])
     for label, share in weakest:
@@ -180,7 +192,11 @@ def _typical(report: ReportData) -> list[int]:
 
 
 def _cards(report: ReportData, positions: Sequence[int]) -> list[dict[str, Any]]:
-    """Return image, activation map of the predicted class, labels and score of test images."""
+    """Return what the report shows about the test images at ``positions``.
+
+    For each image this is the image itself, the activation map of the predicted class, the true and the predicted
+    class, and the score.
+    """
     pixels = [np.asarray(report.dataset.pixels[int(report.tested[position])]) for position in positions]
     channels = report.channels
     predicted = [int(report.test.predicted[position]) for position in positions]
@@ -201,13 +217,13 @@ def _cards(report: ReportData, positions: Sequence[int]) -> list[dict[str, Any]]
 
 
 def _findings(report: ReportData) -> list[dict[str, Any]]:
-    """Return the findings about the data, with example images."""
+    """Return the findings in the dataset, with example images. Findings that make the accuracy doubtful come first."""
     positions = {photo.path: i for i, photo in enumerate(report.dataset.photos)}
     shown: dict[str, str] = {}
 
     def image(path: str) -> dict[str, str]:
         position = positions.get(path)
-        if position is None:  # copies and unreadable images are not in the data
+        if position is None:  # copies and unreadable images were left out of the dataset
             return {"path": path, "uri": "", "split": "", "label": ""}
         if path not in shown:
             shown[path] = data_uri(np.asarray(report.dataset.pixels[position]), channels=report.channels, side=96)

@@ -1,4 +1,4 @@
-"""Charts of the report, as SVG."""
+"""Draws the charts of the report as SVG."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .svg import BLUE, MUTED, ORANGE, SQUARE, WIDE, as_svg, new_figure, style
 
 
 def learning_charts(history: Sequence[Mapping[str, Any]], kept: int | None) -> list[str]:
-    """Draw loss and accuracy by epoch, for training and validation images.
+    """Draw two charts: the loss and the accuracy by epoch, for the training and the validation images.
 
     Args:
-        history: one row per epoch, see `ReportData`.
-        kept: index of the row whose weights the model has.
+        history: one row per epoch; see `ReportData`.
+        kept: index of the row of the epoch whose weights the model has; None if unknown.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -54,8 +54,8 @@ def reliability_chart(after: Reliability, before: Reliability | None) -> str:
     """Draw the share of correct answers by score, with 95 % intervals.
 
     Args:
-        after: reliability of the scores as shipped, with temperature scaling.
-        before: reliability without temperature scaling; None to leave it out.
+        after: reliability of the model's scores. If the model has temperature scaling, they include it.
+        before: reliability of the scores without temperature scaling; None to leave it out.
     """
     with style():
         figure, axes = new_figure(SQUARE)
@@ -67,7 +67,8 @@ def reliability_chart(after: Reliability, before: Reliability | None) -> str:
             score, right, images = 100 * found.score[used], 100 * found.accuracy[used], found.images[used]
             sizes = 14 + 150 * images / images.sum()
             axes.scatter(score, right, s=sizes, color=colour, linewidths=0, alpha=0.9)
-            axes.scatter([], [], s=30, color=colour, linewidths=0, label=name)  # the legend shows dots of one size
+            # The legend shows this empty plot, so that all its dots have the same size.
+            axes.scatter([], [], s=30, color=colour, linewidths=0, label=name)
             if found is after:
                 limits = [wilson_interval(share / 100, count) for share, count in zip(right, images, strict=True)]
                 low, high = 100 * np.array(limits).T
@@ -80,9 +81,9 @@ def reliability_chart(after: Reliability, before: Reliability | None) -> str:
 
 
 def data_size_chart(found: DataSize) -> str:
-    """Draw the learning curve: accuracy of simple heads by number of training images.
+    """Draw the learning curve, which is the accuracy of simple heads by the number of training images.
 
-    The forecast is included only if the last point of the curve uses all training images.
+    The forecast is drawn only if the last point of the curve uses all training images.
     """
     sizes = np.array([point.train_images for point in found.points])
     accuracies = 100 * np.array([point.accuracy for point in found.points])

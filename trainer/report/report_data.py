@@ -1,4 +1,4 @@
-"""Input of a report: the results of one training, or of one evaluation of a finished model."""
+"""Collects the input of a report: the results of one training run, or of one evaluation of a finished model."""
 
 from __future__ import annotations
 
@@ -22,24 +22,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportData:
-    """Everything a report shows. Sections without data are left out.
+    """Everything that a report shows. The report leaves out sections for which there is no data.
 
     Attributes:
-        dataset: all images; only the pixels of images that are shown are read.
+        dataset: all images. The report reads only the pixels of the images that it shows.
         tested: indices of the test images in the dataset.
-        test: the model's scores on the test images, in the same order.
-        val: the model's scores on the validation images.
-        history: one row per epoch with ``phase``, ``loss``, ``val_loss``, ``val_accuracy``; other keys are ignored.
-        kept: index of the row of ``history`` whose weights the model has.
-        temperature: divisor of the logits (Guo et al. 2017); the model and ``test`` already include it.
-        features: (photos, features) float32, the frozen backbone's features of every image; may be memory-mapped.
-        model: maps pixels to softmax scores. Activation maps are shown if its layer ``features`` is a global average
-            pooling.
-        recipe: training settings, name to value, in display order.
-        took_s: wall time of the training, in seconds.
+        test: the model's scores for the test images, in the order of ``tested``.
+        val: the model's scores for the validation images.
+        history: one row per epoch with the keys ``phase``, ``loss``, ``val_loss`` and ``val_accuracy``, and optionally
+            ``accuracy``; other keys are ignored.
+        kept: index of the row of ``history`` for the epoch whose weights the model has.
+        temperature: number by which the logits were divided (Guo et al. 2017). The scores of ``model``, ``test`` and
+            ``val`` already include it.
+        features: (images, features) float32, the frozen backbone's features of all images; may be memory-mapped.
+        model: Keras model that maps pixels to softmax scores. The report shows activation maps if the layer
+            ``features`` of the model is a global average pooling that one linear layer follows.
+        recipe: names and values of the training settings, in the order in which the report shows them.
+        took_s: wall time of the training run, in seconds.
         channels: channel order of ``dataset.pixels``.
-        subject: what was tested, for the title.
-        doubts: reasons to distrust the figures, in addition to the dataset's findings; one sentence each.
+        subject: name of what was tested, for the title.
+        doubts: reasons to distrust the metrics, one sentence each, in addition to the findings of the dataset.
         footnote: last sentence of the report.
     """
 
@@ -65,12 +67,12 @@ class ReportData:
         return self.test.labels
 
     def photo(self, position: int) -> Photo:
-        """Return the photo of the test image at index ``position`` of ``tested``."""
+        """Return the dataset's entry for the test image at index ``position`` of ``tested``."""
         return self.dataset.photos[int(self.tested[position])]
 
     @cached_property
     def counts(self) -> dict[str, Counter[str]]:
-        """Numbers of images of each class, by split."""
+        """Number of images by split and class."""
         counts: dict[str, Counter[str]] = {}
         for photo in self.dataset.photos:
             counts.setdefault(photo.split, Counter())[photo.label] += 1
@@ -78,7 +80,7 @@ class ReportData:
 
     @cached_property
     def data_size(self) -> DataSize | None:
-        """Learning curve over the number of training images; None without features.
+        """Learning curve and forecasts; None if there are no features or no training images.
 
         The first access takes a few seconds.
         """

@@ -1,4 +1,4 @@
-"""Collects the advice and the caveats of a report: calls the functions of `advice` and orders their results."""
+"""Collects and sorts the advice of a report, and collects the reasons to distrust the accuracy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_ADVICE = 8
 
 
 def advice_for(report: ReportData) -> list[Advice]:
-    """Return advice on what to do next, sorted by expected gain."""
+    """Return at most `MAX_ADVICE` pieces of advice on what to do next, the one with the highest stake first."""
     test = report.test
     training = report.counts.get("train", Counter())
     found = [
@@ -37,12 +37,16 @@ def advice_for(report: ReportData) -> list[Advice]:
 
 
 def doubts(report: ReportData) -> list[str]:
-    """Return reasons to distrust the accuracy, one sentence each; empty for a sound test."""
+    """Return the reasons to distrust the accuracy, one sentence each. Return an empty list if there are none."""
     return [*report.doubts, *(finding.message for finding in doubtful_findings(report))]
 
 
 def doubtful_findings(report: ReportData) -> list[Finding]:
-    """Return findings that make the test too easy: a test image is related to an image of another split."""
+    """Return the findings that make the accuracy doubtful.
+
+    A finding does so if it is about related images, such as near duplicates, that are in the test split and in another
+    split. A finding about classes that cannot be tested reliably because of their groups does so, too.
+    """
     split = {photo.path: photo.split for photo in report.dataset.photos}
     return [
         finding
@@ -53,7 +57,7 @@ def doubtful_findings(report: ReportData) -> list[Finding]:
 
 
 def about_findings(report: ReportData) -> list[Advice]:
-    """Return the advice that follows from the findings in the data."""
+    """Return the advice that follows from the findings in the dataset."""
     doubtful = {finding.kind for finding in doubtful_findings(report)}
     found = []
     if "leak" in doubtful:
@@ -77,5 +81,5 @@ def about_findings(report: ReportData) -> list[Advice]:
 
 
 def _across(group: Sequence[str], split: Mapping[str, str]) -> bool:
-    splits = {split[path] for path in group if path in split}  # copies are not in the data
+    splits = {split[path] for path in group if path in split}  # copies were left out of the dataset
     return "test" in splits and len(splits) > 1

@@ -1,6 +1,8 @@
-"""Matplotlib charts as inline SVG that use the page's font and colours and follow its light and dark mode.
+"""Renders Matplotlib charts as inline SVG.
 
-User text must not be passed to these charts: matplotlib would read `$` as mathematics, and its font lacks some scripts.
+The charts use the font and the colours of the page, also in dark mode. Do not put text of the user into the charts,
+such as class names. Matplotlib would interpret `$` as the beginning of a formula, and its font does not support all
+scripts.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE, SQUARE = (4.5, 2.9), (3.4, 3.3)
-"""Figure sizes in inches of 72 CSS pixels, narrow enough to stay readable on a phone."""
+"""Widths and heights of figures, in inches of 72 CSS pixels. Both are narrow enough to be readable on a phone."""
 
-# Placeholder colours that no chart uses otherwise; `as_svg` replaces them with the page's CSS variables.
+# Placeholders for the colours of the page. `as_svg` replaces them with CSS variables.
 INK, MUTED, GRID, BLUE, ORANGE = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", BLUE: "blue", ORANGE: "orange"}
 _STYLE = {
@@ -43,14 +45,14 @@ _STYLE = {
 
 
 def style() -> Any:
-    """Return a context manager in which matplotlib uses the page's style."""
+    """Return a context manager in which Matplotlib uses the style of the page."""
     import matplotlib as mpl
 
     return mpl.rc_context(_STYLE)
 
 
 def new_figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    """Create a figure with one pair of axes, ``size`` inches wide and high."""
+    """Create a figure with one pair of axes. ``size`` is the width and height in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -60,11 +62,11 @@ def new_figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
 
 
 def as_svg(figure: Figure, alternative: str) -> str:
-    """Render a figure as an ``svg`` element without XML prologue, URLs, fonts and fixed colours.
+    """Render a figure as an ``svg`` element, without an XML prologue, URLs, fonts or fixed colours.
 
     Args:
         figure: the figure.
-        alternative: text for screen readers.
+        alternative: text that screen readers read instead of the figure.
     """
     file = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

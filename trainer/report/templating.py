@@ -1,4 +1,7 @@
-"""Jinja environment of the HTML pages: all text is escaped, and an undefined name is an error."""
+"""Creates the Jinja environment for HTML pages.
+
+The environment escapes all text that is inserted into a page. A template that uses an undefined name causes an error.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def environment(*packages: str) -> Environment:
-    """Return an environment that reads the ``templates`` folders of packages; the first with a given name wins."""
+    """Return an environment that reads templates from the ``templates`` folders of the given packages.
+
+    If several packages contain a template with the same name, the template of the first package is used.
+    """
     from jinja2 import ChoiceLoader, PackageLoader, StrictUndefined, select_autoescape
     from jinja2 import Environment as Templates
 

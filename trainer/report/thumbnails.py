@@ -1,4 +1,4 @@
-"""Images as data URIs, of limited size, to embed in the report."""
+"""Encodes images as data URIs of limited size, so that the report can contain them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ import numpy.typing as npt
 from edge_agent.preprocessing import Pixels
 
 SIDE = 176
-"""Maximum length of the longer side, in pixels; displayed at two thirds of that, to be sharp on dense screens."""
+"""Maximum length of the longer side of an image, in pixels.
+
+The report shows images at about two thirds of this size, so that they are sharp on screens with a high pixel density.
+"""
 MAX_BYTES = 12_000
-"""Maximum size of an image with that side, and proportionally less for smaller ones; noisy images get a lower JPEG
-quality instead of more bytes."""
+"""Maximum number of bytes of an image with the side `SIDE`.
+
+For a smaller side, the limit is smaller in proportion to the area. Noisy images are encoded with a lower JPEG quality
+to stay below the limit.
+"""
 QUALITIES = (82, 65, 45, 25, 10)
 BLUE, ORANGE = (201, 107, 42), (13, 115, 217)
-"""Colours of the confusion matrix, BGR, as in report.css."""
+"""Colours of the confusion matrix, in BGR order. They are the same as in report.css."""
 
 
 def data_uri(pixels: Pixels, *, channels: Literal["rgb", "bgr"] = "rgb", side: int = SIDE) -> str:
-    """Encode an image as a ``data:`` URI of a JPEG, scaled down to ``side`` pixels.
+    """Scale an image down to ``side`` pixels, and return it as a ``data:`` URI of a JPEG.
 
     Args:
         pixels: (h, w, 3) uint8, in the channel order ``channels``.
@@ -42,11 +48,11 @@ def data_uri(pixels: Pixels, *, channels: Literal["rgb", "bgr"] = "rgb", side: i
 
 
 def highlighted(pixels: Pixels, heat: npt.NDArray[np.float32], *, channels: Literal["rgb", "bgr"] = "rgb") -> Pixels:
-    """Return the image with the areas marked by ``heat`` bright and warm and the rest dark and grey.
+    """Return the image with the areas of high ``heat`` in bright and warm colours, and the rest in dark grey.
 
     Args:
         pixels: (h, w, 3) uint8.
-        heat: (rows, columns) float32, 0 to 1; scaled to the size of the image.
+        heat: (rows, columns) float32, 0 to 1. It is scaled to the size of the image.
         channels: channel order of ``pixels`` and of the result.
 
     Returns:
@@ -63,14 +69,17 @@ def highlighted(pixels: Pixels, heat: npt.NDArray[np.float32], *, channels: Lite
 
 
 def matrix_uri(shares: npt.NDArray[np.float64]) -> str:
-    """Encode a (classes, classes) confusion matrix of shares, 0 to 1, as a ``data:`` URI of a PNG.
+    """Return a confusion matrix as a ``data:`` URI of a PNG.
 
-    One pixel per cell: correct answers are blue, mistakes orange.
+    Each cell of the matrix is one pixel. Correct answers are blue, mistakes are orange.
+
+    Args:
+        shares: (classes, classes) shares of the images of each class, 0 to 1.
     """
     cells = np.empty((*shares.shape, 4), np.uint8)
     cells[..., :3] = ORANGE
     np.einsum("iij->ij", cells)[:, :3] = BLUE
-    # The square root keeps one mistake in a hundred visible.
+    # With the square root, one mistake in a hundred images is visible.
     cells[..., 3] = np.round(np.sqrt(np.clip(shares, 0, 1)) * 255)
     data = cv2.imencode(".png", cells)[1].tobytes()
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
