@@ -27,14 +27,19 @@ Slug = Annotated[
 ]
 # Names that the resolver accepts without raising: labels of 1 to 63 characters, or an IPv6 address.
 _HOST = r"^[A-Za-z0-9_:-]{1,63}(?:\.[A-Za-z0-9_:-]{1,63})*\.?\Z"
-Host = Annotated[str, msgspec.Meta(pattern=_HOST, max_length=253)]
+Host = Annotated[str, msgspec.Meta(pattern=_HOST, max_length=253, description="a host name or an IP address")]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 _Pixels = Annotated[int, msgspec.Meta(ge=16, le=16384)]
 # One or more topic levels, without wildcards, empty levels or the broker's own topics ($SYS).
 TopicPrefix = Annotated[
-    str, msgspec.Meta(pattern=r"^[^+#/$\x00-\x1f][^+#/\x00-\x1f]*(?:/[^+#/\x00-\x1f]+)*\Z", max_length=100)
+    str,
+    msgspec.Meta(
+        pattern=r"^[^+#/$\x00-\x1f][^+#/\x00-\x1f]*(?:/[^+#/\x00-\x1f]+)*\Z",
+        max_length=100,
+        description="levels of a topic, such as edgeloop/garden, without + and #",
+    ),
 ]
 
 
@@ -48,6 +53,27 @@ class MotionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     threshold: Annotated[float, msgspec.Meta(ge=0.5, le=255)] = 6.0
     every_s: Annotated[float, msgspec.Meta(ge=0.1, le=86400)] = 10.0
+
+
+class CameraTlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Certificates to accept from a camera with an ``https://`` address, instead of those that the system trusts.
+
+    Attributes:
+        ca: PEM file of the certificate authorities, relative to agent.yaml.
+        fingerprint: SHA-256 fingerprint of the camera's own certificate; its name and dates are then not checked.
+    """
+
+    ca: str | None = None
+    fingerprint: (
+        Annotated[
+            str,
+            msgspec.Meta(
+                pattern=r"^(?:[0-9A-Fa-f]{2}:?){31}[0-9A-Fa-f]{2}\Z",
+                description="64 hexadecimal digits, as openssl prints",
+            ),
+        ]
+        | None
+    ) = None
 
 
 class CameraSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,6 +90,7 @@ class CameraSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         timeout_s: Seconds without a frame after which the camera counts as lost.
         frozen_s: Seconds of exactly the same image after which the camera counts as frozen; 0 disables the check.
         motion: Classify only when the image changed; ``{}`` enables it with the defaults.
+        tls: Certificates to accept from an ``https://`` camera.
     """
 
     source: int | str
@@ -74,6 +101,7 @@ class CameraSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 5.0
     frozen_s: Seconds = 30.0
     motion: MotionSettings | None = None
+    tls: CameraTlsSettings | None = None
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -296,6 +324,10 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         left, top, right, bottom = camera.region
         if left >= right or top >= bottom:
             yield f"cameras.{name}.region: left, top, right, bottom {list(camera.region)} enclose no part of the image"
+        if camera.tls is not None and not str(camera.source).lower().startswith("https://"):
+            yield f"cameras.{name}.tls is given, but its source is not an https:// address"
+        if camera.tls is not None and (camera.tls.ca is None) == (camera.tls.fingerprint is None):
+            yield f"cameras.{name}.tls: expected either ca or fingerprint"
     for label, rule in decision.classes.items():
         if rule.enter is not None and rule.leave is not None and rule.leave > rule.enter:
             yield f"decision.classes.{label}: leave ({rule.leave}) must not be above enter ({rule.enter})"
@@ -303,12 +335,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 def anchored(settings: Settings, folder: Path) -> Settings:
     """Make paths that are relative to ``folder`` absolute; a camera source only if that file exists."""
-    cameras = {
-        name: msgspec.structs.replace(camera, source=str(folder / camera.source))
-        if isinstance(camera.source, str) and (folder / camera.source).exists()
-        else camera
-        for name, camera in settings.cameras.items()
-    }
+    cameras = {name: _anchored_camera(camera, folder) for name, camera in settings.cameras.items()}
     password_file = settings.mqtt.password_file
     tls = settings.mqtt.tls and TlsSettings(
         **{key: path and str(folder / path) for key, path in msgspec.structs.asdict(settings.mqtt.tls).items()}
@@ -323,3 +350,12 @@ def anchored(settings: Settings, folder: Path) -> Settings:
         allowed_signers=signers and str(folder / signers),
         state=str(folder / settings.state),
     )
+
+
+def _anchored_camera(camera: CameraSettings, folder: Path) -> CameraSettings:
+    if isinstance(camera.source, str) and (folder / camera.source).exists():
+        camera = msgspec.structs.replace(camera, source=str(folder / camera.source))
+    if camera.tls is not None and camera.tls.ca is not None:
+        tls = msgspec.structs.replace(camera.tls, ca=str(folder / camera.tls.ca))
+        camera = msgspec.structs.replace(camera, tls=tls)
+    return camera

@@ -120,7 +120,23 @@ def _problems(value: Any, expected: Any, where: str) -> Iterator[str]:
     try:
         msgspec.convert(value, expected)
     except msgspec.ValidationError as error:
-        yield f"{where}: {str(error)[:1].lower()}{str(error)[1:]}, found {_described(value)}"
+        yield f"{where}: {_said(error, expected)}, found {_described(value)}"
+
+
+def _said(error: msgspec.ValidationError, expected: Any) -> str:
+    """Return msgspec's message; instead of a regular expression, it shows the description that the type gives."""
+    message = str(error)
+    if " matching regex " in message:
+        described = next((meta.description for meta in _metas(expected) if meta.pattern and meta.description), None)
+        if described:
+            return f"expected {described}"
+    return f"{message[:1].lower()}{message[1:]}"
+
+
+def _metas(expected: Any) -> Iterator[msgspec.Meta]:
+    yield from (meta for meta in getattr(expected, "__metadata__", ()) if isinstance(meta, msgspec.Meta))
+    for inner in get_args(expected):
+        yield from _metas(inner)
 
 
 def _path(where: str, key: object) -> str:

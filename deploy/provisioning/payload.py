@@ -116,35 +116,47 @@ def _etc(config: Path, device: str, settings: Mapping[str, Any], trust: Sequence
         if "allowed_signers" in document:
             raise ConfigError(f"{config}: it has the key allowed_signers; give either that or --trust")
         etc[SIGNERS] = "".join(_signer(key) for key in trust).encode()
-    for keys, name in _FILES.items():
-        data = _referenced_file(document, keys, name, config)
+    # Checked first, because the names of cameras become names of files.
+    cameras = settings_of(document, config).cameras
+    camera_files = {("cameras", name, "tls", "ca"): f"camera_{name}_ca.pem" for name in cameras}
+    for keys, name in (_FILES | camera_files).items():
+        data = _referenced_file(document, keys, name, config, settings)
         if data is not None:
             etc[name] = data
     if trust:
         document["allowed_signers"] = f"{ETC}/{SIGNERS}"
-    settings_of(document, config)
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     etc["agent.yaml"] = f"# From {config.name}; edgeloop deploy provision overwrites this file.\n{text}".encode()
     return etc
 
 
-def _referenced_file(document: Any, keys: tuple[str, ...], name: str, config: Path) -> bytes | None:
+def _referenced_file(
+    document: Any, keys: tuple[str, ...], name: str, config: Path, settings: Mapping[str, Any]
+) -> bytes | None:
     """Read the file to which a key of agent.yaml refers, and set the key to the path of the file on the device.
 
     Return the content of the file, or None if the key is missing.
     """
-    place: Any = document
-    for key in keys[:-1]:
-        place = place.get(key) if isinstance(place, dict) else None
-    if not isinstance(place, dict) or not isinstance(place.get(keys[-1]), str):
+    value = _value(document, keys)
+    if not isinstance(value, str):
         return None
-    source = config.parent / place[keys[-1]]
-    place[keys[-1]] = f"{ETC}/{name}"
+    source = config.parent / value
+    # An inventory may come from somebody else, and must not send any file of this computer to a device.
+    if _value(settings, keys) is not None and not source.resolve().is_relative_to(config.parent.resolve()):
+        raise ConfigError(
+            f"the inventory: settings.{'.'.join(keys)}: {value} is not in the folder of {config}; move it there"
+        )
+    _value(document, keys[:-1])[keys[-1]] = f"{ETC}/{name}"
     try:
-        data: bytes = source.read_bytes()
+        return source.read_bytes()
     except OSError as error:
         raise ConfigError(f"{config}: {'.'.join(keys)}: {source}: {error.strerror or error}") from error
-    return data
+
+
+def _value(document: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return document
 
 
 def _merged(base: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Self
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from ..config import CameraSettings
 from ..errors import CameraError
+from .addresses import without_secrets
 from .frames import Frame
 from .http_auth import Authorize, Credentials, answer
 from .jpeg import MAX_BYTES, JpegFrame
-from .opencv import without_password
 
 MJPEG = "multipart/x-mixed-replace"
 IMAGE = "image/jpeg"
@@ -115,21 +119,41 @@ class HttpCamera:
 
     def _response_of(self, address: SplitResult, authorize: Authorize | None) -> http.client.HTTPResponse:
         self.__exit__()
-        timeout_s = self._settings.timeout_s
+        target = (address.path or "/") + (f"?{address.query}" if address.query else "")
+        headers = {"User-Agent": "edgeloop"} | ({"Authorization": authorize(target)} if authorize else {})
+        host, secure, timeout_s = address.hostname or "", address.scheme == "https", self._settings.timeout_s
         try:
-            if address.scheme == "https":
-                self._connection = http.client.HTTPSConnection(
-                    address.hostname or "", address.port, timeout=timeout_s, context=ssl.create_default_context()
-                )
-            else:
-                self._connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)
-            target = (address.path or "/") + (f"?{address.query}" if address.query else "")
-            headers = {"User-Agent": "edgeloop"} | ({"Authorization": authorize(target)} if authorize else {})
-            self._connection.request("GET", target, headers=headers)
-            self._response = self._connection.getresponse()
+            kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+            connection = self._connection = kind(host, address.port, timeout=timeout_s)
+            sock = socket.create_connection((host, connection.port), timeout_s)
+            with _deadline(sock, timeout_s):
+                connection.sock = self._verified(sock, host) if secure else sock
+                connection.request("GET", target, headers=headers)
+                self._response = connection.getresponse()
+        except ssl.SSLCertVerificationError as error:
+            raise self._error(
+                f"its certificate is not valid: {error.verify_message}; if it is the camera's own, give its authority "
+                "or its fingerprint as `tls` of this camera in agent.yaml"
+            ) from error
+        except TimeoutError as error:
+            raise self._error(f"cannot be reached: no answer within {timeout_s:g} s") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._error(f"cannot be reached: {_reason(error)}") from error
         return self._response
+
+    def _verified(self, sock: socket.socket, host: str) -> ssl.SSLSocket:
+        """Begin TLS, and check the camera's certificate before anything is sent."""
+        tls = self._settings.tls
+        context = ssl.create_default_context(cafile=None if tls is None else tls.ca)
+        if tls is None or tls.fingerprint is None:
+            return context.wrap_socket(sock, server_hostname=host)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        secure = context.wrap_socket(sock, server_hostname=host)
+        found = hashlib.sha256(secure.getpeercert(binary_form=True) or b"").hexdigest()
+        if found != tls.fingerprint.replace(":", "").lower():
+            secure.close()
+            raise self._error(f"its certificate has the fingerprint {found}, but agent.yaml expects {tls.fingerprint}")
+        return secure
 
     def _polled(self) -> Iterator[bytes]:
         interval_s = 1.0 / (self._settings.fps or 1.0)
@@ -221,7 +245,39 @@ class HttpCamera:
         return data
 
     def _error(self, what: str) -> CameraError:
-        return CameraError(f"{without_password(self._url)}: {what}")
+        return CameraError(f"{without_secrets(self._url)}: {what}")
+
+
+@contextmanager
+def _deadline(sock: socket.socket, seconds: float) -> Iterator[None]:
+    """End a connection that takes too long in all: a socket's own timeout begins again with every byte.
+
+    Raises:
+        TimeoutError: The deadline has passed.
+    """
+    # A duplicate, because TLS takes over the socket itself.
+    duplicate, passed = sock.dup(), threading.Event()
+
+    def end() -> None:
+        passed.set()
+        with suppress(OSError):
+            duplicate.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (OSError, http.client.HTTPException):
+        if not passed.is_set():
+            raise
+    finally:
+        timer.cancel()
+        timer.join()
+        duplicate.close()
+    # Also after no error: for the parser, a connection that ends within the head of a response ends the head.
+    if passed.is_set():
+        raise TimeoutError
 
 
 def _read(most: int, response: http.client.HTTPResponse) -> bytes:

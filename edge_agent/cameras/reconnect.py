@@ -18,13 +18,17 @@ RETRY_S = (1.0, 60.0)
 _SETTLED_S = 10.0
 """After a camera has delivered frames for this many seconds, the pause is reset to the first one."""
 _FINGERPRINTS_PER_S = 2
+_MAX_HANGING = 2
+_POLL_S = 0.1
 
 
 class ReconnectingCamera:
     """Delivers the frames of a camera, and reopens the camera whenever it fails.
 
     The camera is read in a separate thread, because camera drivers can hang. A thread that hangs is abandoned: its
-    later frames are discarded, and it ends with the process.
+    later frames are discarded. While `_MAX_HANGING` abandoned threads have not ended, the camera is not opened again.
+
+    A camera with the attribute ``first_frame_s`` may take that long for opening and its first frame together.
 
     Args:
         open_camera: Function that returns a new, unopened camera.
@@ -65,9 +69,12 @@ class ReconnectingCamera:
             ConfigError: A camera can never be opened, for example because Picamera2 is not installed.
         """
         pause_s = RETRY_S[0]
+        abandoned: list[threading.Thread] = []
         while not stopping.is_set():
             opened_at = time.monotonic()
             reading = _Reading(self._open_camera)
+            thread = threading.Thread(target=reading.run, name="camera reader", daemon=True)
+            thread.start()
             state, reason = self._follow(reading, stopping)
             reading.abandoned.set()
             if stopping.is_set():
@@ -80,18 +87,26 @@ class ReconnectingCamera:
             # Random jitter, so that cameras that return at the same time are not all opened at the same time.
             stopping.wait(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
             pause_s = min(2 * pause_s, RETRY_S[1])
+            abandoned = [one for one in (*abandoned, thread) if one.is_alive()]
+            while len(abandoned) >= _MAX_HANGING and not stopping.is_set():
+                time.sleep(_POLL_S)
+                abandoned = [one for one in abandoned if one.is_alive()]
             self.reopened += 1
 
     def _follow(self, reading: _Reading, stopping: threading.Event) -> tuple[CameraState, str]:
         """Deliver frames until the camera fails or ends. Returns its state then, and the reason."""
-        threading.Thread(target=reading.run, name="camera reader", daemon=True).start()
-        last_frame_s = time.monotonic()
+        start_s = time.monotonic()
+        last_frame_s: float | None = None
         while not stopping.is_set():
             try:
-                item = reading.items.get(timeout=0.1)
+                item = reading.items.get(timeout=_POLL_S)
             except queue.Empty:
-                if self._live and time.monotonic() - last_frame_s > self._timeout_s:
-                    return "lost", f"no frame for {self._timeout_s:g} s"
+                since_s = start_s if last_frame_s is None else last_frame_s
+                limit_s = self._timeout_s
+                if last_frame_s is None:
+                    limit_s = max(limit_s, reading.first_frame_s)
+                if self._live and time.monotonic() - since_s > limit_s:
+                    return "lost", f"no frame for {limit_s:g} s"
                 continue
             if isinstance(item, Frame):
                 last_frame_s = time.monotonic()
@@ -118,16 +133,22 @@ class ReconnectingCamera:
 
 @dataclass
 class _Reading:
-    """One session with a camera. Its thread puts frames into ``items``, and at the end None or an error."""
+    """One session with a camera. Its thread puts frames into ``items``, and at the end None or an error.
+
+    ``first_frame_s``: seconds that the camera itself claims for opening and for its first frame.
+    """
 
     open_camera: Callable[[], Camera]
     items: queue.Queue[Frame | Exception | None] = field(default_factory=lambda: queue.Queue(2))
     abandoned: threading.Event = field(default_factory=threading.Event)
+    first_frame_s: float = 0.0
 
     def run(self) -> None:
         end: Exception | None = None
         try:
-            with self.open_camera() as camera:
+            camera = self.open_camera()
+            self.first_frame_s = getattr(camera, "first_frame_s", 0.0)
+            with camera:
                 for frame in camera:
                     if not self._put(frame):
                         return
@@ -139,7 +160,7 @@ class _Reading:
         """Put an item into the queue. Returns False if the session was abandoned."""
         while not self.abandoned.is_set():
             try:
-                self.items.put(item, timeout=0.1)
+                self.items.put(item, timeout=_POLL_S)
             except queue.Full:
                 continue
             return True

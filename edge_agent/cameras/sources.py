@@ -7,8 +7,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..config import CameraSettings
+from .addresses import without_secrets
 from .frames import Camera
-from .opencv import without_password
 
 _NUMBER = re.compile(r"\d{1,3}\Z")
 _PICAMERA = re.compile(r"picamera(?::(\d))?\Z")
@@ -61,7 +61,7 @@ def _device(source: str) -> str | None:
 
 def shown_source(settings: CameraSettings) -> str:
     """The source without any password in its address, for messages and logs."""
-    return without_password(settings.source)
+    return without_secrets(settings.source)
 
 
 def _is_stream(address: str) -> bool:

@@ -50,8 +50,11 @@ def test_files_that_agent_yaml_names_go_along_and_are_named_as_they_lie_there(tm
         (tmp_path / name).write_text(name)
     tls = {"ca": "ca.crt", "certificate": "me.crt", "key": "me.key"}
     mqtt = {"host": "broker", "username": "me", "password_file": "secret.txt", "tls": tls}
-    kit = kit_of(tmp_path, {**SETTINGS, "mqtt": mqtt})
+    (tmp_path / "door.pem").write_text("door.pem")
+    door = {"source": "https://door/", "tls": {"ca": "door.pem"}}
+    kit = kit_of(tmp_path, {"cameras": {"door": door}, "mqtt": mqtt})
     assert {name: kit.files[f"etc/{name}"].decode() for name in json.loads(kit.files["kit.json"])["etc"][1:]} == {
+        "camera_door_ca.pem": "door.pem",
         "mqtt_ca.pem": "ca.crt",
         "mqtt_certificate.pem": "me.crt",
         "mqtt_key.pem": "me.key",
@@ -60,6 +63,26 @@ def test_files_that_agent_yaml_names_go_along_and_are_named_as_they_lie_there(tm
     there = settings_in(kit)["mqtt"]
     assert there["password_file"] == "/etc/edgeloop/mqtt_password"
     assert there["tls"]["key"] == "/etc/edgeloop/mqtt_key.pem"
+    assert settings_in(kit)["cameras"]["door"]["tls"] == {"ca": "/etc/edgeloop/camera_door_ca.pem"}
+
+
+@pytest.mark.parametrize("outside", ["../secret.txt", "{absolute}/secret.txt", "link.txt"])
+def test_an_inventory_sends_no_file_from_elsewhere(outside: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("of somebody else")
+    folder = tmp_path / "fleet"
+    folder.mkdir()
+    (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (folder / "own.txt").write_text("own")
+    named = outside.format(absolute=tmp_path)
+    mqtt = {"host": "broker", "username": "me", "password_file": named}
+    with pytest.raises(
+        ConfigError, match=r"settings\.mqtt\.password_file: .* is not in the folder of"
+    ):
+        kit_of(folder, SETTINGS, settings={"mqtt": mqtt})
+    kit = kit_of(folder, {**SETTINGS, "mqtt": mqtt})  # agent.yaml itself may name any file
+    assert kit.files["etc/mqtt_password"] == b"of somebody else"
+    kit = kit_of(folder, {**SETTINGS, "mqtt": mqtt}, settings={"mqtt": {"password_file": "own.txt"}})
+    assert kit.files["etc/mqtt_password"] == b"own"
 
 
 def test_settings_of_one_device_are_laid_over_those_of_all(tmp_path: Path) -> None:

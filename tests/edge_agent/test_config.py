@@ -10,7 +10,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.config import DashboardSettings, MqttSettings, Settings, TlsSettings, load_settings, mqtt_password
+from edge_agent.config import (
+    CameraTlsSettings,
+    DashboardSettings,
+    MqttSettings,
+    Settings,
+    TlsSettings,
+    load_settings,
+    mqtt_password,
+)
 from edge_agent.errors import ConfigError
 
 GOOD = """\
@@ -166,7 +174,7 @@ EVERY_KEY: dict[str, Any] = {
     "install.unsigned": True,
     "health_every_s": 60,
     "log": "json",
-    "cameras.NAME.source": "rtsp://host/stream",
+    "cameras.NAME.source": "https://host/stream",
     "cameras.NAME.loop": True,
     "cameras.NAME.size": [1280, 720],
     "cameras.NAME.fps": 5,
@@ -175,6 +183,7 @@ EVERY_KEY: dict[str, Any] = {
     "cameras.NAME.frozen_s": 0,
     "cameras.NAME.motion.threshold": 4,
     "cameras.NAME.motion.every_s": 60,
+    "cameras.NAME.tls.fingerprint": "0a:" * 31 + "0A",
     "mqtt.host": "broker.local",
     "mqtt.port": 8883,
     "mqtt.protocol": "3.1.1",
@@ -204,6 +213,9 @@ EVERY_KEY: dict[str, Any] = {
     "dashboard.port": 80,
 }
 
+INSTEAD = {"cameras.NAME.tls.ca": ("ca.pem", "cameras.NAME.tls.fingerprint")}
+"""A key, its value, and the key that it replaces."""
+
 
 def file_with(keys: dict[str, Any]) -> str:
     document: dict[str, Any] = {}
@@ -220,13 +232,28 @@ def test_every_documented_key_is_accepted_and_every_key_is_documented(tmp_path: 
     table = (Path(__file__).parents[2] / "docs/reference/agent-yaml.md").read_text()
     first_cells = re.findall(r"^\| ((?:`[\w.]+`(?:, )?)+) \|", table, re.MULTILINE)
     documented = re.findall(r"`([\w.]+)`", " ".join(first_cells))
-    assert sorted(documented) == sorted(EVERY_KEY)
+    assert sorted(documented) == sorted([*EVERY_KEY, *INSTEAD])
+    for key, (value, replaced) in INSTEAD.items():
+        load(tmp_path, file_with({name: EVERY_KEY[name] for name in EVERY_KEY if name != replaced} | {key: value}))
     settings = load(tmp_path, file_with(EVERY_KEY))
     default = Settings(device="porch-pi", cameras={})
     left = {name for name in Settings.__struct_fields__ if getattr(settings, name) == getattr(default, name)}
     assert left == {"device"}
     rule = settings.decision.classes["great tit"]
     assert (rule.enter, rule.leave, rule.min_time_s) == (0.9, 0.5, 2)
+
+
+def test_certificates_of_a_camera(tmp_path: Path) -> None:
+    secure = 'device: pi\ncameras: {door: {source: "https://door/", tls: %s}}\n'
+    for certificates, said in {
+        "{}": "cameras.door.tls: expected either ca or fingerprint",
+        f"{{ca: a.pem, fingerprint: {'ab' * 32}}}": "cameras.door.tls: expected either ca or fingerprint",
+        "{fingerprint: abcd}": "cameras.door.tls.fingerprint: expected 64 hexadecimal digits, as openssl prints",
+    }.items():
+        assert said in refusal(tmp_path, secure % certificates)
+    assert load(tmp_path, secure % "{ca: a.pem}").cameras["door"].tls == CameraTlsSettings(ca=str(tmp_path / "a.pem"))
+    plain = "device: pi\ncameras: {door: {source: 0, tls: {ca: a.pem}}}\n"
+    assert "cameras.door.tls is given, but its source is not an https:// address" in refusal(tmp_path, plain)
 
 
 def test_a_wrong_key_or_value_of_one_label_is_named(tmp_path: Path) -> None:

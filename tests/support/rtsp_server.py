@@ -1,7 +1,8 @@
-"""An RTSP camera: `/usr/bin/python3 rtsp_server.py PORT IMAGE [USER:PASSWORD]`, until killed.
+"""An RTSP camera: `/usr/bin/python3 rtsp_server.py PORT IMAGE [USER:PASSWORD [FRAMES]]`, until killed.
 
-GStreamer's server shows an image as H.264, with sound, as many network cameras do. It runs on the Python that Debian's
-python3-gi is for. Prints its port once it listens.
+GStreamer's server shows an image as H.264, with sound and with a key frame every FRAMES frames, as many network cameras
+do. The first client comes just after a key frame. It runs on the Python that Debian's python3-gi is for, and prints its
+port once it listens.
 """
 
 import sys
@@ -15,20 +16,41 @@ from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
 
 LAUNCH = """
 ( multifilesrc location="{image}" loop=true caps="image/png,framerate=25/1" ! pngdec ! videoconvert
-  ! video/x-raw,format=I420 ! identity sync=true ! x264enc tune=zerolatency key-int-max=25 bitrate=4000
-  ! rtph264pay name=pay0 pt=96
-  audiotestsrc is-live=true ! audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay name=pay1 pt=8 )
+  ! video/x-raw,format=I420 ! identity sync=true ! x264enc tune=zerolatency key-int-max={frames} bitrate=4000
+  ! video/x-h264,stream-format=avc ! identity name=coded ! rtph264pay name=pay0 pt=96
+  audiotestsrc is-live=true ! audio/x-raw,rate=8000,channels=1 ! alawenc ! identity name=sound
+  ! rtppcmapay name=pay1 pt=8 )
 """
 
 
-def main(port: str, image: str, login: str = "") -> None:
+def join_late(_factory: GstRtspServer.RTSPMediaFactory, media: GstRtspServer.RTSPMedia) -> None:
+    """Drop the first key frame; and refuse to seek, because the server would seek back to it."""
+
+    def drop(pad: Gst.Pad, probe: Gst.PadProbeInfo) -> Gst.PadProbeReturn:
+        pad.remove_probe(probe.id)
+        return Gst.PadProbeReturn.DROP
+
+    def refuse(_pad: Gst.Pad, probe: Gst.PadProbeInfo) -> Gst.PadProbeReturn:
+        query = probe.get_query()
+        if query.type != Gst.QueryType.SEEKING:
+            return Gst.PadProbeReturn.OK
+        return Gst.PadProbeReturn.DROP  # as an answer could not be written: PyGObject holds a second reference
+
+    pads = [media.get_element().get_by_name(name).get_static_pad("src") for name in ("coded", "sound")]
+    pads[0].add_probe(Gst.PadProbeType.BUFFER, drop)
+    for pad in pads:
+        pad.add_probe(Gst.PadProbeType.QUERY_UPSTREAM, refuse)
+
+
+def main(port: str, image: str, login: str = "", frames: str = "25") -> None:
     Gst.init(None)
     server = GstRtspServer.RTSPServer.new()
     server.set_address("127.0.0.1")
     server.set_service(port)
     factory = GstRtspServer.RTSPMediaFactory.new()
-    factory.set_launch(LAUNCH.format(image=image))
+    factory.set_launch(LAUNCH.format(image=image, frames=frames))
     factory.set_shared(True)
+    factory.connect("media-configure", join_late)
     if login:
         user, password = login.split(":")
         guard = GstRtspServer.RTSPAuth.new()

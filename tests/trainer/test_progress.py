@@ -18,6 +18,8 @@ from trainer.evaluation import evaluate
 from trainer.pipeline import Reading, train
 from trainer.training.recipe import Recipe
 
+from ..conftest import wait_until
+
 BOTH = pytest.mark.parametrize("progress", [trainer.progress, converter.progress], ids=["trainer", "converter"])
 
 
@@ -45,10 +47,13 @@ def test_short_work_prints_nothing_into_a_file(progress: ModuleType) -> None:
 @pytest.mark.usefixtures("often")
 def test_long_work_prints_plain_lines_into_a_file(progress: ModuleType) -> None:
     out = io.StringIO()
-    work(progress, Console(file=out, width=20))
-    first, *_, last = out.getvalue().splitlines()
-    assert re.fullmatch(r"fine-tuning: \d+ %, epoch 1 of 1, 0 s left", first)
-    assert last == "fine-tuning: done in 0 s"
+    with progress.steps(Console(file=out, width=20), "Fine-tuning", 3) as advance:
+        wait_until(lambda: "fine-tuning: 0 %, 0 s so far\n" in out.getvalue(), 60, "a line before the first step")
+        for _ in range(3):
+            advance(detail="epoch 1 of 1")
+        last_step = re.compile(r"^fine-tuning: 100 %, epoch 1 of 1, 0 s left$", re.MULTILINE)
+        wait_until(lambda: bool(last_step.search(out.getvalue())), 60, "a line after the last step")
+    assert re.fullmatch(r"fine-tuning: done in \d+ s", out.getvalue().splitlines()[-1])
 
 
 @BOTH

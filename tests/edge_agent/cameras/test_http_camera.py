@@ -13,7 +13,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ import trustme
 
 from edge_agent.cameras.frames import encoded
 from edge_agent.cameras.http import HttpCamera
-from edge_agent.config import CameraSettings
+from edge_agent.config import CameraSettings, CameraTlsSettings
 from edge_agent.errors import CameraError
 
 IMAGES = [encoded(np.full((48, 64, 3), level, np.uint8)) for level in (20, 120, 220)]
@@ -83,8 +83,8 @@ def serve() -> Iterator[Serve]:
         server.server_close()
 
 
-def frames(address: str, count: int = 3, **settings: float) -> list[bytes]:
-    with HttpCamera(CameraSettings(address, timeout_s=settings.pop("timeout_s", 3.0), **settings)) as camera:  # type: ignore[arg-type]
+def frames(address: str, count: int = 3, **settings: Any) -> list[bytes]:
+    with HttpCamera(CameraSettings(address, timeout_s=settings.pop("timeout_s", 3.0), **settings)) as camera:
         return [frame.jpeg() for frame in islice(camera, count)]
 
 
@@ -276,6 +276,52 @@ def test_https_wants_a_good_certificate_and_is_never_left_for_http(
         frames(f"https://127.0.0.1:{leaving}/")
 
 
+def test_a_cameras_own_certificate_is_accepted_by_its_authority_or_fingerprint(serve: Serve, tmp_path: Path) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate = authority.issue_cert("camera.example")
+    certificate.configure_cert(tls)
+    seen: list[str | None] = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        seen.append(request.headers["Authorization"])
+        mjpeg()(request)
+
+    address = f"https://me:secret@127.0.0.1:{serve(answer, tls)}/"
+    own = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.cert_chain_pems[0].bytes().decode())).hexdigest()
+    colons = ":".join(own[at : at + 2].upper() for at in range(0, 64, 2))
+    for fingerprint in (own, colons):  # whatever name it is for, as most cameras' certificates have no true one
+        assert frames(address, tls=CameraTlsSettings(fingerprint=fingerprint)) == IMAGES
+    seen.clear()
+    with pytest.raises(CameraError, match=f"has the fingerprint {own}, but agent.yaml expects {'0' * 64}"):
+        frames(address, tls=CameraTlsSettings(fingerprint="0" * 64))
+    for number, one in enumerate((authority, other)):
+        one.cert_pem.write_to_path(tmp_path / f"{number}.pem")
+        with pytest.raises(CameraError, match="its certificate is not valid") as caught:
+            frames(
+                address, tls=CameraTlsSettings(ca=str(tmp_path / f"{number}.pem"))
+            )  # another name, another authority
+        assert "secret" not in str(caught.value)
+    assert not seen, "the password was sent to something unknown"
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    assert frames(address, tls=CameraTlsSettings(ca=str(tmp_path / "0.pem"))) == IMAGES
+
+
+def test_a_response_that_drips_is_not_waited_for(serve: Serve) -> None:
+    never = threading.Event()
+
+    def dripping(request: BaseHTTPRequestHandler) -> None:
+        for byte in b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n" + b"X-Long: x\r\n" * 1000:
+            request.wfile.write(bytes([byte]))
+            if never.wait(0.05):
+                return
+
+    port = serve(dripping)
+    with pytest.raises(CameraError, match="cannot be reached: no answer within 1 s"):
+        frames(f"http://127.0.0.1:{port}/", timeout_s=1)
+    never.set()
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_within_the_camera_keeps_the_password(serve: Serve, status: int) -> None:
     def answer(request: BaseHTTPRequestHandler) -> None:
@@ -349,7 +395,7 @@ def test_a_camera_that_is_silent_or_not_there_is_not_waited_for(serve: Serve) ->
         never.wait(20)
 
     port = serve(silent)
-    with pytest.raises(CameraError, match="cannot be reached: timed out"):
+    with pytest.raises(CameraError, match="cannot be reached: no answer within 1 s"):
         frames(f"http://127.0.0.1:{port}/", timeout_s=1)
     with pytest.raises(CameraError, match="cannot be reached: Connection refused"):
         frames("http://127.0.0.1:9/")

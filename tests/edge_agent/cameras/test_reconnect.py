@@ -44,7 +44,14 @@ def shown(level: int, seq: int = 0) -> Frame:
 class Watched:
     """What a kept camera delivered and reported."""
 
-    def __init__(self, script: Callable[[], Iterator[Frame]], *, live: bool = True, frozen_s: float = 0) -> None:
+    def __init__(
+        self,
+        script: Callable[[], Iterator[Frame]],
+        *,
+        live: bool = True,
+        frozen_s: float = 0,
+        camera: type[Scripted] = Scripted,
+    ) -> None:
         self.frames: list[Frame] = []
         self.states: list[str] = []
         self.reasons: list[str] = []
@@ -54,7 +61,7 @@ class Watched:
 
         def opened() -> Scripted:
             self.openings += 1
-            return Scripted(script)
+            return camera(script)
 
         def report(state: str, reason: str) -> None:
             self.states.append(state)
@@ -341,3 +348,38 @@ def test_pauses_grow_while_a_camera_hangs(monkeypatch: pytest.MonkeyPatch) -> No
     first, second = pauses_of(hanging, count=2)
     never.set()
     assert first <= 1 < second
+
+
+def test_a_camera_that_keeps_hanging_does_not_pile_up_threads() -> None:
+    never, openings = threading.Event(), itertools.count(1)
+
+    def hanging() -> Iterator[Frame]:
+        if next(openings) <= 2:
+            never.wait(60)
+        yield from living()
+
+    kept = Watched(hanging)
+    kept.until(lambda: kept.openings == 2 and kept.kept.reopened == 1)
+    time.sleep(3)  # The second one is lost after a second, and three more could have been opened since.
+    assert (kept.openings, kept.frames) == (2, [])
+    never.set()
+    kept.until(lambda: bool(kept.frames))
+    kept.stop()
+
+
+def test_the_first_frame_may_take_longer_where_the_camera_says_so() -> None:
+    def late() -> Iterator[Frame]:
+        time.sleep(2.5)
+        yield from living()
+
+    class Stream(Scripted):
+        first_frame_s = 30.0
+
+    kept = Watched(late, camera=Stream)
+    kept.until(lambda: bool(kept.frames))
+    kept.stop()
+    assert kept.states == ["online"]
+    impatient = Watched(late)
+    impatient.until(lambda: bool(impatient.states))
+    impatient.stop()
+    assert (impatient.states[0], impatient.reasons[0]) == ("lost", "no frame for 1 s")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from edge_agent.cameras import Frame, reconnect
+from edge_agent.cameras.opencv import OpenCVCamera
 from edge_agent.cameras.reconnect import ReconnectingCamera
 from edge_agent.cameras.sources import open_camera
 from edge_agent.config import CameraSettings
@@ -30,8 +31,8 @@ pytestmark = pytest.mark.needs("rtsp")
 class Server:
     """Shows an image at 25 frames/s on `address`."""
 
-    def __init__(self, image: Path, port: int = 0, login: str = "") -> None:
-        command = ["/usr/bin/python3", str(SUPPORT / "rtsp_server.py"), str(port), str(image), login]
+    def __init__(self, image: Path, port: int = 0, login: str = "", key_every: int = 25) -> None:
+        command = ["/usr/bin/python3", str(SUPPORT / "rtsp_server.py"), str(port), str(image), login, str(key_every)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
@@ -57,8 +58,8 @@ def start(shown: Pixels, tmp_path: Path) -> Iterator[StartServer]:
     cv2.imwrite(str(tmp_path / "shown.png"), shown)
     servers: list[Server] = []
 
-    def start(port: int = 0, login: str = "") -> Server:
-        servers.append(Server(tmp_path / "shown.png", port, login))
+    def start(port: int = 0, login: str = "", key_every: int = 25) -> Server:
+        servers.append(Server(tmp_path / "shown.png", port, login, key_every))
         return servers[-1]
 
     yield start
@@ -84,6 +85,36 @@ def test_the_password_opens_and_is_never_shown(start: StartServer) -> None:
         with pytest.raises(CameraError, match=r"cannot be opened; is it reachable, .*password") as caught:
             some(f"rtsp://{login}{door}")
         assert "mistaken" not in str(caught.value)
+
+
+def test_the_wait_for_a_key_frame_is_no_loss(start: StartServer) -> None:
+    address = start(key_every=25 * 8).address
+    states: list[str] = []
+    frames: list[Frame] = []
+    kept = ReconnectingCamera(
+        lambda: open_camera(CameraSettings(address, timeout_s=2)),
+        live=True,
+        timeout_s=2,
+        frozen_s=0,
+        deliver=frames.append,
+        report=lambda state, _: states.append(state),
+    )
+    stopping = threading.Event()
+    thread = threading.Thread(target=kept.run, args=(stopping,), daemon=True)
+    began = time.monotonic()
+    thread.start()
+    wait_until(lambda: len(frames) > 5, 60, f"frames after {states}")
+    stopping.set()
+    thread.join(60)
+    assert frames[0].captured_s - began > 5, "there was a key frame at once, so that nothing was tried"
+    assert states == ["online"]
+
+
+def test_the_decoder_holds_back_no_frame(start: StartServer) -> None:
+    with open_camera(CameraSettings(start().address, timeout_s=10)) as camera:
+        assert isinstance(camera, OpenCVCamera)
+        assert camera._capture is not None
+        assert camera._capture.get(cv2.CAP_PROP_N_THREADS) == 1
 
 
 def test_a_camera_that_is_away_or_hangs_is_noticed_and_comes_back(
