@@ -75,9 +75,7 @@ def test_an_inventory_sends_no_file_from_elsewhere(outside: str, tmp_path: Path)
     (folder / "own.txt").write_text("own")
     named = outside.format(absolute=tmp_path)
     mqtt = {"host": "broker", "username": "me", "password_file": named}
-    with pytest.raises(
-        ConfigError, match=r"settings\.mqtt\.password_file: .* is not in the folder of"
-    ):
+    with pytest.raises(ConfigError, match=r"settings\.mqtt\.password_file: .* is not in the folder of"):
         kit_of(folder, SETTINGS, settings={"mqtt": mqtt})
     kit = kit_of(folder, {**SETTINGS, "mqtt": mqtt})  # agent.yaml itself may name any file
     assert kit.files["etc/mqtt_password"] == b"of somebody else"
