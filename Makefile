@@ -1,7 +1,7 @@
 # make demo   the whole loop on real photographs
 # make test   the tests, without those that take long; a few minutes
 # make test-all  all tests; wants root, scripts/emulate_arm64 and every optional part, and leaves out what is missing
-# make test-slow, make test-long  those that make test leaves out, in two parts; CI runs the first one
+# make test-slow, make test-long  those that make test leaves out; CI runs the first, a release wants both
 # make test-pi  those on an emulated Raspberry Pi alone; wants root and scripts/emulate_arm64
 # make test-pi-full  a whole emulated machine: first boot, watchdog, power cuts; wants qemu-system-arm, too
 # make bench  every figure, into benchmarks/results.md; hours, on a machine that does nothing else
@@ -29,7 +29,7 @@ RECORD = $(if $(CI)$(COVERAGE),--cov --cov-report= --cov-fail-under=0)
 test: env-dev
 	$(PYTEST) -m "not slow" $(RECORD) $(ARGS)
 
-# What make test leaves out, but for what takes minutes.
+# Those of 5 to 20 seconds, and one run of the demo.
 test-slow: env-dev
 	$(PYTEST) -m "slow and not long and not whole_machine" $(ARGS)
 

@@ -126,26 +126,35 @@ PARTS: dict[str, Callable[[], str]] = {
     "hub": _missing("keras_hub", "hub"),
     "ray": _missing("ray", "scale"),
 }
-LONG = ("test_resume", "test_search", "test_tf_serving", "test_shortlist", "test_trainer", "test_review")
+_BEGIN_WITH = (
+    "test_demo",
+    "test_resume",
+    "test_search",
+    "test_tf_serving",
+    "test_shortlist",
+    "test_trainer",
+    "test_review",
+)
 _verdicts: dict[str, str] = {}
 
 
-SLOW_PARTS = {"pi", "qemu", "index", "chromium", "jax", "torch", "tensorboard", "serving", "hub", "ray"}
-"""Parts that take many seconds to start; what needs one is left to `make test-all`."""
+SLOW_PARTS = {"index", "chromium"}
+LONG_PARTS = {"qemu", "jax", "torch", "tensorboard", "serving", "hub", "ray"}
+"""Parts that are gigabytes, or slow; CI leaves out what needs one, as it does all of tests/pi."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow by what it needs, and begin with the longest files, which would run alone at the end.
+    """Mark what is slow or long by what it needs, and begin with the longest files, which would run alone at the end.
 
-    The emulated device comes first, and then what trains.
+    What is long is slow, too, so that ``-m "not slow"`` selects the quick tests.
     """
     for item in items:
         parts = {part for marker in item.iter_markers("needs") for part in marker.args}
-        if "ray" in parts and not item.get_closest_marker("slow"):
+        if parts & LONG_PARTS or "pi" in item.path.parts:
             item.add_marker(pytest.mark.long)
-        if parts & SLOW_PARTS or "pi" in item.path.parts or item.get_closest_marker("long"):
+        if parts & SLOW_PARTS or item.get_closest_marker("long"):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: ("pi" not in item.path.parts, item.path.stem not in LONG))
+    items.sort(key=lambda item: ("pi" not in item.path.parts, item.path.stem not in _BEGIN_WITH))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

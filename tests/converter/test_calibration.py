@@ -79,7 +79,7 @@ def test_it_stops_where_more_images_no_longer_widen_the_ranges(run: Run, model: 
     assert FIRST_CHECK <= seen.record.images == taken <= MAX_IMAGES
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_goes_on_while_images_widen_the_ranges(efficientnet_run: Path, tmp_path: Path) -> None:
     run = open_run(efficientnet_run)
     model = float_model.of_run(run, tmp_path / "scratch")

@@ -124,7 +124,7 @@ def test_a_warning_says_when_calibration_images_are_all_alike(
     assert "the 4 calibration images are nearly the same" in said.getvalue()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.needs("namespace")
 def test_a_full_disk_leaves_nothing_behind(run_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "small"
@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_nothing_behind(run_folder: Path, tmp_path: Path) -> 
     assert "No space left on device" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_on_the_way_it_leaves_no_bundle(run_folder: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "x-1.edgeloop", tmp_path / "log"
     script = (

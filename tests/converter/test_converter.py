@@ -68,7 +68,7 @@ def test_the_same_run_gives_the_same_bytes(bundle_file: Path, run_folder: Path, 
     assert (tmp_path / bundle_file.name).read_bytes() == bundle_file.read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_that_quantization_ruins_is_refused_and_nothing_is_written(
     edgeloop: conftest.Run, run_copy: Path, tmp_path: Path
 ) -> None:
@@ -83,7 +83,7 @@ def test_a_model_that_quantization_ruins_is_refused_and_nothing_is_written(
     assert os.listdir(out) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_ruined_model_is_rescued_by_a_later_rung_and_the_bundle_says_how(
     edgeloop: conftest.Run, run_copy: Path, tmp_path: Path
 ) -> None:
@@ -112,7 +112,7 @@ def test_an_override_packs_the_ruined_model_and_the_bundle_says_so(
     assert "packed although these checks failed" in edgeloop("inspect", out).out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["float16", "float32"])
 def test_float_bundles_on_request(efficientnet_run: Path, tmp_path: Path, method: Method) -> None:
     out = tmp_path / "ground-1.edgeloop"
@@ -199,7 +199,7 @@ def test_bundles_are_called_name_version(name: str) -> None:
     assert parse_name(Path("dir/back-door-1.2.edgeloop")) == ("back-door", "1.2")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.needs("ssh-keygen")
 def test_the_command_line_packs_signs_and_keeps_quiet(edgeloop: conftest.Run, run_folder: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"

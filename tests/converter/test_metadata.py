@@ -47,6 +47,7 @@ def mediapipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+@pytest.mark.long
 @pytest.mark.needs("index")
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("precision", ["int8", "float32"])

@@ -135,7 +135,7 @@ def served(exported: Path) -> Any:
     return tf.saved_model.load(str(exported))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_answers_images_of_any_size_as_the_device_does(
     served: Any, run_folder: Path, photo_folder: Path, image: Pixels, float32_model: bytes
 ) -> None:
@@ -205,7 +205,7 @@ def test_a_second_export_is_the_next_version(tmp_path: Path) -> None:
     assert export._first_free(tmp_path) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_answers_otherwise_than_the_run_is_refused(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

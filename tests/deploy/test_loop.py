@@ -165,7 +165,7 @@ def test_a_model_is_pushed_again_where_a_device_was_off_and_given_up_where_a_wav
     assert len(pushed) == pushes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_loop_cannot_be_begun_with_what_is_not_there_or_twice(
     run_folder: Path, first: Path, tmp_path: Path, edgeloop: Run
 ) -> None:

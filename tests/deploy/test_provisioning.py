@@ -174,6 +174,7 @@ def test_the_dashboard_option_is_also_accepted_under_its_former_name(command: cl
     assert "--page" not in command.get_help(command.make_context("edgeloop", [], resilient_parsing=True))
 
 
+@pytest.mark.long
 @pytest.mark.needs("index")
 def test_packages_are_those_of_the_devices_python_and_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

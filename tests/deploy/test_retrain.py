@@ -187,7 +187,7 @@ def test_a_challenger_that_is_worse_is_refused_and_why_is_said() -> None:
 # --- the command ---
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_labelled_frames_make_the_next_model_better_where_it_was_bad(
     efficientnet_run: Path, scene: tuple[list[Pixels], list[str]], tmp_path: Path, edgeloop: Run
 ) -> None:
@@ -229,7 +229,7 @@ def test_labelled_frames_make_the_next_model_better_where_it_was_bad(
     assert "already exists" in again.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_labels_that_are_wrong_do_not_get_through(
     efficientnet_run: Path,
     efficientnet_bundle: Path,

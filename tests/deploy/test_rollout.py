@@ -78,7 +78,7 @@ def push(edgeloop: Run, devices: Fleet, bundle: Path, *options: object) -> Ran:
     return edgeloop(*("deploy", "push", bundle, "--inventory", devices.inventory(), "-F", devices.ssh_config, *options))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.needs("mosquitto")
 def test_a_fleet_takes_a_model_and_bad_devices_go_back_and_are_named(
     devices: Fleet,

@@ -54,6 +54,7 @@ def image(edgeloop: Run, settings: Path) -> Image:
     return run
 
 
+@pytest.mark.long
 @pytest.mark.needs("mtools", "index", "ssh-keygen")
 def test_an_image_of_bookworm_becomes_a_card_that_sets_itself_up(
     image: Image, key: Path, bundle_file: Path, tmp_path: Path
@@ -269,6 +270,7 @@ def test_another_system_is_named_for_what_it_is(changed: dict[str, str | None], 
         detect(set(files), files["issue.txt"].encode(), "card")
 
 
+@pytest.mark.long
 @pytest.mark.needs("mtools", "index")
 def test_what_is_no_image_is_refused_and_leaves_nothing(image: Image, settings: Path, tmp_path: Path) -> None:
     whole = make_image(tmp_path / "whole.img", BOOKWORM, boot_bytes=34 * 2**20)

@@ -74,7 +74,7 @@ def test_the_webcam_loop_says_where_there_is_no_camera(bundle_file: Path, tmp_pa
     assert "no.mp4: no camera or video there; edgeloop cameras lists what this machine has" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_and_converting_from_python_reports_progress(photo_folder: Path, tmp_path: Path) -> None:
     printed = run("train_and_convert.py", photo_folder, tmp_path / "work", "--quick")
     assert "Reading images: done\n" in printed

@@ -76,6 +76,7 @@ def test_the_wheel_holds_the_four_packages_with_their_data(wheel: Path) -> None:
     assert "trainer/report/templates/report.html.j2" in names
 
 
+@pytest.mark.long
 def test_a_device_gets_these_packages_and_no_others(device: Path) -> None:
     listed = subprocess.run(
         [str(device / "python"), "-m", "pip", "list", "--format", "freeze"], capture_output=True, text=True, check=True

@@ -221,7 +221,7 @@ def models() -> dict[str, Any]:
     return {name: build_backbone(name, (SIDE, SIDE), weights="none") for name in names}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_saved_networks_load_in_a_process_that_knows_keras_alone(models: dict[str, Any], tmp_path: Path) -> None:
     np.save(tmp_path / "pixels.npy", pixels_of(SIDE))
     for name, model in models.items():

@@ -46,7 +46,7 @@ def spoken(text: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_its_own_data_gives_the_figures_of_its_training(
     edgeloop: Run, run_folder: Path, photo_folder: Path
 ) -> None:
@@ -132,7 +132,7 @@ for heavy in ("keras", "tensorflow", "jax", "torch"):
     assert "Take this figure with care" in report
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_people_get_a_table_and_a_report_with_images(
     edgeloop: Run, run_folder: Path, held_out: Path, tmp_path: Path
 ) -> None:

@@ -66,7 +66,7 @@ def test_a_terminal_gets_a_bar_and_no_lines(progress: ModuleType) -> None:
     assert "fine-tuning:" not in out.getvalue()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("often")
 def test_training_and_evaluation_print_lines_for_every_long_stage(photo_folder: Path, tmp_path: Path) -> None:
     out = io.StringIO()

@@ -152,7 +152,7 @@ def uninterrupted(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_an_interrupted_training_goes_on_to_the_same_result(
     how: signal.Signals, uninterrupted: Path, photo_folder: Path, tmp_path: Path

@@ -77,7 +77,7 @@ def test_an_existing_run_is_never_overwritten(photo_folder: Path, tmp_path: Path
     assert os.listdir(tmp_path / "run") == ["precious"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_fails_at_its_end_keeps_what_it_learnt(
     small: dict[str, Any], photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +94,7 @@ def test_a_training_that_fails_at_its_end_keeps_what_it_learnt(
     assert os.listdir(tmp_path) == ["run"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_seed_trains_the_same_model(small: dict[str, Any], photo_folder: Path, tmp_path: Path) -> None:
     histories = []
     for name in ("one", "two"):
@@ -104,7 +104,7 @@ def test_the_same_seed_trains_the_same_model(small: dict[str, Any], photo_folder
     assert histories[0].count("fine-tune") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_figures_of_a_fine_tuned_run_are_those_of_the_model_it_holds(
     small: dict[str, Any], photo_folder: Path, tmp_path: Path
 ) -> None:
@@ -123,7 +123,7 @@ def test_the_command_line_refuses_bad_data_in_one_line(edgeloop: Run, tmp_path: 
     assert os.listdir(tmp_path) == ["data"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_may_keep_the_split_of_an_earlier_one(
     small: dict[str, Any], run_folder: Path, photo_folder: Path, tmp_path: Path
 ) -> None:
@@ -155,7 +155,7 @@ def write_noise(folder: Path, split: str, label: str, number: int, *, lighter: i
     cv2.imwrite(str(target / f"{number}.png"), cv2.resize(rough, (40, 40), interpolation=cv2.INTER_NEAREST))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_32_images_can_be_learnt_by_heart() -> None:
     with native_noise_hidden():
         import keras
@@ -181,7 +181,7 @@ def test_32_images_can_be_learnt_by_heart() -> None:
     assert 0.198 < losses[-1] < 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_learnt_is_smoothed_mixed_and_weighed_by_class() -> None:
     with native_noise_hidden():
         from trainer.backbones import build_backbone
@@ -204,7 +204,7 @@ def test_what_is_learnt_is_smoothed_mixed_and_weighed_by_class() -> None:
         assert all((one[:, 2:] / weights).sum(axis=1) == pytest.approx(1, abs=1e-5) for one in outputs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_leak_into_the_test_stands_in_the_verdict(small: dict[str, Any], photo_folder: Path, tmp_path: Path) -> None:
     for label in CLASSES:
         for number, path in enumerate(sorted((photo_folder / label).iterdir())):
@@ -223,7 +223,7 @@ def test_a_leak_into_the_test_stands_in_the_verdict(small: dict[str, Any], photo
     assert "near duplicate" in verdict
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_labels_that_mean_nothing_teach_nothing(small: dict[str, Any], tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     for split, count in (("train", 120), ("val", 30), ("test", 150)):

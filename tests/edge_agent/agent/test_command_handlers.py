@@ -226,7 +226,7 @@ def test_a_bundle_named_in_agent_yaml_is_not_replaced(
             assert "agent.yaml names a bundle" in asker.ask(verb, **arguments)["error"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_proves_itself_over_frames_and_is_good(
     agent: AgentProcess, subscriber: Subscriber, tmp_path: Path, asker: Asker
 ) -> None:

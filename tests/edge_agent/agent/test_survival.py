@@ -29,7 +29,7 @@ KILLS = int(os.environ.get("EDGELOOP_KILLS", "12"))
 """100 take three minutes."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kill_9_at_any_moment_leaves_an_agent_that_comes_back(
     tmp_path: Path, video_file: Path, models: dict[str, Path], mosquitto: Mosquitto, subscriber: Subscriber
 ) -> None:

@@ -225,7 +225,7 @@ def test_a_report_is_of_this_bundle_on_this_machine_and_adds_up(report: Report, 
     assert seen.capture_to_publish_p50_ms <= seen.capture_to_publish_p99_ms
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bundles_stand_side_by_side_and_reports_are_compared(
     edgeloop: Run, bundle_file: Path, report_file: Path, report: Report, tmp_path: Path
 ) -> None:

@@ -123,7 +123,7 @@ def test_a_camera_is_judged_beside_its_test_images_and_its_first_days() -> None:
 # --- on devices ---
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.needs("mosquitto")
 def test_a_device_whose_scene_changed_says_so_and_one_that_sees_the_same_does_not(
     efficientnet_bundle: Path,

@@ -204,7 +204,7 @@ PAYLOADS = st.one_of(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=int(os.environ.get("EDGELOOP_PAYLOADS", "1000")))
 @given(st.sampled_from([*VERBS, "", "Set", "+", "\x00"]), PAYLOADS)
 def test_no_payload_does_anything_that_was_not_asked_for(verb: str, payload: bytes) -> None:

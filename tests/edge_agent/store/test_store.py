@@ -544,7 +544,7 @@ INSTALLER = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_installers_killed_at_any_point_leave_a_store_that_works(state: Path, versions: dict[str, Path]) -> None:
     draw, outcomes = random.Random(7), []
     for turn in range(21):
@@ -647,7 +647,7 @@ KILLED = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_each_single_step_of_each_change_it_is_the_old_or_the_new(filled: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(KILLED), str(filled), str(tmp_path)],

@@ -434,7 +434,7 @@ def test_frames_are_found_by_camera_day_guess_and_score(folder: Path, run_folder
         assert count(least=0.5) + count(most=0.4999999) == 64
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_people_lose_nothing_and_are_told_of_each_other(folder: Path, run_folder: Path) -> None:
     with Session(folder, run=run_folder, console=QUIET) as session, Session(folder, run=None, console=QUIET) as other:
         one = everything(session)[0][0]["id"]
@@ -528,7 +528,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[Server]:
             server.process.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_gives_groups_takes_decisions_and_shows_images(folder: Path, run_folder: Path, edgeloop: Run) -> None:
     with serving(folder, "--run", str(run_folder)) as server:
         assert server.ask("GET", "/")[1].startswith(b"<!doctype html>")
@@ -553,7 +553,7 @@ def test_the_page_gives_groups_takes_decisions_and_shows_images(folder: Path, ru
     assert all((folder.parent / photo.path).is_file() for photo in photos)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_that_is_sent_stops_the_page_or_decides_anything(folder: Path, run_folder: Path) -> None:
     with serving(folder, "--run", str(run_folder)) as server:
         good = server.ask("POST", "/api/next", {"client": "x"})[1]["groups"][0][0]["id"]
@@ -582,7 +582,7 @@ def test_nothing_that_is_sent_stops_the_page_or_decides_anything(folder: Path, r
         assert server.ask("POST", "/api/decide", decision)[0] == 200
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_who_is_not_on_this_machine_needs_the_token(folder: Path, run_folder: Path) -> None:
     with serving(folder, "--run", str(run_folder), "--host", "0.0.0.0") as server:
         assert server.printed is not None
@@ -602,7 +602,7 @@ def test_who_is_not_on_this_machine_needs_the_token(folder: Path, run_folder: Pa
         assert server.ask("GET", "/api/state", cookie=cookie.partition(";")[0])[0] == 200
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.needs("namespace")
 def test_a_full_disk_is_said_and_the_decision_can_be_made_once_there_is_room(folder: Path, run_folder: Path) -> None:
     with serving(folder, "--run", str(run_folder)) as server:

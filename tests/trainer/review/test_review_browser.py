@@ -65,6 +65,7 @@ def saved(folder: Path, expected: dict[str, tuple[str, str]]) -> None:
     wait_until(lambda: latest(folder).items() >= expected.items(), 10, f"{expected} to be saved")
 
 
+@pytest.mark.long
 def test_frames_are_labelled_by_keys_alone(browser: Browser, folder: Path, run_folder: Path) -> None:
     with serving(folder, "--run", str(run_folder)) as server:
         opened(browser, server)
@@ -108,6 +109,7 @@ def test_frames_are_labelled_by_keys_alone(browser: Browser, folder: Path, run_f
         assert [url for url in browser.requested if not url.startswith((here, "about:", "data:"))] == []
 
 
+@pytest.mark.long
 def test_zoom_filters_and_one_by_one(browser: Browser, folder: Path, run_folder: Path) -> None:
     with serving(folder, "--run", str(run_folder)) as server:
         opened(browser, server)
@@ -138,6 +140,7 @@ def test_zoom_filters_and_one_by_one(browser: Browser, folder: Path, run_folder:
         saved(folder, {frames[0]: ("label", CLASSES[1])})
 
 
+@pytest.mark.long
 def test_decisions_made_while_the_server_is_gone_are_saved_when_it_is_back(
     browser: Browser, folder: Path, run_folder: Path
 ) -> None:
@@ -158,6 +161,7 @@ def test_decisions_made_while_the_server_is_gone_are_saved_when_it_is_back(
         wait_until(lambda: not browser.text("#unsaved"), 10, "the banner to go")
 
 
+@pytest.mark.long
 def test_many_frames_are_reviewed_and_none_is_lost_when_the_server_is_killed(
     browser: Browser, areas: dict[str, dict[str, Pixels]], run_folder: Path, tmp_path: Path
 ) -> None:

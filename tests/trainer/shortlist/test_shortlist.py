@@ -170,7 +170,7 @@ def _loads(folder: Path) -> Callable[[int], int]:
     return lambda item: item + 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.needs("ray")
 def test_the_work_is_done_by_several_processes_that_load_once_each(tmp_path: Path, three_workers: Executor) -> None:
     assert len(set(three_workers(_who, list(range(30)), "")) - {os.getpid()}) > 1
@@ -299,7 +299,7 @@ def rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_list_is_a_folder_to_review_with_what_the_devices_knew(
     store: Path, efficientnet_run: Path, tmp_path: Path
 ) -> None:
@@ -390,7 +390,7 @@ def test_copies_count_once_and_what_cannot_be_read_is_named(store: Path, run_fol
     assert len(listed & {frames[0].relative_to(store).as_posix(), "again/copy.jpg"}) <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_a_run_the_frames_are_still_told_apart(store: Path, tmp_path: Path) -> None:
     made = shortlist(store, tmp_path / "out", None, count=4)
     assert made.picks == 4
