@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+import threading
+from typing import Any, NoReturn
 
 import click
 
@@ -128,7 +129,24 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         click.echo(f"edgeloop: {error.filename or 'a file'}: {error.strerror or error}", err=True)
         code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    _exit(code if isinstance(code, int) else 0)
+
+
+def _exit(code: int) -> NoReturn:
+    """End the process, even if a camera's driver hangs.
+
+    When Python shuts down, it unwinds the stack of each thread that returns from native code. OpenCV's code does not
+    allow that, and the process would abort (SIGABRT).
+    """
+    cameras = sys.modules.get("edge_agent.cameras.reconnect")
+    if cameras is None or not any(thread.name == cameras.READER for thread in threading.enumerate()):
+        sys.exit(code)
+    import logging
+
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

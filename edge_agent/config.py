@@ -16,10 +16,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from .errors import ConfigError
+from .web.access import is_loopback
 from .yaml_files import checked, read_yaml
 
 log = logging.getLogger(__name__)
 
+_SHORTEST_PASSWORD = 8
 DEFAULT_PATH = Path("/etc/edgeloop/agent.yaml")
 
 Slug = Annotated[
@@ -211,11 +213,16 @@ class DashboardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """The dashboard and the Prometheus metrics; needs the extra ``review``.
 
     Attributes:
-        host, port: Address to listen on. Anyone who can connect to it sees the cameras.
+        host, port: Address to listen on.
+        password_file: File with the password, relative to agent.yaml. Needed for any address but loopback.
+        hosts: Names of this device that browsers may use, such as that of a reverse proxy. Its host name with and
+            without ``.local``, and its IP addresses, need not be listed.
     """
 
     host: Host = "127.0.0.1"
     port: Port = 8080
+    password_file: str | None = None
+    hosts: tuple[Host, ...] = ()
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -289,17 +296,35 @@ def mqtt_password(settings: MqttSettings) -> str | None:
     """
     if settings.password_file is None:
         return os.environ.get("EDGELOOP_MQTT_PASSWORD")
+    return _password(settings.password_file, "MQTT password")
+
+
+def dashboard_password(settings: DashboardSettings) -> str | None:
+    """The dashboard's password, or None if it needs none. It is never logged.
+
+    Raises:
+        ConfigError: The file cannot be read, or its password has less than 8 characters.
+    """
+    if settings.password_file is None:
+        return None
+    password = _password(settings.password_file, "dashboard password")
+    if len(password) < _SHORTEST_PASSWORD:
+        raise ConfigError(
+            f"{settings.password_file}: the dashboard password has less than {_SHORTEST_PASSWORD} characters"
+        )
+    return password
+
+
+def _password(file: str, what: str) -> str:
     try:
-        with open(settings.password_file, encoding="utf-8") as file:
-            if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
-                log.warning(
-                    "%s: every user of this device can read the MQTT password; chmod 640 it", settings.password_file
-                )
-            password = file.readline(4096).rstrip("\r\n")
+        with open(file, encoding="utf-8") as opened:
+            if os.fstat(opened.fileno()).st_mode & stat.S_IROTH:
+                log.warning("%s: every user of this device can read the %s; chmod 640 it", file, what)
+            password = opened.readline(4096).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{settings.password_file}: the MQTT password cannot be read: {error}") from error
+        raise ConfigError(f"{file}: the {what} cannot be read: {error}") from error
     if not password:
-        raise ConfigError(f"{settings.password_file}: the MQTT password is empty; write it on the first line")
+        raise ConfigError(f"{file}: the {what} is empty; write it on the first line")
     return password
 
 
@@ -320,17 +345,27 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield "mqtt.password_file is given, but no mqtt.username; add it"
     if settings.mqtt.tls is not None and settings.mqtt.tls.key and not settings.mqtt.tls.certificate:
         yield "mqtt.tls.key is given, but no mqtt.tls.certificate; add it"
+    dashboard = settings.dashboard
+    if dashboard is not None and dashboard.password_file is None and not is_loopback(dashboard.host):
+        yield (
+            f"dashboard.host: {dashboard.host} shows the cameras to everybody in the network; write a password into a "
+            "file, and name it as dashboard.password_file"
+        )
     for name, camera in settings.cameras.items():
-        left, top, right, bottom = camera.region
-        if left >= right or top >= bottom:
-            yield f"cameras.{name}.region: left, top, right, bottom {list(camera.region)} enclose no part of the image"
-        if camera.tls is not None and not str(camera.source).lower().startswith("https://"):
-            yield f"cameras.{name}.tls is given, but its source is not an https:// address"
-        if camera.tls is not None and (camera.tls.ca is None) == (camera.tls.fingerprint is None):
-            yield f"cameras.{name}.tls: expected either ca or fingerprint"
+        yield from _camera_contradictions(f"cameras.{name}", camera)
     for label, rule in decision.classes.items():
         if rule.enter is not None and rule.leave is not None and rule.leave > rule.enter:
             yield f"decision.classes.{label}: leave ({rule.leave}) must not be above enter ({rule.enter})"
+
+
+def _camera_contradictions(where: str, camera: CameraSettings) -> Iterator[str]:
+    left, top, right, bottom = camera.region
+    if left >= right or top >= bottom:
+        yield f"{where}.region: left, top, right, bottom {list(camera.region)} enclose no part of the image"
+    if camera.tls is not None and not str(camera.source).lower().startswith("https://"):
+        yield f"{where}.tls is given, but its source is not an https:// address"
+    if camera.tls is not None and (camera.tls.ca is None) == (camera.tls.fingerprint is None):
+        yield f"{where}.tls: expected either ca or fingerprint"
 
 
 def anchored(settings: Settings, folder: Path) -> Settings:
@@ -341,7 +376,9 @@ def anchored(settings: Settings, folder: Path) -> Settings:
         **{key: path and str(folder / path) for key, path in msgspec.structs.asdict(settings.mqtt.tls).items()}
     )
     mqtt = msgspec.structs.replace(settings.mqtt, password_file=password_file and str(folder / password_file), tls=tls)
-    signers = settings.allowed_signers
+    signers, dashboard = settings.allowed_signers, settings.dashboard
+    if dashboard is not None and dashboard.password_file is not None:
+        dashboard = msgspec.structs.replace(dashboard, password_file=str(folder / dashboard.password_file))
     return msgspec.structs.replace(
         settings,
         bundle=settings.bundle and str(folder / settings.bundle),
@@ -349,6 +386,7 @@ def anchored(settings: Settings, folder: Path) -> Settings:
         mqtt=mqtt,
         allowed_signers=signers and str(folder / signers),
         state=str(folder / settings.state),
+        dashboard=dashboard,
     )
 
 

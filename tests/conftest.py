@@ -118,6 +118,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "cc": _missing_cc,
     "namespace": _missing_namespace,
     "rtsp": _missing_rtsp,
+    "nginx": lambda: "" if shutil.which("nginx", path=SEARCH) else "nginx is not installed",
     "chromium": lambda: "" if shutil.which("chromium") else "Chromium is not installed",
     "jax": _missing("jax", "jax"),
     "torch": _missing("torch", "torch"),

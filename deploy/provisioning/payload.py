@@ -33,6 +33,7 @@ _FILES = {
     ("mqtt", "tls", "ca"): "mqtt_ca.pem",
     ("mqtt", "tls", "certificate"): "mqtt_certificate.pem",
     ("mqtt", "tls", "key"): "mqtt_key.pem",
+    ("dashboard", "password_file"): "dashboard_password",
     ("allowed_signers",): SIGNERS,
 }
 

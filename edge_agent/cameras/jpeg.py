@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import zlib
 from dataclasses import dataclass
 
@@ -10,18 +9,18 @@ import cv2
 import numpy as np
 
 from ..errors import ImageError
+from ..image_headers import ImageHeader, read_header
+from ..images import MAX_DECODING_BYTES
 from ..preprocessing import Pixels
 from .frames import Frame
 
 MAX_BYTES = 32 * 2**20
 """Largest accepted frame; the 4K frames of a camera take 2 or 3 MB."""
-MAX_PIXELS = 64_000_000
 _PADDING = 4096
 """Number of bytes at the end in which the end mark is searched, as some cameras pad frames: ESP32 cameras with up to
 2,048 bytes. The compressed pixels of a truncated frame contain no end mark, as each of their 0xFF bytes is followed by
 a zero or a restart mark."""
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
-_START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -41,7 +40,8 @@ class JpegFrame(Frame):
     @property
     def size(self) -> tuple[int, int]:
         """See `Frame`; only the header is read."""
-        return jpeg_size(self.data)
+        header = jpeg_header(self.data)
+        return header.rows, header.columns
 
     def at_least(self, height: int, width: int) -> Pixels:
         """See `Frame`; scaled to an eighth, a quarter, a half or the full number of rows and columns."""
@@ -61,7 +61,12 @@ class JpegFrame(Frame):
         return self.data
 
     def _decoded(self, scale: int) -> Pixels:
-        jpeg_size(self.data)  # Rejects images that claim to be huge.
+        header = jpeg_header(self.data)
+        if header.decoding_bytes(scale) > MAX_DECODING_BYTES:
+            raise ImageError(
+                f"a JPEG frame of {header.columns}x{header.rows} pixels; decoding would take "
+                f"{header.decoding_bytes(scale) >> 20} MiB, more than {MAX_DECODING_BYTES >> 20}"
+            )
         if b"\xff\xd9" not in self.data[-_PADDING:]:
             # A truncated frame would be decoded with a grey part.
             raise ImageError("truncated JPEG frame")
@@ -75,25 +80,13 @@ class JpegFrame(Frame):
         return np.asarray(image, np.uint8)
 
 
-def jpeg_size(data: bytes) -> tuple[int, int]:
-    """Number of rows and columns from the header of a JPEG file.
+def jpeg_header(data: bytes) -> ImageHeader:
+    """Read the header of a JPEG frame.
 
     Raises:
         ImageError: The data is not a JPEG file, or the image has no pixels or more than 64 million.
     """
-    position = 2
-    while data.startswith(b"\xff\xd8") and position + 9 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # padding
-            position += 1
-            continue
-        if marker in _START_OF_FRAME:
-            rows, columns = struct.unpack_from(">HH", data, position + 5)
-            if not 0 < rows * columns <= MAX_PIXELS:
-                raise ImageError(f"a JPEG frame of {columns}x{rows} pixels; expected 1 to {MAX_PIXELS} pixels")
-            return rows, columns
-        length = struct.unpack_from(">H", data, position + 2)[0]
-        if marker == 0xDA or length < 2:
-            break
-        position += 2 + length
-    raise ImageError("a frame that is not a JPEG image")
+    header = read_header(data)
+    if header.format != "JPEG":
+        raise ImageError(f"a frame that is not a JPEG image, but {header.format}")
+    return header

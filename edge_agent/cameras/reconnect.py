@@ -20,6 +20,10 @@ _SETTLED_S = 10.0
 _FINGERPRINTS_PER_S = 2
 _MAX_HANGING = 2
 _POLL_S = 0.1
+_STOP_S = 1.0
+"""Time for the camera to be closed when the agent stops."""
+READER = "camera reader"
+"""Name of the threads that read cameras."""
 
 
 class ReconnectingCamera:
@@ -73,11 +77,12 @@ class ReconnectingCamera:
         while not stopping.is_set():
             opened_at = time.monotonic()
             reading = _Reading(self._open_camera)
-            thread = threading.Thread(target=reading.run, name="camera reader", daemon=True)
+            thread = threading.Thread(target=reading.run, name=READER, daemon=True)
             thread.start()
             state, reason = self._follow(reading, stopping)
             reading.abandoned.set()
             if stopping.is_set():
+                thread.join(_STOP_S)
                 return
             self._set_state(state, reason)
             if state == "ended":

@@ -36,8 +36,21 @@ PORT = 8100
     help="File with the token that clients send as `Authorization: Bearer`. Without it, a random token is generated "
     "for addresses other than loopback.",
 )
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Name that clients may use for this machine, besides its host name and its addresses; can be repeated.",
+)
 def serve_command(
-    bundle: Path, host: str, port: int, workers: int | None, delegate: str | None, token_file: Path | None
+    bundle: Path,
+    host: str,
+    port: int,
+    workers: int | None,
+    delegate: str | None,
+    token_file: Path | None,
+    hosts: tuple[str, ...],
 ) -> None:
     """Classify images sent over HTTP with the model in BUNDLE.
 
@@ -50,13 +63,14 @@ def serve_command(
         except ImportError as error:
             raise MissingExtraError("the web service", "review", error.name) from error
     from ..bundle import open_bundle
-    from ..http_server import is_loopback, listen, make_server
     from ..serve.api import make_app
     from ..serve.workers import Workers
+    from ..web.access import Access, is_loopback
+    from ..web.server import listen, make_server
 
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s")
-    loopback = is_loopback(host)
-    token = _token(token_file, loopback=loopback)
+    token = _token(token_file, loopback=is_loopback(host))
+    access = Access.on(host, secret=token, hosts=hosts, remedy="use --allow-host")
     opened = open_bundle(bundle)
     listening = listen(host, port, what="edgeloop serve", remedy="set another --port or --host")
     try:
@@ -69,7 +83,7 @@ def serve_command(
             )
             if token is not None and token_file is None:
                 click.echo(f"clients send: Authorization: Bearer {token}")
-            app = make_app(opened, pool, loopback=loopback, token=token)
+            app = make_app(opened, pool, access=access)
             asyncio.run(make_server(app).serve(sockets=listening))
     finally:
         for one in listening:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..http_server import Guard, theme
+from ..web.access import Access, Guard
+from ..web.server import theme
 from .images import Images
 from .prometheus import Counts, metrics_text
 from .state import DashboardState
@@ -59,8 +60,8 @@ class Sources:
         return newest, changes
 
 
-def make_app(sources: Sources, *, loopback: bool) -> ASGIApp:
-    """Create the web application. If ``loopback`` is true, it accepts only the host names of this machine."""
+def make_app(sources: Sources, access: Access) -> ASGIApp:
+    """Create the web application, for those who have access."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.responses import PlainTextResponse, Response
@@ -111,7 +112,7 @@ def make_app(sources: Sources, *, loopback: bool) -> ASGIApp:
         Route("/healthz", healthy),
         Route("/favicon.ico", nothing),
     ]
-    app = Starlette(routes=routes, middleware=[Middleware(Guard, loopback=loopback)])
+    app = Starlette(routes=routes, middleware=[Middleware(Guard, access=access)])
     app.router.redirect_slashes = False
     return app
 
@@ -139,7 +140,8 @@ def _stream(sources: Sources) -> Response:
                 sources.viewers -= 1
                 gone.cancel()
 
-    stream = Stream(media_type="text/event-stream")
+    # Without this header, nginx would collect the events and pass them on in blocks.
+    stream = Stream(media_type="text/event-stream", headers={"x-accel-buffering": "no"})
     del stream.headers["content-length"]
     return stream
 
@@ -164,9 +166,9 @@ async def _send_changes(sources: Sources, send: Send, gone: asyncio.Future[None]
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def stop(server: uvicorn.Server, sources: Sources) -> None:
-    """Begin to stop the server: end all streams, then abort connections that do not read. Call in its event loop."""
-    sources.closing = server.should_exit = True
+def stop(server: uvicorn.Server) -> None:
+    """Begin to stop the server; a moment later, abort connections that do not read. Call in its event loop."""
+    server.should_exit = True
 
     def abort() -> None:
         for connection in list(server.server_state.connections):

@@ -9,9 +9,10 @@ import msgspec
 from .._version import __version__
 from ..bundle import Bundle
 from ..errors import ImageError, one_line
-from ..http_server import Guard, read_body
 from ..inference.classifier import Result
 from ..messages import UNKNOWN, ModelId, TopScore
+from ..web.access import Access, Guard
+from ..web.server import read_body
 from .workers import BusyError, Workers
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 16 * 2**20
 """Largest size of an image file in bytes. `edge_agent.images` limits the number of pixels to 64 megapixels."""
+MOST_BYTES_HELD = 4 * MOST_BYTES
+"""Largest size of all images together that have arrived and are not classified yet."""
 KINDS = ("image/jpeg", "image/png", "image/webp", "image/bmp")
 _encode = msgspec.json.Encoder().encode
 
@@ -73,19 +76,29 @@ class Service:
         self._about = _encode(About(self._model, bundle.labels, manifest.preprocess.size, self._threshold))
         self._description = _encode(description(len(bundle.labels)))
         self._most = len(bundle.labels)
+        self._held = 0
 
     async def classify(self, request: Request) -> Response:
         """Classify the image in the body."""
         top = request.query_params.get("top", "3")
         if not (top.isascii() and top.isdecimal() and len(top) < 5 and 1 <= int(top) <= self._most):
             return problem(f"top: expected a number from 1 to {self._most}", 400)
-        data = await read_body(request, MOST_BYTES)
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            held, self._held = held + count, self._held + count
+            if self._held > MOST_BYTES_HELD:
+                raise BusyError(f"images of {MOST_BYTES_HELD >> 20} MiB are waiting; try again later")
+
         try:
-            result = await self._workers.classify(data)
+            result = await self._workers.classify(await read_body(request, MOST_BYTES, on_chunk=hold))
         except ImageError as error:
             return problem(one_line(error), 422)
         except BusyError as error:
             return problem(str(error), 503, {"retry-after": "1"})
+        finally:
+            self._held -= held
         return json_response(_encode(self._answer(result, int(top))))
 
     def _answer(self, result: Result, count: int) -> Answer:
@@ -109,14 +122,13 @@ class Service:
         return problem("a worker thread has ended; restart the service", 503)
 
 
-def make_app(bundle: Bundle, workers: Workers, *, loopback: bool, token: str | None) -> ASGIApp:
+def make_app(bundle: Bundle, workers: Workers, *, access: Access) -> ASGIApp:
     """Create the web application for one bundle.
 
     Args:
         bundle: a verified bundle.
         workers: started workers (their context is entered).
-        loopback: accept only host names of this machine; see `Guard`.
-        token: token that clients must send; see `Guard`.
+        access: who may use the service.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -137,7 +149,7 @@ def make_app(bundle: Bundle, workers: Workers, *, loopback: bool, token: str | N
     async def broken(_request: Request, _error: Exception) -> Response:
         return problem("the image could not be classified; see the log of the service", 500)
 
-    guard = Middleware(Guard, loopback=loopback, methods=("GET", "HEAD", "POST"), token=token)
+    guard = Middleware(Guard, access=access, methods=("GET", "HEAD", "POST"))
     handlers: Any = {HTTPException: refused, Exception: broken}
     app = Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
     app.router.redirect_slashes = False
@@ -188,7 +200,7 @@ def description(labels: int) -> dict[str, Any]:
                     ],
                     "requestBody": {
                         "required": True,
-                        "description": "A JPEG, PNG, WebP or BMP file. The content type of the request is ignored.",
+                        "description": "A JPEG, PNG, WebP or BMP file, whatever the content type of the request is.",
                         "content": dict.fromkeys((*KINDS, "application/octet-stream"), image),
                     },
                     "responses": {
@@ -196,7 +208,7 @@ def description(labels: int) -> dict[str, Any]:
                         "400": response("Problem", "A parameter is out of range"),
                         "413": response("Problem", f"The image has more than {MOST_BYTES} bytes"),
                         "422": response("Problem", "Not a usable image"),
-                        "503": response("Problem", "Too many images are waiting"),
+                        "503": response("Problem", "Too many images, or too large ones, are waiting"),
                     },
                 }
             },

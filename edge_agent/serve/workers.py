@@ -6,13 +6,15 @@ import asyncio
 import logging
 import queue
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from math import ceil
 from typing import Self
 
 from ..bundle import Bundle
 from ..errors import EdgeloopError, ImageError
-from ..images import decode_image
+from ..image_headers import read_header
+from ..images import MAX_DECODING_BYTES, decode_image
 from ..inference.classifier import Classifier, Result
 from ..inference.interpreter import cores
 
@@ -29,6 +31,26 @@ itself processes images one by one: one invoke with eight images took as long as
 
 class BusyError(EdgeloopError):
     """Too many images are waiting."""
+
+
+class _MemoryBudget:
+    """Makes threads wait while the others use too much memory. One thread alone may always go on."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._used = total, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, amount: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + amount <= self._total)
+            self._used += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= amount
+                self._changed.notify_all()
 
 
 class _Waiting:
@@ -54,6 +76,7 @@ class Workers:
         self.count = count or cores()
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._decoding = _MemoryBudget(MAX_DECODING_BYTES)
 
     def __enter__(self) -> Self:
         """Load the models one after the other, because loading redirects standard error for the whole process."""
@@ -98,7 +121,7 @@ class Workers:
 
     def _work(self, classifier: Classifier) -> None:
         while (batch := self._next_batch()) is not None:
-            results = [(waiting, _classify(classifier, waiting.data)) for waiting in batch]
+            results = [(waiting, self._classify(classifier, waiting.data)) for waiting in batch]
             try:
                 batch[0].loop.call_soon_threadsafe(_deliver, results)
             except RuntimeError:  # the server has ended
@@ -121,15 +144,16 @@ class Workers:
             batch.append(more)
         return batch
 
-
-def _classify(classifier: Classifier, data: bytes) -> Result | Exception:
-    try:
-        return classifier.classify(decode_image(data, "the image"))
-    except ImageError as error:
-        return error
-    except Exception as error:
-        log.exception("an image of %d bytes could not be classified", len(data))
-        return error
+    def _classify(self, classifier: Classifier, data: bytes) -> Result | Exception:
+        try:
+            # Until the image is classified, as it is kept until then.
+            with self._decoding.take(read_header(data).decoding_bytes()):
+                return classifier.classify(decode_image(data, "the image"))
+        except ImageError as error:
+            return error
+        except Exception as error:
+            log.exception("an image of %d bytes could not be classified", len(data))
+            return error
 
 
 def _deliver(results: list[tuple[_Waiting, Result | Exception]]) -> None:

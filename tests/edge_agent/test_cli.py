@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -181,3 +183,27 @@ def test_a_reader_that_goes_away_is_no_crash(bundle_file: Path, photo_folder: Pa
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(60) == 1
+
+
+def test_a_camera_that_hangs_while_the_agent_stops_does_not_abort_it(video_file: Path) -> None:
+    code = f"""
+import threading, time
+import cv2
+from edge_agent import cli
+from edge_agent.cameras.reconnect import READER
+def read():
+    while True:
+        capture = cv2.VideoCapture({str(video_file)!r})
+        while capture.read()[0]:
+            pass
+def run(*arguments, **options):
+    for _ in range(3):
+        threading.Thread(target=read, name=READER, daemon=True).start()
+    time.sleep(0.3)
+    print("stopped")
+    return 3
+cli.cli.main = run
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "stopped\n", "")

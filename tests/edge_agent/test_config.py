@@ -211,6 +211,8 @@ EVERY_KEY: dict[str, Any] = {
     "record.min_free_mb": 200,
     "dashboard.host": "0.0.0.0",
     "dashboard.port": 80,
+    "dashboard.password_file": "dashboard-password",
+    "dashboard.hosts": ["cam.example"],
 }
 
 INSTEAD = {"cameras.NAME.tls.ca": ("ca.pem", "cameras.NAME.tls.fingerprint")}

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from edge_agent.atomic_files import replacing
 from edge_agent.errors import MissingExtraError
-from edge_agent.http_server import is_loopback, listen, make_server
+from edge_agent.web.access import Access, is_loopback
+from edge_agent.web.server import listen, make_server
 
 PORT = 8099
 
@@ -36,6 +37,13 @@ PORT = 8099
     type=click.IntRange(0, 65535),
     help="Port to listen on; 0 for any free port.",
 )
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Name that browsers may use for this machine, besides its host name and its addresses; can be repeated.",
+)
 @click.option("--open/--no-open", "show", default=True, help="Open the page in the browser of this machine.")
 @click.option(
     "--export",
@@ -45,7 +53,15 @@ PORT = 8099
 )
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder in which embeddings are kept between sessions.")
 def review_command(
-    captures: Path, run: Path | None, host: str, port: int, export: Path | None, cache: Path | None, *, show: bool
+    captures: Path,
+    run: Path | None,
+    host: str,
+    port: int,
+    export: Path | None,
+    cache: Path | None,
+    hosts: tuple[str, ...],
+    *,
+    show: bool,
 ) -> None:
     """Label the frames in CAPTURES, a folder fetched with `edgeloop deploy pull` or any folder of images.
 
@@ -74,8 +90,8 @@ def review_command(
                 console.print(
                     f"and {len(session.problems) - 5} more, listed on the page", style="yellow", soft_wrap=True
                 )
-            loopback = is_loopback(host)
-            token = None if loopback else secrets.token_urlsafe(24)
+            token = None if is_loopback(host) else secrets.token_urlsafe(24)
+            access = Access.on(host, secret=token, hosts=hosts, remedy="use --allow-host")
             shown = f"[{host}]" if ":" in host else host
             address = f"http://{shown}:{listening[0].getsockname()[1]}/" + (f"?token={token}" if token else "")
             with suppress(KeyboardInterrupt):  # the normal way to end the review
@@ -88,7 +104,7 @@ def review_command(
                 console.print("Press Ctrl-C to stop; all annotations are already saved", style="dim")
                 if show and console.is_terminal:
                     webbrowser.open(address)
-                server = make_server(make_app(session, loopback=loopback, token=token, you=user() if loopback else ""))
+                server = make_server(make_app(session, access=access, you=user() if access.loopback else ""))
                 asyncio.run(server.serve(sockets=listening))
     finally:
         for one in listening:

@@ -14,8 +14,9 @@ import cv2
 import msgspec
 
 from edge_agent.errors import DataError, ImageError, one_line
-from edge_agent.http_server import Guard, read_body, theme
 from edge_agent.images import read_image
+from edge_agent.web.access import Access, Guard
+from edge_agent.web.server import read_body, theme
 
 from .export import as_csv
 from .filters import FrameFilter
@@ -179,19 +180,18 @@ class Handlers:
         return _answer(b"", 204)
 
 
-def make_app(session: Session, *, loopback: bool, token: str | None, you: str = "") -> ASGIApp:
+def make_app(session: Session, *, access: Access, you: str = "") -> ASGIApp:
     """Return the web application of one session.
 
     Args:
         session: the folder under review.
-        loopback: reject requests whose Host header is not this machine; see `Guard`.
-        token: token that every client needs; None for none; see `Guard`.
+        access: who may use the page.
         you: initial name of the annotator; can be changed on the page.
     """
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
 
-    guard = Middleware(Guard, loopback=loopback, methods=("GET", "HEAD", "POST"), token=token)
+    guard = Middleware(Guard, access=access, methods=("GET", "HEAD", "POST"))
     app = Starlette(routes=Handlers(session, you=you).routes(), middleware=[guard])
     app.router.redirect_slashes = False
     return app

@@ -49,7 +49,7 @@ function duration(seconds) {
 
 function connect() {
   source?.close();
-  source = new EventSource("/api/events");
+  source = new EventSource("api/events");
   source.addEventListener("state", (event) => receive(event, true));
   source.addEventListener("changes", (event) => receive(event, false));
   source.onerror = () => lose();
@@ -176,7 +176,7 @@ async function refresh(card, kind) {
   card.busy[kind] = true;
   const started = performance.now();
   if (!document.hidden && source !== null) {
-    const path = `/camera/${encodeURIComponent(card.name)}${kind === "live" ? ".jpg" : "/model.png"}`;
+    const path = `camera/${encodeURIComponent(card.name)}${kind === "live" ? ".jpg" : "/model.png"}`;
     const next = new Image();
     next.className = "shot";
     next.src = `${path}?${Date.now()}`;

@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,51 @@ def test_images_that_would_wait_too_long_are_refused_at_once(
             await at_work.classify(image(photo_folder))
 
     asyncio.run(ask())
+
+
+def memory(process: subprocess.Popen[str], field: str) -> int:
+    """Bytes of resident memory: now (VmRSS) or at most until now (VmHWM)."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+
+def test_large_images_are_decoded_within_a_budget(bundle_file: Path) -> None:
+    large = cv2.imencode(".jpg", np.full((5400, 5400, 3), 90, np.uint8))[1].tobytes()  # 175 MB each while decoded
+    with serving(bundle_file, "--workers", "4") as (service, _):
+        assert service.ask("POST", "/v1/classify", large)[0] == 200
+        before = memory(service.process, "VmHWM")
+        found: list[int] = []
+
+        def client() -> None:
+            found.append(service.ask("POST", "/v1/classify", large)[0])
+
+        threads = [threading.Thread(target=client) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == [200] * 12
+        assert memory(service.process, "VmHWM") - before < 200e6  # four at once would take 500 MB more
+
+
+def test_images_that_arrive_at_once_are_held_within_a_budget(service: Service, photo_folder: Path) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 16777216\r\n\r\n"
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", service.port), 30)) for _ in range(6)]
+        said = []
+        for client in clients:
+            with suppress(ConnectionError):
+                client.sendall(head + bytes(15 * 2**20))
+        for client in clients[4:]:
+            with suppress(ConnectionError):
+                said.append(client.recv(12))
+        assert b"HTTP/1.1 503" in said
+    for _ in range(100):  # until the others are gone
+        status, _told = service.ask("POST", "/v1/classify", image(photo_folder))
+        if status == 200:
+            break
+        time.sleep(0.1)
+    assert status == 200
 
 
 def test_an_answer_that_nobody_waits_for_any_more_disturbs_nobody(bundle_file: Path, photo_folder: Path) -> None:

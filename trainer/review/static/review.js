@@ -52,7 +52,7 @@ async function fill() {
   try {
     // Annotations that are not sent yet are still open on the server.
     const holding = [...queue, ...unsent].flatMap(one => one.frames.map(frame => frame.id ?? frame));
-    const outcome = await call("/api/next", {client, holding: holding.slice(0, MAX_HELD), count: AHEAD, wanted: criteria()});
+    const outcome = await call("api/next", {client, holding: holding.slice(0, MAX_HELD), count: AHEAD, wanted: criteria()});
     if (outcome.status === 200) answer = outcome.answer;
     else notify(outcome.answer.error);
   } catch { /* deliver shows the error */ }
@@ -96,7 +96,7 @@ function image(frame, side) {
   image.decoding = "sync";
   image.alt = frame.guess ? `frame with the predicted class ${frame.guess}` : "frame";
   image.onerror = () => { image.alt = "this image can no longer be read"; };
-  image.src = `/frame/${frame.id}.jpg?side=${side}`;
+  image.src = `frame/${frame.id}.jpg?side=${side}`;
   return image;
 }
 
@@ -189,7 +189,7 @@ function zoom() {
 
 function enlarge() {
   const frame = shown.frames[current];
-  $("#zoom img").src = `/frame/${frame.id}.jpg?side=4096`;
+  $("#zoom img").src = `frame/${frame.id}.jpg?side=4096`;
   $("#zoom p").textContent = [when(frame), frame.guess && `${frame.guess} ${frame.score.toFixed(2)}`, frame.reason]
     .filter(Boolean).join(" · ");
 }
@@ -260,7 +260,7 @@ async function deliver() {
   while (unsent.length) {
     let outcome;
     try {
-      outcome = await call("/api/decide", unsent[0]);
+      outcome = await call("api/decide", unsent[0]);
     } catch {
       outcome = {status: 0, answer: {error: "edgeloop review does not answer; start it again, and this page continues automatically"}};
     }
@@ -334,7 +334,7 @@ function refreshSoon() {
 
 async function refresh() {
   try {
-    const {status, answer} = await call("/api/state");
+    const {status, answer} = await call("api/state");
     if (status !== 200) { notify(answer.error); return; }
     if (unsent.length) return;
     const first = state === null;
