@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.bundle.archive import problems_of_labels
+from edge_agent.csv_cells import unescaped
 from edge_agent.errors import DataError, ImageError
 from edge_agent.images import decode_image, read_bytes
 from edge_agent.preprocessing import Pixels, PreprocessSpec
@@ -143,4 +144,5 @@ def _read_split(path: Path) -> tuple[RunImage, ...]:
         rows = csv.DictReader(file)
         if not set(rows.fieldnames or ()) >= _COLUMNS:
             raise csv.Error(f"split.csv has the columns {rows.fieldnames}; {', '.join(sorted(_COLUMNS))} are needed")
-        return tuple(RunImage(row["path"], row["label"], row["split"], row["sha256"]) for row in rows)
+        cells = ([unescaped(row[name]) for name in ("path", "label", "split", "sha256")] for row in rows)
+        return tuple(RunImage(*row) for row in cells)

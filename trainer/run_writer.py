@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from edge_agent.csv_cells import escaped, unescaped
 from edge_agent.errors import DataError
 from edge_agent.preprocessing import PreprocessSpec
 
@@ -64,7 +65,7 @@ def write_inputs(folder: Path, dataset: Dataset, spec: PreprocessSpec) -> None:
     with (folder / "split.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(FIELDS)
-        writer.writerows([getattr(photo, field) for field in FIELDS] for photo in dataset.photos)
+        writer.writerows(escaped(getattr(photo, field) for field in FIELDS) for photo in dataset.photos)
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -97,7 +98,7 @@ def read_photos(run: Path) -> tuple[Path, list[Photo]]:
     try:
         root = Path(json.loads((run / "run.json").read_bytes())["data"]["root"])
         with path.open(newline="", encoding="utf-8") as file:
-            photos = [Photo(**{field: row[field] for field in FIELDS}) for row in csv.DictReader(file)]
+            photos = [Photo(**{field: unescaped(row[field]) for field in FIELDS}) for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, ValueError, csv.Error, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: not the split of a run ({error}); give a directory that `edgeloop train` created"

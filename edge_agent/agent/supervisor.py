@@ -115,6 +115,8 @@ class Supervisor:
         if now - self._saved_s >= SAVE_INTERVAL_S:
             self._saved_s = now
             self.save_score_counts()
+            if self._store is not None:
+                self._store.clean_incoming()
 
     def publish_health(self) -> None:
         """Publish a health message."""

@@ -116,8 +116,11 @@ class StoreDirectory:
                 data = file.read(_STATE_LIMIT + 1)
         except FileNotFoundError:
             return self._rebuilt()
-        except OSError as error:
+        except PermissionError as error:
             raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except OSError as error:
+            # A directory, or a bad sector of the disk: the device goes on with the models that it has.
+            return self._replaced(path, error.strerror or str(error), repair=repair)
         try:
             version = msgspec.json.decode(data, type=_VersionOnly).v
             if version > VERSION:
@@ -126,10 +129,13 @@ class StoreDirectory:
                 )
             return _checked(msgspec.json.decode(data, type=State))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            if repair:
-                log.error("%s is damaged (%s); rebuilding it from the links", path, error)  # noqa: TRY400
-                os.replace(path, self.state / "state.damaged")
-            return self._rebuilt()
+            return self._replaced(path, str(error), repair=repair)
+
+    def _replaced(self, path: Path, problem: str, *, repair: bool) -> State:
+        if repair:
+            log.error("%s is damaged (%s); rebuilding it from the links", path, problem)
+            os.replace(path, self.state / "state.damaged")
+        return self._rebuilt()
 
     def link(self, name: str) -> str | None:
         """Return the directory that the link `current` or `previous` points to, by one system call; None if unset."""

@@ -47,6 +47,7 @@ from .state import (
     refuse_failed,
     refuse_older,
     rolled_back,
+    without_accepted,
 )
 
 __all__ = ["Failure", "Installed", "ModelStore", "StoreStatus"]
@@ -125,7 +126,7 @@ class ModelStore:
             activate: make the bundle current; False keeps the current model.
             force: accept a bundle that failed on this device before, and repeat the canary test of one that is
                 already installed.
-            allow_downgrade: accept a bundle that is older than the current model of the same name.
+            allow_downgrade: accept a bundle that is older than an accepted version of the same model.
             limits: resources that the canary test may use.
             progress: called with the number of canary images done and the total.
 
@@ -143,10 +144,9 @@ class ModelStore:
             signer=None if signed is None else signed.signer,
             installed_at=now(),
         )
-        with self._disk.changing(make=True) as state:
-            refuse_digest_collision(state, new)
-            if not allow_downgrade:
-                refuse_older(state, new)
+        with self._disk.changing(make=True) as before:
+            refuse_digest_collision(before, new)
+            state = _admitted(before, new, allow_downgrade=allow_downgrade, activate=activate)
             if not force:
                 refuse_failed(state, new)
                 if self._has(state, new):
@@ -154,11 +154,10 @@ class ModelStore:
             folder, handle = self._disk.new_folder(opened)
         try:
             new = self._unpack_and_test(opened, folder, new, limits, progress)
-            with self._disk.changing(make=True) as state:
+            with self._disk.changing(make=True) as before:
+                state = _admitted(before, new, allow_downgrade=allow_downgrade, activate=activate)
                 if not force:
                     refuse_failed(state, new)  # again: it may have failed during the canary test
-                if not allow_downgrade:
-                    refuse_older(state, new)
                 refuse_digest_collision(state, new)
                 if not self._has(state, new, tested=False):
                     self._disk.adopt(folder, handle, new)
@@ -211,7 +210,7 @@ class ModelStore:
         Raises:
             StoreError: no model is installed, or none of the installed models can be used.
         """
-        self._clean_incoming()
+        self.clean_incoming()
         try:
             with self._disk.changing() as state:
                 return self._started(state)
@@ -260,9 +259,16 @@ class ModelStore:
             if current.status == "probation" and current.starts > 0:
                 self._disk.write(changed(state, current, starts=current.starts - 1))
 
+    def clean_incoming(self) -> None:
+        """Remove partial uploads that nobody has resumed for an hour."""
+        with suppress(OSError):
+            for path in (self._disk.state / "incoming").iterdir():
+                if time.time() - path.lstat().st_mtime > _STALE_S:
+                    path.unlink()
+
     @property
     def incoming(self) -> Path:
-        """Directory for bundles that are being received; created here. The agent removes old files when it starts."""
+        """Directory for bundles that are being received; created here. The agent removes old files."""
         path = self._disk.state / "incoming"
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -340,8 +346,10 @@ class ModelStore:
         one = msgspec.structs.replace(one, path=str(self._disk.path(one)))
         return one if failure is None else msgspec.structs.replace(one, status="failed", reason=failure.reason)
 
-    def _clean_incoming(self) -> None:
-        with suppress(OSError):
-            for path in (self._disk.state / "incoming").iterdir():
-                if time.time() - path.lstat().st_mtime > _STALE_S:
-                    path.unlink()
+
+def _admitted(state: State, new: Installed, *, allow_downgrade: bool, activate: bool) -> State:
+    """Refuse an older version; or, if a downgrade is allowed, forget which versions have been accepted."""
+    if not allow_downgrade:
+        refuse_older(state, new)
+        return state
+    return without_accepted(state, new.name) if activate else state

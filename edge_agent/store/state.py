@@ -16,6 +16,7 @@ KEPT = 2
 """Bundles kept in addition to the current and the previous one; about 4 MB each."""
 _MOST_FAILURES = 100
 _MOST_REASON = 1000
+_MOST_NAMES = 99
 
 Status = Literal["installed", "probation", "good", "failed"]
 
@@ -93,6 +94,7 @@ class State(msgspec.Struct, frozen=True):
         order: sequence number of the last installation.
         bundles: bundles by the name of their directory.
         failures: failures by digest, oldest first.
+        accepted: newest version that was activated, by name of the model; not one that was rolled back.
     """
 
     v: int = VERSION
@@ -101,6 +103,7 @@ class State(msgspec.Struct, frozen=True):
     order: int = 0
     bundles: dict[str, Installed] = {}
     failures: dict[str, Failure] = {}
+    accepted: dict[str, str] = {}
 
     @property
     def running(self) -> Installed:
@@ -144,7 +147,10 @@ def activated(state: State, one: Installed) -> State:
         state = changed(state, one, status="probation", starts=0, reason=None)
     if one.folder != state.current:
         state = msgspec.structs.replace(state, current=one.folder, previous=state.current)
-    return msgspec.structs.replace(state, failures=failures)
+    newest = max(state.accepted.get(one.name, one.version), one.version, key=version_key)
+    others = without_accepted(state, one.name).accepted
+    accepted = dict(list(others.items())[-_MOST_NAMES:]) | {one.name: newest}
+    return msgspec.structs.replace(state, failures=failures, accepted=accepted)
 
 
 def failing(state: State, one: Installed, reason: str) -> State:
@@ -161,7 +167,15 @@ def rolled_back(state: State, back: Installed, reason: str) -> State:
     """Return the state in which the current bundle has failed and ``back`` is current in its place."""
     failed = state.running
     state = changed(failing(state, failed, reason), back, starts=0)
-    return msgspec.structs.replace(state, current=back.folder, previous=failed.folder)
+    accepted = without_accepted(state, failed.name).accepted
+    others = [
+        one.version
+        for one in state.bundles.values()
+        if one.name == failed.name and one.digest not in state.failures and one.status != "installed"
+    ]
+    if others:
+        accepted = {**accepted, failed.name: max(others, key=version_key)}
+    return msgspec.structs.replace(state, current=back.folder, previous=failed.folder, accepted=accepted)
 
 
 def fallbacks(state: State) -> list[Installed]:
@@ -233,16 +247,31 @@ def refuse_digest_collision(state: State, new: Installed) -> None:
 
 
 def refuse_older(state: State, new: Installed) -> None:
-    """Refuse a bundle that is older than the current model of the same name.
+    """Refuse a bundle that is older than a version of the same model that this device has accepted.
 
-    Signatures do not expire, so an old bundle with a valid signature could otherwise be installed again.
+    Signatures do not expire, so an old bundle with a valid signature could otherwise be installed again, also after
+    another model has been the current one.
 
     Raises:
         StoreError: the bundle is older.
     """
     current = state.bundles.get(state.current or "")
-    if current is not None and current.name == new.name and version_key(new.version) < version_key(current.version):
-        raise StoreError(f"{new} is older than {current}, the current model; use --allow-downgrade to accept it anyway")
+    known = [state.accepted[new.name]] if new.name in state.accepted else []
+    if current is not None and current.name == new.name:
+        known.append(current.version)
+    newest = max(known, key=version_key, default=new.version)
+    if version_key(new.version) < version_key(newest):
+        raise StoreError(
+            f"{new} is older than {new.name} {newest}, which this device has accepted; use --allow-downgrade to accept "
+            "it anyway"
+        )
+
+
+def without_accepted(state: State, name: str) -> State:
+    """Return the state that remembers no accepted version of this model, so that an older one can be installed."""
+    return msgspec.structs.replace(
+        state, accepted={known: version for known, version in state.accepted.items() if known != name}
+    )
 
 
 def listed(state: State) -> str:

@@ -23,6 +23,7 @@ def repacked(
     out: Path,
     *,
     version: str | None = None,
+    name: str | None = None,
     files: Mapping[str, bytes] | None = None,
     expected: Sequence[CanaryImage] | None = None,
     key: Path | None = None,
@@ -35,6 +36,8 @@ def repacked(
     manifest = bundle.manifest
     if version is not None:
         manifest = msgspec.structs.replace(manifest, version=version)
+    if name is not None:
+        manifest = msgspec.structs.replace(manifest, name=name)
     write_bundle(out, manifest, content, sign=None if key is None else lambda raw: sign(raw, key))
     return out
 

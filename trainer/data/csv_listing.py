@@ -14,6 +14,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from edge_agent.csv_cells import unescaped
 from edge_agent.errors import DataError
 
 from .photo import SPLITS, Photo, in_short
@@ -85,7 +86,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
         columns = _columns(path, next(rows, []))
         for row in rows:
             if len(row) == len(columns):
-                yield rows.line_num, dict(zip(columns, row, strict=True))
+                yield rows.line_num, dict(zip(columns, map(unescaped, row), strict=True))
             elif row:
                 yield rows.line_num, f"{len(row)} cells, the header has {len(columns)}"
 

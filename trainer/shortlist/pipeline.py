@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from edge_agent.atomic_files import link_or_copy, replacing
+from edge_agent.csv_cells import escaped
 from edge_agent.errors import DataError
 
 from ..active_learning.annotations import Annotations
@@ -177,6 +178,6 @@ def _write_list(
     for position, (number, worth, similar) in enumerate(ranked, 1):
         prediction = (labels[guess[number]], f"{score[number]:.3f}") if labels else ("", "")
         row = (position, names[number], hashes[number].tobytes().hex(), *prediction, f"{worth:.4g}", len(similar))
-        writer.writerow(row)
+        writer.writerow(escaped(row))
     with replacing(out / LIST) as file:
         file.write(text.getvalue().encode())

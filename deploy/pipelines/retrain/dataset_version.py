@@ -22,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from edge_agent.atomic_files import link_or_copy
+from edge_agent.csv_cells import escaped
 from edge_agent.errors import DataError, ImageError
 from edge_agent.images import read_bytes
 from trainer.active_learning.annotations import Annotation, Annotations
@@ -226,6 +227,6 @@ def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) 
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows(map(escaped, rows))
         file.flush()
         os.fsync(file.fileno())

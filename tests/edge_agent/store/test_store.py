@@ -124,12 +124,38 @@ def test_an_older_bundle_is_refused_unless_allowed(state: Path, versions: dict[s
     store = ModelStore(state)
     before = contents(state)
     for force in (False, True):
-        with pytest.raises(StoreError, match=r"ground 1 .* is older than ground 2 .*--allow-downgrade"):
+        with pytest.raises(StoreError, match=r"ground 1 .* is older than ground 2, .*--allow-downgrade"):
             store.install(versions["1"], signers=None, limits=ONE, activate=activate, force=force)
     assert contents(state) == before
     store.install(versions["1"], signers=None, limits=ONE, activate=activate, allow_downgrade=True)
     assert version_of(store.current()) == ("1" if activate else "2")
     assert_sound(state)
+
+
+def test_another_model_in_between_makes_no_downgrade_possible(
+    state: Path, bundle_file: Path, versions: dict[str, Path], tmp_path: Path
+) -> None:
+    store = ModelStore(state)
+    store.install(versions["3"], signers=None, limits=ONE)
+    for number in range(4):  # more than the store keeps, so that no bundle of the first name is left
+        other = repacked(bundle_file, tmp_path / f"sky-{number}.edgeloop", name="sky", version=str(number))
+        store.install(other, signers=None, limits=ONE)
+        store.good()
+    assert {one.name for one in store.status().installed} == {"sky"}
+    with pytest.raises(StoreError, match=r"ground 1 .* is older than ground 3, which this device has accepted"):
+        store.install(versions["1"], signers=None, limits=ONE)
+    store.install(versions["1"], signers=None, limits=ONE, allow_downgrade=True)
+    store.install(versions["2"], signers=None, limits=ONE)  # the one that was allowed counts from now on
+    assert version_of(store.current()) == "2"
+
+
+def test_a_version_that_was_rolled_back_is_not_one_that_was_accepted(state: Path, versions: dict[str, Path]) -> None:
+    store = ModelStore(state)
+    store.install(versions["5"], signers=None, limits=ONE)
+    assert store.failed("it crashed").version == "2"
+    store.install(versions["3"], signers=None, limits=ONE)
+    with pytest.raises(StoreError, match=r"is older than ground 3"):
+        store.install(versions["1"], signers=None, limits=ONE)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +298,17 @@ def test_damaged_notes_are_made_again_from_the_links(state: Path, content: bytes
     (state / "state.damaged").unlink()
     assert (version_of(store.current()), version_of(store.previous())) == ("2", "1")
     assert store.rollback(reason="x").version == "1"
+    assert_sound(state)
+
+
+def test_notes_that_cannot_be_read_are_made_again_from_the_links(state: Path) -> None:
+    """A bad sector of the disk cannot be made here; a folder in the place of the file cannot be read, either."""
+    (state / "state.json").unlink()
+    (state / "state.json").mkdir()
+    store = ModelStore(state)
+    assert version_of(store.current()) == "2"
+    assert store.starting().version == "2"
+    (state / "state.damaged").rmdir()
     assert_sound(state)
 
 
