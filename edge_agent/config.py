@@ -186,9 +186,12 @@ class InstallSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         unsigned: Whether to accept unsigned bundles. Otherwise, a bundle needs a signature that ``allowed_signers``
             accepts.
+        hosts: Names or addresses of the servers that bundles may come from, redirects included. If there are none, a
+            command may name any server, but that may redirect only to itself.
     """
 
     unsigned: bool = False
+    hosts: tuple[Host, ...] = ()
 
 
 class RecordSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

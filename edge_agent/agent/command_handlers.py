@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ..bundle import open_bundle
+from ..bundle.signature import verify_bundle
 from ..config import Settings
-from ..errors import CommandError
+from ..errors import CommandError, EdgeloopError, one_line
 from ..messages import VERSION, Tunables
 from ..mqtt import MqttPublisher
 from ..mqtt.commands import Activate, Bench, Handlers, Install, Rollback, Set, Snapshot
@@ -19,6 +22,8 @@ from ..store.download import fetch
 from ..store.model_store import ModelStore
 from .loaded_model import rules_of
 from .pipeline import Agent
+
+log = logging.getLogger(__name__)
 
 
 class CommandHandlers:
@@ -130,12 +135,27 @@ class CommandHandlers:
             )
         file = store.incoming / f"{command.sha256}.edgeloop"
         try:
-            fetch(command.url, command.sha256, file, stop=self.stopping)
+            self._fetch(command, file, signers)
             limits = CanaryLimits(threads=settings.threads, delegate=settings.delegate)
             installed = store.install(file, signers=signers, activate=command.activate, limits=limits)
         finally:
             file.unlink(missing_ok=True)
         return _summary(installed)
+
+    def _fetch(self, command: Install, file: Path, signers: Path | None) -> None:
+        """Download a bundle and verify its signature.
+
+        Until the signature holds, the reply says nothing of what was found: otherwise, whoever may send commands could
+        explore the device's network through the agent.
+        """
+        try:
+            fetch(command.url, command.sha256, file, stop=self.stopping, hosts=self._settings.install.hosts)
+            verify_bundle(open_bundle(file), signers)
+        except EdgeloopError as error:
+            log.warning("install: %s", one_line(error))
+            raise CommandError(
+                "the bundle could not be fetched and verified; the log of the device gives the reason"
+            ) from None
 
     def activate(self, command: Activate) -> dict[str, Any]:
         """Activate an installed model."""

@@ -141,7 +141,7 @@ def _locked(state: Path) -> Iterator[None]:
 def _exit_recorded(store: ModelStore) -> Iterator[None]:
     """Record a clean exit, so that it does not count as a failed start of a model on probation.
 
-    Exits caused by the broker or the dashboard are clean in this sense; errors of the model are not.
+    Exits caused by the broker are clean in this sense; errors of the model are not.
     """
     try:
         yield

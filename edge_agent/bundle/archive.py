@@ -325,8 +325,10 @@ def _check_zip_end(path: Path, file: BinaryIO) -> None:
         or toc_start + toc_size + _END_OF_ZIP.size != size
     ):
         raise BundleError(path, ["not a zip file written by edgeloop, or truncated; copy it again"])
-    if entries > MAX_FILES or toc_size > _MIB:
+    if entries > MAX_FILES:
         raise BundleError(path, [f"it contains {entries} files, at most {MAX_FILES} are allowed"])
+    if toc_size > _MIB:
+        raise BundleError(path, [f"its table of contents has {toc_size} bytes, at most {_MIB} are allowed"])
 
 
 def _directory_sizes(path: Path) -> dict[str, int]:

@@ -24,9 +24,7 @@ _QUIET_S = 2.0
 @store_options
 @click.option("--no-activate", is_flag=True, help="Store the bundle, but keep the current model.")
 @click.option("--force", is_flag=True, help="Accept a bundle that was rolled back on this device.")
-@click.option(
-    "--allow-downgrade", is_flag=True, help="Accept a bundle older than one that was accepted before."
-)
+@click.option("--allow-downgrade", is_flag=True, help="Accept a bundle older than one that was accepted before.")
 @click.option("--json", "as_json", is_flag=True, help="Print the installed bundle as JSON.")
 def install_command(
     bundle: Path,

@@ -33,9 +33,7 @@ def _hash(_context: click.Context, _option: click.Parameter, value: str) -> str:
 @click.option("--size", required=True, type=click.IntRange(1), help="Size of the bundle file in bytes.")
 @click.option("--no-activate", is_flag=True, help="Store the bundle, but keep the current model.")
 @click.option("--force", is_flag=True, help="Accept a bundle that was rolled back on this device.")
-@click.option(
-    "--allow-downgrade", is_flag=True, help="Accept a bundle older than one that was accepted before."
-)
+@click.option("--allow-downgrade", is_flag=True, help="Accept a bundle older than one that was accepted before.")
 @click.option(
     "--watch-s", type=click.FloatRange(0, 86400), default=0, help="Seconds to wait for the end of its probation."
 )

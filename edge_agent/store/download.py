@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ class _Download:
     file: BinaryIO
     max_bytes: int
     deadline: float
+    hosts: Collection[str]
     stop: threading.Event
     progress: Callable[[int, int | None], object]
     hash: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -68,6 +69,7 @@ def fetch(
     max_bytes: int = MAX_BYTES,
     timeout_s: float = 600.0,
     stop: threading.Event | None = None,
+    hosts: Collection[str] = (),
     progress: Callable[[int, int | None], object] = lambda _done, _of: None,
 ) -> Path:
     """Download a file over HTTP or HTTPS. On success ``into`` has the given hash; on an error it is unchanged.
@@ -79,13 +81,15 @@ def fetch(
         max_bytes: largest accepted size of the file.
         timeout_s: seconds for the whole download, including all tries and redirects.
         stop: event that another thread sets to cancel the download.
+        hosts: names or addresses of the servers that may be asked. If there are none, any server may be asked, but it
+            may redirect only to itself.
         progress: called with the number of bytes received and the total, which is None if the server does not send it.
 
     Returns:
         ``into``.
 
     Raises:
-        StoreError: the download failed, or the file is too large or has another hash.
+        StoreError: the download failed, its server is not allowed, or the file is too large or has another hash.
     """
     sha256 = sha256.lower()
     shown = _shown(url)
@@ -94,7 +98,8 @@ def fetch(
     stop = threading.Event() if stop is None else stop
     try:
         with replacing(into) as file:
-            download = _Download(file, max_bytes, time.monotonic() + timeout_s, stop, progress)
+            allowed = frozenset(host.lower() for host in hosts) or {(_parts(url).hostname or "").lower()}
+            download = _Download(file, max_bytes, time.monotonic() + timeout_s, allowed, stop, progress)
             _fetch(url, download, timeout_s)
             found = download.hash.hexdigest()
             if found != sha256:
@@ -129,6 +134,11 @@ def _try(url: str, download: _Download) -> None:
     """Send one request, follow its redirects, and continue where the last try ended."""
     for _ in range(_MAX_REDIRECTS + 1):
         parts = _parts(url)
+        if (parts.hostname or "").lower() not in download.hosts:
+            raise StoreError(
+                f"{_shown(url)}: its server is not one of {', '.join(sorted(download.hosts))}; add it to install.hosts "
+                "in agent.yaml"
+            )
         with _connected(parts, download) as connection:
             _ask(connection, parts, download)
             with connection.getresponse() as response:

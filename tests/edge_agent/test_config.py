@@ -172,6 +172,7 @@ EVERY_KEY: dict[str, Any] = {
     "threads": 2,
     "delegate": "libedgetpu.so.1",
     "install.unsigned": True,
+    "install.hosts": ["releases.example"],
     "health_every_s": 60,
     "log": "json",
     "cameras.NAME.source": "https://host/stream",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import stat
 import struct
@@ -181,6 +182,11 @@ def test_compressed_encrypted_and_doubled_entries_are_refused(files: dict[str, b
 def test_too_many_files_are_refused_before_they_are_listed(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.edgeloop", {f"canary/{i:04x}.jpg": b"" for i in range(MAX_FILES + 1)})
     assert f"{MAX_FILES} are allowed" in problems(path)
+
+
+def test_a_table_of_contents_that_is_too_large_is_named(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.edgeloop", {f"canary/{'n' * 60_000}{number}": b"" for number in range(20)})
+    assert re.search(r"its table of contents has \d+ bytes, at most 1048576 are allowed", problems(path))
 
 
 def test_missing_unlisted_and_damaged_files_are_reported_together(files: dict[str, bytes], tmp_path: Path) -> None:

@@ -286,6 +286,19 @@ def test_a_password_goes_where_it_was_meant_to_and_nowhere_else(into: Path) -> N
         assert secret not in said
 
 
+def test_a_redirect_leads_only_to_servers_that_are_allowed(into: Path) -> None:
+    with serving(whole) as (other, elsewhere):
+        there = other.replace("127.0.0.1", "localhost")
+
+        with serving(lambda request: send(request, 302, Location=f"{there}/x")) as (url, _):
+            said = refused(f"{url}/a", into)
+            assert f"{there}/x: its server is not one of 127.0.0.1; add it to install.hosts" in said
+            with pytest.raises(StoreError, match="its server is not one of localhost"):
+                fetch(f"{url}/a", SHA256, into, hosts=["localhost"])
+            assert elsewhere == []
+            assert fetch(f"{url}/a", SHA256, into, hosts=["127.0.0.1", "LocalHost"]).read_bytes() == DATA
+
+
 def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
