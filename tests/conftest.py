@@ -118,6 +118,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "cc": _missing_cc,
     "namespace": _missing_namespace,
     "rtsp": _missing_rtsp,
+    "sshd": lambda: "" if shutil.which("sshd", path=SEARCH) else "OpenSSH's sshd is not installed",
     "nginx": lambda: "" if shutil.which("nginx", path=SEARCH) else "nginx is not installed",
     "chromium": lambda: "" if shutil.which("chromium") else "Chromium is not installed",
     "jax": _missing("jax", "jax"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from edge_agent.errors import DeviceError
 
 from ..on_device.setup import COMMAND, USER
 from .inventory import Host
+from .ssh_settings import ssh_settings
 
 CONNECT_S = 20.0
 _KEEPALIVE_S = 10
@@ -49,20 +51,21 @@ async def connected(host: Host, *, ssh_config: Path | None = None) -> AsyncItera
         DeviceError: the device cannot be reached, its host key is unknown or changed, or it rejects the login.
         LostError: the connection was lost.
     """
-    files = _configurations() if ssh_config is None else [ssh_config]
     given: dict[str, Any] = {"port": host.port, "username": host.user}
-    try:
-        line = await asyncio.wait_for(
-            asyncssh.connect(
-                host.host,
-                config=[str(file) for file in files],
-                keepalive_interval=_KEEPALIVE_S,
-                **{key: value for key, value in given.items() if value is not None},
-            ),
-            CONNECT_S,
-        )
-    except Exception as error:
-        raise _connect_error(host, error) from error
+    with tempfile.TemporaryDirectory(prefix="edgeloop-ssh-") as work:
+        settings = await asyncio.to_thread(ssh_settings, host, ssh_config, Path(work))
+        try:
+            line = await asyncio.wait_for(
+                asyncssh.connect(
+                    host.host,
+                    config=[str(file) for file in settings.files],
+                    keepalive_interval=_KEEPALIVE_S,
+                    **{key: value for key, value in given.items() if value is not None},
+                ),
+                CONNECT_S,
+            )
+        except Exception as error:
+            raise _connect_error(host, error, settings.notes) from error
     try:
         async with line:
             yield Connection(host, line)
@@ -154,16 +157,11 @@ def as_root(command: Sequence[str]) -> str:
     return _privileged(shlex.join(command), f"sudo -n -- {shlex.join(command)}")
 
 
-def _configurations() -> list[Path]:
-    """Return the user's and the system's ssh_config files, as ssh(1) reads them."""
-    return [file for file in (Path.home() / ".ssh/config", Path("/etc/ssh/ssh_config")) if file.exists()]
-
-
 def _privileged(root: str, sudo: str) -> str:
     return f'cd /; if [ "$(id -u)" = 0 ]; then exec {root}; else exec {sudo}; fi'
 
 
-def _connect_error(host: Host, error: Exception) -> DeviceError:
+def _connect_error(host: Host, error: Exception, notes: Sequence[str]) -> DeviceError:
     """Return an error that explains why a connection failed and what to do."""
     name, user = host.name, host.user or "USER"
     if isinstance(error, TimeoutError):
@@ -176,6 +174,7 @@ def _connect_error(host: Host, error: Exception) -> DeviceError:
     if isinstance(error, asyncssh.PermissionDenied):
         return DeviceError(
             f"{name}: it rejects your keys; run ssh-copy-id {user}@{host.host}, or ssh-add if your key has a passphrase"
+            + "".join(f"; {note}" for note in notes)
         )
     if isinstance(error, socket.gaierror):
         return LostError(f"{name}: the name {host.host} cannot be resolved; is the device on, and the name right?")

@@ -38,7 +38,7 @@ UNIT = "/etc/systemd/system/edgeloop.service"
 WANTED_BY = "/etc/systemd/system/multi-user.target.wants/edgeloop.service"
 GROUPS = ("video", "render", "plugdev")
 """Groups that can access cameras, their ISP and accelerators on USB."""
-MACHINES = ("aarch64", "armv7l", "x86_64")
+MACHINES = ("aarch64", "x86_64")
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 EARLIEST = 1_761_955_200
 """2025-11-01. A clock before that date was never set, so TLS certificates would count as not yet valid."""
@@ -94,7 +94,8 @@ def problems(found: dict[str, Any], *, now_s: float | None = None) -> list[str]:
     """
     reasons = []
     if found["machine"] not in MACHINES:
-        reasons.append(f"its processor is {found['machine']}; expected one of {', '.join(MACHINES)}")
+        system = "; use the 64-bit Raspberry Pi OS" if found["machine"] in ("armv7l", "armv6l") else ""
+        reasons.append(f"its processor is {found['machine']}; expected one of {', '.join(MACHINES)}{system}")
     if tuple(found["python"]) not in PYTHONS:
         version = ".".join(map(str, found["python"]))
         reasons.append(

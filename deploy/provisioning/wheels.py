@@ -1,57 +1,63 @@
-"""Downloads the packages for a device's Python and processor on the desktop: the device needs no internet access."""
+"""Downloads the packages for a device's Python and processor on the desktop: the device needs no internet access.
+
+The packages and the hashes of their wheels are pinned in `device_packages.json`, which `scripts/device_packages.py`
+writes from the versions that are tested.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import distribution
+from importlib.resources import files
 from pathlib import Path
 
 import edge_agent
 from edge_agent.errors import ConfigError
 
-GLIBC = range(36, 16, -1)
+PYTHONS = ((3, 11), (3, 12), (3, 13))
+PIP = "pip>=24,<27"
+_GLIBC = range(36, 16, -1)
 """Minor versions of glibc 2, newest first. Wheels built for them run on Bookworm and later."""
-_COMPLETE = ".whole"
 _EPOCH = (2025, 1, 1, 0, 0, 0)
-_PIP = "pip>=24,<27"
-# Debian's camera packages for Python 3.11 are built against numpy 1 and import the one we install.
-_CONSTRAINTS = {(3, 11): "numpy<2"}
 
 
 def wheels(python: tuple[int, int], machine: str, *, dashboard: bool = False) -> dict[str, Path]:
     """Return the paths of all wheels that a device needs, by file name. The wheels of edgeloop and pip are included.
 
-    Wheels are downloaded only once and kept in the user's cache.
+    Wheels are downloaded only once and kept in the user's cache. Each time, their hashes are compared with the pinned
+    ones.
 
     Args:
         python: major and minor version of the device's python3.
-        machine: processor of the device: aarch64, armv7l or x86_64.
+        machine: processor of the device: aarch64 or x86_64.
         dashboard: True to include the packages of the dashboard.
 
     Raises:
-        ConfigError: the packages cannot be downloaded.
+        ConfigError: there are no packages for this Python and processor, or they cannot be downloaded.
     """
-    requirements = [*_requirements(machine, dashboard=dashboard), _PIP]
-    constraint = _CONSTRAINTS.get(python, "")
-    key = hashlib.sha256("\n".join([*requirements, constraint]).encode()).hexdigest()[:8]
-    folder = _cache() / "wheels" / f"{python[0]}.{python[1]}-{machine}-{key}"
-    if not (folder / _COMPLETE).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", prefix="edgeloop-", suffix=".txt") as constraints:
-            constraints.write(constraint)
-            constraints.flush()
-            _download(folder, requirements, python, machine, Path(constraints.name))
-        (folder / _COMPLETE).touch()
+    environment = f"{python[0]}.{python[1]}-{machine}"
+    pinned = json.loads((files(__package__) / "device_packages.json").read_text()).get(environment)
+    if pinned is None:
+        raise ConfigError(f"there are no packages for Python {python[0]}.{python[1]} on {machine}")
+    wanted = pinned["base"] | (pinned["dashboard"] if dashboard else {})
+    folder = _cache() / "wheels" / environment
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = _missing(folder, wanted)
+    if missing:
+        _download(folder, missing, python, machine)
+        missing = _missing(folder, wanted)
+    if missing:
+        raise ConfigError(f"{folder}: the index has another file than the pinned {next(iter(missing))}")
     own = own_wheel(folder.parent)
-    return {path.name: path for path in (*sorted(folder.glob("*.whl")), own)}
+    return {name: folder / name for name in wanted} | {own.name: own}
 
 
 def own_wheel(folder: Path) -> Path:
@@ -89,50 +95,39 @@ def _encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
-def _requirements(machine: str, *, dashboard: bool) -> list[str]:
-    """Return edgeloop's requirements for the processor of a device.
-
-    The markers are evaluated here, because pip would evaluate them for this machine and not for the device.
-    """
-    from packaging.requirements import Requirement
-
-    environment = {"platform_machine": machine, "extra": ""}
-    found = []
-    for line in distribution("edgeloop").requires or []:
-        requirement = Requirement(line)
-        extras = ("", "review") if dashboard else ("",)
-        if requirement.marker is None or any(requirement.marker.evaluate(environment | {"extra": e}) for e in extras):
-            found.append(f"{requirement.name}{requirement.specifier}")
-    return found
-
-
-def _download(folder: Path, requirements: list[str], python: tuple[int, int], machine: str, constraints: Path) -> None:
-    platforms = [f"manylinux_2_{minor}_{machine}" for minor in GLIBC]
+def platform_options(python: tuple[int, int], machine: str) -> list[str]:
+    """Return pip's options for wheels that a device with this Python and processor can install."""
+    platforms = [f"manylinux_2_{minor}_{machine}" for minor in _GLIBC]
     platforms += [f"manylinux2014_{machine}", f"linux_{machine}"]
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", str(folder)]
-    pip += ["--only-binary=:all:", "--implementation=cp", f"--python-version={python[0]}.{python[1]}"]
-    pip += [f"--constraint={constraints}", *(f"--platform={platform}" for platform in platforms)]
-    if machine != "armv7l":
-        _run_pip([*pip, *requirements])
-        return
-    # The index has 32-bit wheels of only some packages; the device takes the others from Debian.
-    available = [requirement for requirement in requirements if _has_wheel([*pip, "--no-deps", requirement])]
-    if not any(re.match("tflite", requirement) for requirement in available):
-        raise ConfigError(
-            f"there is no tflite-runtime for Python {python[0]}.{python[1]} on {machine}; use a 64-bit Raspberry Pi OS"
-        )
+    return [
+        *("--only-binary=:all:", "--implementation=cp", f"--python-version={python[0]}.{python[1]}"),
+        *(f"--platform={platform}" for platform in platforms),
+    ]
 
 
-def _has_wheel(command: list[str]) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def _missing(folder: Path, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Return the wheels that are not in the folder, or not with the pinned hash."""
+    return {
+        name: sha256
+        for name, sha256 in wanted.items()
+        if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256
+    }
 
 
-def _run_pip(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _download(folder: Path, wanted: Mapping[str, str], python: tuple[int, int], machine: str) -> None:
+    lines = [f"{'=='.join(name.split('-')[:2])} --hash=sha256:{sha256}\n" for name, sha256 in wanted.items()]
+    for name in wanted:
+        (folder / name).unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile("w", prefix="edgeloop-", suffix=".txt") as requirements:
+        requirements.writelines(lines)
+        requirements.flush()
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        command += ["--dest", str(folder), "--no-deps", "--require-hashes", *platform_options(python, machine)]
+        done = subprocess.run([*command, "-r", requirements.name], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
         raise ConfigError(
-            f"the packages for the device cannot be downloaded: {lines[-1] if lines else 'pip failed'}; "
+            f"the packages for the device cannot be downloaded: {errors[-1] if errors else 'pip failed'}; "
             "is there a network here?"
         )
 

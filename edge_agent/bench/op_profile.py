@@ -28,9 +28,7 @@ def cut_after_each(model: bytes) -> Iterator[tuple[str, tuple[int, ...], bytes]]
         import flatbuffers
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as error:
-        raise ModelError(
-            f"an operation profile needs LiteRT's schema, which is not available on 32-bit systems: {error}"
-        ) from error
+        raise ModelError(f"an operation profile needs LiteRT's schema: {error}") from error
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     parsed = schema.ModelT.InitFromPackedBuf(bytearray(model), 0)
     if len(parsed.subgraphs) != 1:

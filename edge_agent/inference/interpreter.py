@@ -1,7 +1,4 @@
-"""TFLite interpreter: chooses the package and the number of threads, and describes tensors as typed values.
-
-The package is LiteRT where a wheel is available, and its predecessor tflite-runtime on 32-bit Arm.
-"""
+"""TFLite interpreter: loads the runtime, chooses the number of threads, and describes tensors as typed values."""
 
 from __future__ import annotations
 
@@ -115,12 +112,10 @@ def _announcement_hidden() -> Iterator[None]:
 
 def _interpreter_module() -> tuple[ModuleType, str]:
     """Return the module of the interpreter, and the name and version of its package."""
-    for package in ("ai-edge-litert", "tflite-runtime"):
-        try:
-            return import_module(f"{package.replace('-', '_')}.interpreter"), f"{package} {version(package)}"
-        except ImportError:
-            continue
-    raise ModelError("no TFLite runtime is installed; install one with: pip install ai-edge-litert")
+    try:
+        return import_module("ai_edge_litert.interpreter"), f"ai-edge-litert {version('ai-edge-litert')}"
+    except ImportError as error:
+        raise ModelError("no TFLite runtime is installed; install it with: pip install ai-edge-litert") from error
 
 
 def _load_delegate(module: ModuleType, library: str) -> object:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import click
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from deploy.commands.deploy_image import image_command
 from deploy.commands.deploy_provision import provision_command
@@ -174,12 +177,34 @@ def test_the_dashboard_option_is_also_accepted_under_its_former_name(command: cl
     assert "--page" not in command.get_help(command.make_context("edgeloop", [], resilient_parsing=True))
 
 
+def test_pinned_packages_are_those_that_are_tested() -> None:
+    root = Path(__file__).parents[2]
+    tested = dict(line.split("==") for line in (root / "constraints.txt").read_text().splitlines())
+    tested = {canonicalize_name(name): version for name, version in tested.items()}
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]} | {"pip"}
+    review = {canonicalize_name(Requirement(line).name) for line in project["optional-dependencies"]["review"]}
+    pinned = json.loads((root / "deploy/provisioning/device_packages.json").read_text())
+    assert sorted(pinned) == [f"3.{minor}-{machine}" for minor in (11, 12, 13) for machine in ("aarch64", "x86_64")]
+    for environment, sets in pinned.items():
+        versions = {}
+        for name, sha256 in (sets["base"] | sets["dashboard"]).items():
+            assert re.fullmatch("[0-9a-f]{64}", sha256)
+            package, version = name.split("-")[:2]
+            versions[canonicalize_name(package)] = version
+        older = {"numpy", "opencv-python-headless", "ml-dtypes"} if environment.startswith("3.11") else set()
+        assert {name for name, version in versions.items() if name in tested and tested[name] != version} <= older
+        assert set(versions) - set(tested) <= {"pip"}
+        assert wanted <= {canonicalize_name(name.split("-")[0]) for name in sets["base"]}
+        assert review <= set(versions)
+
+
 @pytest.mark.long
 @pytest.mark.needs("index")
 def test_packages_are_those_of_the_devices_python_and_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And pip, so that it can install them without a network."""
+    """And pip, so that it can install them without a network; each with the pinned hash."""
     found = wheels((3, 13), "aarch64")
     assert any(name.startswith("pip-") for name in found)
     binary = [name for name in found if "none-any" not in name]
@@ -187,12 +212,18 @@ def test_packages_are_those_of_the_devices_python_and_processor(
     assert all("aarch64" in name for name in binary)
     assert not [name for name in found if name.startswith(("tensorflow", "keras", "asyncssh", "rich"))]
     assert {name.split("-")[0] for name in wheels((3, 11), "aarch64", dashboard=True)} >= {"uvicorn", "starlette"}
+    changed = next(path for name, path in found.items() if name.startswith("click-"))
+    content = changed.read_bytes()
+    changed.write_bytes(content + b"x")
+    assert wheels((3, 13), "aarch64")[changed.name].read_bytes() == content
     # No network, and nothing kept from before: one line, not pip's page.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(ConfigError, match=r"cannot be downloaded: .*; is there a network here\?"):
         wheels((3, 13), "aarch64")
+    with pytest.raises(ConfigError, match=r"there are no packages for Python 3\.11 on armv7l"):
+        wheels((3, 11), "armv7l")
 
 
 def test_setup_runs_with_a_python_that_has_nothing_else(tmp_path: Path) -> None:
