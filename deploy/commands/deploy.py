@@ -47,7 +47,7 @@ def status_command(hosts: tuple[str, ...], inventory: Path | None, ssh_config: P
 
     async def ask(host: Host) -> StoreStatus:
         async with connected(host, ssh_config=ssh_config) as device:
-            return msgspec.json.decode(await device.edgeloop("status", "--json"), type=StoreStatus)
+            return await device.ask(StoreStatus, "status", "--json")
 
     results = each(choose(hosts, inventory), ask)
     if as_json:
@@ -76,7 +76,7 @@ def _row(status: StoreStatus | EdgeloopError) -> list[str]:
     previous = (
         "" if before is None else f"{before.name} {before.version}{' (failed)' if before.status == 'failed' else ''}"
     )
-    return [f"{one.name} {one.version}", _console.plain(state), *shown, previous]
+    return [_console.plain(f"{one.name} {one.version}"), _console.plain(state), *shown, _console.plain(previous)]
 
 
 @deploy_command.command("drift")
@@ -91,7 +91,7 @@ def drift_command(hosts: tuple[str, ...], inventory: Path | None, ssh_config: Pa
     async def ask(host: Host) -> DeviceDrift:
         async with connected(host, ssh_config=ssh_config) as device:
             # Exit status 1 means that a camera is drifting; the report contains it as well.
-            return msgspec.json.decode(await device.edgeloop("drift", "--json", ok_codes=(0, 1)), type=DeviceDrift)
+            return await device.ask(DeviceDrift, "drift", "--json", ok_codes=(0, 1))
 
     results = each(choose(hosts, inventory), ask)
     if as_json:

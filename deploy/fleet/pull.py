@@ -19,12 +19,12 @@ from edge_agent.captures.transfer import MAX_IMAGE_BYTES, NAME, StoredCapture
 from edge_agent.errors import DeviceError
 
 from .inventory import Host
-from .ssh import Connection, as_agent, connected
+from .ssh import Connection, LostError, as_agent, connected, feed
 
 _BATCH = 200
 """Number of captures per transfer. After a lost connection, at most this many have to be copied again."""
 _MAX_LINE_BYTES = 256 * 1024
-_MAX_LIST_BYTES = 512 * 2**20
+_MAX_LIST_BYTES = 64 * 2**20
 _BLOCK = 256 * 1024
 _SILENCE_S = 60.0
 
@@ -69,7 +69,7 @@ async def pull(
     folder = out / host.name.replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     async with connected(host, ssh_config=ssh_config) as device:
-        listed = await device.edgeloop("captures", "list", timeout_s=600)
+        listed = await device.edgeloop("captures", "list", timeout_s=600, max_bytes=_MAX_LIST_BYTES)
         captures = _listed(device, listed)
         fetched = had = removed = 0
         damaged: list[str] = []
@@ -85,21 +85,33 @@ async def pull(
                 damaged += sorted(set(requested) - {capture.name for capture in received})
             if safe and not keep:
                 lines = b"".join(msgspec.json.encode(capture) + b"\n" for capture in safe)
-                removed += int(await device.edgeloop("captures", "remove", stdin=lines, timeout_s=600))
+                removed += _count(host, await device.edgeloop("captures", "remove", stdin=lines, timeout_s=600))
             on_progress(host.name, start + len(batch), len(captures))
     return Pulled(host.name, folder, fetched, had, removed, tuple(damaged))
 
 
 def _listed(device: Connection, listed: bytes) -> list[StoredCapture]:
     try:
-        captures = [msgspec.json.decode(line, type=StoredCapture) for line in listed[:_MAX_LIST_BYTES].splitlines()]
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        captures = [msgspec.json.decode(line, type=StoredCapture) for line in listed.splitlines()]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DeviceError(f"{device.host.name}: its list of captures cannot be read: {error}") from error
     # Names are used as local paths.
     bad = next((capture.name for capture in captures if not NAME.match(capture.name)), None)
     if bad is not None:
         raise DeviceError(f"{device.host.name}: {bad[:100]!r} is not the name of a capture")
+    large = next((capture for capture in captures if not 0 <= capture.size <= MAX_IMAGE_BYTES), None)
+    if large is not None:
+        raise DeviceError(
+            f"{device.host.name}: the image {large.name} has {large.size} bytes, more than {MAX_IMAGE_BYTES}"
+        )
     return captures
+
+
+def _count(host: Host, answer: bytes) -> int:
+    try:
+        return int(answer[:20])
+    except ValueError:
+        raise DeviceError(f"{host.name}: expected the number of removed captures, got {answer[:100]!r}") from None
 
 
 async def _fetch(device: Connection, folder: Path, requested: dict[str, StoredCapture]) -> list[StoredCapture]:
@@ -107,9 +119,8 @@ async def _fetch(device: Connection, folder: Path, requested: dict[str, StoredCa
     limit = sum(capture.size + _MAX_LINE_BYTES + 4096 for capture in requested.values()) + 2**20
     with tempfile.TemporaryFile(dir=folder) as file:
         async with device.process(as_agent(["captures", "send"])) as process:
-            process.stdin.write("".join(f"{name}\n" for name in requested).encode())
-            process.stdin.write_eof()
-            while block := await asyncio.wait_for(process.stdout.read(_BLOCK), _SILENCE_S):
+            feed(process, "".join(f"{name}\n" for name in requested).encode())
+            while block := await _next_block(device, process):
                 if file.tell() + len(block) > limit:
                     raise DeviceError(f"{device.host.name}: sends more data than was requested")
                 file.write(block)
@@ -120,6 +131,14 @@ async def _fetch(device: Connection, folder: Path, requested: dict[str, StoredCa
                 raise device.failure(code, errors.decode(errors="replace"))
         file.seek(0)
         return await asyncio.to_thread(_unpack, device.host.name, file, folder, requested)
+
+
+async def _next_block(device: Connection, process: Any) -> bytes:
+    try:
+        block: bytes = await asyncio.wait_for(process.stdout.read(_BLOCK), _SILENCE_S)
+    except TimeoutError:
+        raise LostError(f"{device.host.name}: no data for {_SILENCE_S:g} s") from None
+    return block
 
 
 def _unpack(host: str, file: IO[bytes], folder: Path, requested: dict[str, StoredCapture]) -> list[StoredCapture]:
@@ -137,7 +156,7 @@ def _unpack(host: str, file: IO[bytes], folder: Path, requested: dict[str, Store
                     lines[name] = content.read(_MAX_LINE_BYTES)
                 elif name in lines and _store(folder, capture, lines[name], content.read(MAX_IMAGE_BYTES)):
                     received.append(capture)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise DeviceError(f"{host}: sends an invalid tar archive: {error}") from error
     return received
 
@@ -146,7 +165,7 @@ def _store(folder: Path, capture: StoredCapture, line: bytes, image: bytes) -> b
     """Write a capture, image first, as the device does. Return False if it is damaged; then nothing is written."""
     try:
         record = msgspec.json.decode(line, type=Capture)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     if not record.sha256 == capture.sha256 == hashlib.sha256(image).hexdigest():
         return False

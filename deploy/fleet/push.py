@@ -17,7 +17,7 @@ from edge_agent.errors import ConfigError, DeviceError
 from edge_agent.store.receive import PushEvent
 
 from .inventory import Host
-from .ssh import Connection, LostError, as_agent, as_root, connected
+from .ssh import Connection, Lines, LostError, as_agent, as_root, connected
 
 _BLOCK = 64 * 1024
 _MAX_LINE_BYTES = 64 * 1024
@@ -32,6 +32,8 @@ answer are switched off.
 _PAUSE_S = 1.0
 _SILENCE_S = 180.0
 """Maximum time without an event from the device, in seconds. The canary test cannot take longer."""
+_LONGEST_S = 1800.0
+"""Maximum time in which a push must come to an end, in seconds, besides that of sending and of the probation."""
 _START = "test ! -d /run/systemd/system || systemctl start --no-block edgeloop.service"
 
 
@@ -162,26 +164,23 @@ class _Attempt:
         self.host, self.what, self.choices, self.on_event = host, what, choices, on_event
         self.moved_bytes = 0
         self.moving_s = 0.0
-        self.reached = False
+        self.reached = self.sending = False
         self.before: str | None = None
 
     async def run(self, device: Connection) -> tuple[Any, str]:
-        self.reached = True
+        self.reached, self.sending = True, False
         last: PushEvent | None = None
         async with device.process(as_agent(self._arguments())) as process:
-            while True:
-                try:
-                    line = await asyncio.wait_for(process.stdout.readuntil(b"\n"), _SILENCE_S)
-                except asyncio.IncompleteReadError:
-                    break
-                except TimeoutError:
-                    raise LostError(f"{self.host.name}: no event for {_SILENCE_S:g} s") from None
+            lines = Lines(process.stdout, self.host, max_bytes=_MAX_LINE_BYTES, silence_s=_SILENCE_S)
+            deadline = time.monotonic() + _LONGEST_S + self.choices.watch_s
+            async for line in lines:
+                if time.monotonic() > deadline:
+                    raise DeviceError(f"{self.host.name}: the push does not come to an end")
                 last = _event(self.host, line)
                 self.on_event(self.host.name, last)
                 if last.event == "have":
-                    if self.before is None:
-                        self.before = last.before
-                    await self._send(process, last.done)
+                    await self._begin(process, last)
+                    deadline = time.monotonic() + _LONGEST_S + self.choices.watch_s
                 elif last.event == "installed" and self.choices.activate:
                     await device.run(as_root(["sh", "-c", _START]))
             errors = await process.stderr.read(_MAX_LINE_BYTES)
@@ -192,6 +191,15 @@ class _Attempt:
         if last.event == "installed":
             return ("active" if self.choices.activate else "stored"), last.model
         return last.event, last.text or last.model
+
+    async def _begin(self, process: Any, said: PushEvent) -> None:
+        """Send what the device does not have yet. It may ask only once in a connection."""
+        if self.sending:
+            raise DeviceError(f"{self.host.name}: asks for the bundle twice; is it an edgeloop device?")
+        self.sending = True
+        if self.before is None:
+            self.before = said.before
+        await self._send(process, said.done)
 
     def _arguments(self) -> list[str]:
         what, choices = self.what, self.choices
@@ -228,10 +236,15 @@ class _Attempt:
         process.stdin.write_eof()
 
 
+class _Model(msgspec.Struct):
+    name: str
+    version: str
+
+
 def _event(host: Host, line: bytes) -> PushEvent:
     try:
-        return msgspec.json.decode(line[:_MAX_LINE_BYTES], type=PushEvent)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return msgspec.json.decode(line, type=PushEvent)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise DeviceError(
             f"{host.name}: expected the output of edgeloop, got {line[:100]!r}; does the login shell print something?"
         ) from None
@@ -244,9 +257,8 @@ async def roll_back(host: Host, reason: str, *, ssh_config: Path | None = None) 
         DeviceError: the device cannot be reached or has no previous model.
     """
     async with connected(host, ssh_config=ssh_config) as device:
-        answer = await device.edgeloop("rollback", "--reason", reason, "--json")
-    now = msgspec.json.decode(answer)
-    return f"{now['name']} {now['version']}"
+        now = await device.ask(_Model, "rollback", "--reason", reason, "--json")
+    return f"{now.name} {now.version}"
 
 
 def rolled_back(outcome: Outcome, text: str) -> Outcome:

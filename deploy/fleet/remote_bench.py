@@ -16,7 +16,7 @@ from edge_agent.errors import DeviceError
 
 from ..on_device.setup import COMMAND, STATE, USER
 from .inventory import Host
-from .ssh import LostError, as_root, connected
+from .ssh import Lines, LostError, as_root, connected
 
 _SILENCE_S = 600.0
 """Allowance for waiting for the next line, in seconds, in addition to the duration of the longest measurement.
@@ -72,7 +72,8 @@ async def bench(
             script = _SCRIPT.format(user=USER, command=command)
             async with device.process(as_root(["sh", "-c", script])) as process:
                 process.stdin.write_eof()
-                while line := await _line(process.stdout, host, _SILENCE_S + seconds):
+                silence_s = _SILENCE_S + seconds
+                async for line in Lines(process.stdout, host, max_bytes=MOST_BYTES, silence_s=silence_s):
                     report = _report(host, line)
                     on_progress(host.name, len(report.steady), 0)
                 errors = (await process.stderr.read(4096)).decode(errors="replace")
@@ -96,29 +97,10 @@ def _save(report: Report, path: Path) -> None:
     report.save(path)
 
 
-async def _line(stream: Any, host: Host, silence_s: float) -> bytes:
-    """Return the next line, which may have up to `MOST_BYTES` bytes, or b"" at the end of the stream."""
-    parts: list[bytes] = []
-    while True:
-        try:
-            block = await asyncio.wait_for(stream.readuntil(b"\n"), silence_s)
-        except asyncio.LimitOverrunError as error:
-            block = await stream.readexactly(error.consumed)
-        except asyncio.IncompleteReadError as error:
-            return b"".join([*parts, error.partial])
-        except TimeoutError:
-            raise LostError(f"{host.name}: no output for {silence_s:g} s") from None
-        parts.append(block)
-        if block.endswith(b"\n"):
-            return b"".join(parts)
-        if sum(map(len, parts)) > MOST_BYTES:
-            raise DeviceError(f"{host.name}: its report is larger than {MOST_BYTES} bytes")
-
-
 def _report(host: Host, line: bytes) -> Report:
     try:
         return msgspec.json.decode(line, type=Report)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise DeviceError(
             f"{host.name}: unexpected output instead of a report: {line[:100]!r}; is its edgeloop older than this one? "
             f"Update it with: edgeloop deploy provision {host.name}"

@@ -7,12 +7,13 @@ import shlex
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncssh
+import msgspec
 
 from edge_agent.errors import DeviceError
 
@@ -24,6 +25,10 @@ CONNECT_S = 20.0
 _KEEPALIVE_S = 10
 """Interval of keepalive messages, in seconds. After three messages without an answer, the connection counts as lost."""
 _MAX_ERROR_CHARACTERS = 2000
+_MAX_OUTPUT_BYTES = 4 * 2**20
+_BLOCK = 64 * 1024
+
+Answer = TypeVar("Answer")
 
 
 class LostError(DeviceError):
@@ -89,22 +94,68 @@ class Connection:
         except asyncssh.ChannelOpenError as error:
             raise LostError(f"{self.host.name}: the connection was lost: {error.reason}") from error
 
-    async def run(self, command: str, stdin: bytes = b"", *, timeout_s: float = 60.0) -> Done:
+    async def run(
+        self, command: str, stdin: bytes = b"", *, timeout_s: float = 60.0, max_bytes: int = _MAX_OUTPUT_BYTES
+    ) -> Done:
         """Run a command and wait for its end.
 
+        Args:
+            command: command for the login shell.
+            stdin: standard input.
+            timeout_s: maximum duration, in seconds.
+            max_bytes: maximum size of the standard output.
+
         Raises:
-            DeviceError: the command did not end within `timeout_s`.
+            DeviceError: the command did not end within ``timeout_s``, or its output is too large.
         """
         async with self.process(command) as process:
             try:
-                out, errors = await asyncio.wait_for(process.communicate(stdin), timeout_s)
+                return await asyncio.wait_for(self._finish(process, stdin, max_bytes), timeout_s)
             except TimeoutError:
                 raise DeviceError(f"{self.host.name}: `{command[:60]}` did not end within {timeout_s:g} s") from None
-            await process.wait_closed()
-            return Done(-1 if process.exit_status is None else process.exit_status, out or b"", _text(errors))
+
+    async def _finish(self, process: asyncssh.SSHClientProcess[bytes], stdin: bytes, max_bytes: int) -> Done:
+        feed(process, stdin)
+        output, errors = bytearray(), bytearray()
+
+        async def read_errors() -> None:
+            while block := await process.stderr.read(_BLOCK):
+                errors[:] = (errors + block)[-_MAX_ERROR_CHARACTERS:]
+
+        reading = asyncio.ensure_future(read_errors())
+        try:
+            while block := await process.stdout.read(_BLOCK):
+                output += block
+                if len(output) > max_bytes:
+                    raise DeviceError(f"{self.host.name}: sends more than {max_bytes} bytes; is it an edgeloop device?")
+            await reading
+        finally:
+            reading.cancel()
+        await process.wait_closed()
+        return Done(-1 if process.exit_status is None else process.exit_status, bytes(output), _text(bytes(errors)))
+
+    async def ask(self, kind: type[Answer], *arguments: str, ok_codes: tuple[int, ...] = (0,)) -> Answer:
+        """Run the device's `edgeloop` and return its JSON output as a value of type ``kind``.
+
+        Raises:
+            DeviceError: as `edgeloop`; or the output is not of this type.
+        """
+        output = await self.edgeloop(*arguments, ok_codes=ok_codes)
+        try:
+            return msgspec.json.decode(output, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise DeviceError(
+                f"{self.host.name}: its answer to `edgeloop {arguments[0]}` cannot be used ({error}); is its edgeloop "
+                f"older than this one? Update it with: edgeloop deploy provision {self.host.name}"
+            ) from None
 
     async def edgeloop(
-        self, *arguments: str, stdin: bytes = b"", timeout_s: float = 60.0, ok_codes: tuple[int, ...] = (0,)
+        self,
+        *arguments: str,
+        stdin: bytes = b"",
+        timeout_s: float = 60.0,
+        ok_codes: tuple[int, ...] = (0,),
+        max_bytes: int = _MAX_OUTPUT_BYTES,
     ) -> bytes:
         """Run the device's `edgeloop` as the agent's user and return its standard output.
 
@@ -113,11 +164,12 @@ class Connection:
             stdin: standard input.
             timeout_s: maximum duration, in seconds.
             ok_codes: exit codes of a successful command.
+            max_bytes: maximum size of the standard output.
 
         Raises:
-            DeviceError: edgeloop is not installed, cannot be run, or fails.
+            DeviceError: edgeloop is not installed, cannot be run, fails, or its output is too large.
         """
-        done = await self.run(as_agent(arguments), stdin, timeout_s=timeout_s)
+        done = await self.run(as_agent(arguments), stdin, timeout_s=timeout_s, max_bytes=max_bytes)
         if done.exit_code not in ok_codes or (done.exit_code and not done.stdout):
             raise self.failure(done.exit_code, done.stderr)
         return done.stdout
@@ -144,6 +196,50 @@ class Connection:
                 f"{self.host.name}"
             )
         return DeviceError(f"{self.host.name}: {last.removeprefix('edgeloop: ')}")
+
+
+def feed(process: asyncssh.SSHClientProcess[bytes], data: bytes) -> None:
+    """Send a process its whole standard input. One that has already ended gives its reason in its exit code."""
+    with suppress(OSError):
+        process.stdin.write(data)
+        process.stdin.write_eof()
+
+
+class Lines:
+    """Reads the output of a process line by line: an asynchronous iterator.
+
+    Args:
+        stream: standard output of the process.
+        host: the device, for error messages.
+        max_bytes: maximum length of a line.
+        silence_s: maximum time without output, in seconds.
+
+    Raises:
+        DeviceError: on iteration, if a line is too long.
+        LostError: on iteration, if nothing arrives for ``silence_s``.
+    """
+
+    def __init__(self, stream: asyncssh.SSHReader[bytes], host: Host, *, max_bytes: int, silence_s: float) -> None:
+        self._stream, self._host = stream, host
+        self._max_bytes, self._silence_s = max_bytes, silence_s
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        rest = b""
+        while True:
+            # Not `readuntil`, which waits for ever for the end of a line that is longer than the window of the channel.
+            try:
+                block = await asyncio.wait_for(self._stream.read(_BLOCK), self._silence_s)
+            except TimeoutError:
+                raise LostError(f"{self._host.name}: no output for {self._silence_s:g} s") from None
+            *lines, rest = (rest + block).split(b"\n")
+            if max(map(len, (*lines, rest))) > self._max_bytes:
+                raise DeviceError(f"{self._host.name}: its output has a line of more than {self._max_bytes} bytes")
+            for line in lines:
+                yield line
+            if not block:
+                if rest:
+                    yield rest
+                return
 
 
 def as_agent(arguments: Sequence[str]) -> str:
