@@ -78,6 +78,12 @@ COMMANDS = {
     "rollback": ("edge_agent.commands.rollback", "rollback_command", "", "Go back to the previous model."),
     "drift": ("edge_agent.commands.drift", "drift_command", "", "Check whether the model still fits its cameras."),
     "status": ("edge_agent.commands.status", "status_command", "", "Show the models installed on this device."),
+    "forget": (
+        "edge_agent.commands.forget",
+        "forget_command",
+        "",
+        "Clear what a device that is gone left at the broker.",
+    ),
 }
 
 

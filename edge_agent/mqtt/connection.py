@@ -165,7 +165,7 @@ class Connection:
         self._will = will
         self._listener = listener
         self._password = None if settings.username is None else mqtt_password(settings)
-        self._tls = None if settings.tls is None else _tls_context(settings.tls)
+        self._tls = None if settings.tls is None else tls_context(settings.tls)
         self._protocol = "5" if settings.protocol == "auto" else settings.protocol
         self._client: paho.Client | None = None
         self._refused: str | None = None
@@ -442,7 +442,7 @@ def _disable_nagle(_client: paho.Client, _data: Any, connection: Any) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _tls_context(settings: TlsSettings) -> ssl.SSLContext:
+def tls_context(settings: TlsSettings) -> ssl.SSLContext:
     """Create a TLS context that verifies the broker's certificate and host name.
 
     The certificate is verified against the given authorities, or those of the system.

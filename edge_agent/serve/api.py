@@ -26,6 +26,8 @@ MOST_BYTES = 16 * 2**20
 MOST_BYTES_HELD = 4 * MOST_BYTES
 """Largest size of all images together that have arrived and are not classified yet."""
 KINDS = ("image/jpeg", "image/png", "image/webp", "image/bmp")
+_ACCEPTED = (*KINDS, "image/jpg", "application/octet-stream", "application/x-www-form-urlencoded", "")
+"""Content types of requests; the last but one is what curl sends with ``--data-binary``."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -83,6 +85,13 @@ class Service:
         top = request.query_params.get("top", "3")
         if not (top.isascii() and top.isdecimal() and len(top) < 5 and 1 <= int(top) <= self._most):
             return problem(f"top: expected a number from 1 to {self._most}", 400)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in _ACCEPTED:
+            return problem(
+                f"content type {kind[:50]}: expected the image file itself as the request body, not in a form or in "
+                "JSON: curl --data-binary @image.jpg",
+                415,
+            )
         held = 0
 
         def hold(count: int) -> None:
@@ -200,13 +209,14 @@ def description(labels: int) -> dict[str, Any]:
                     ],
                     "requestBody": {
                         "required": True,
-                        "description": "A JPEG, PNG, WebP or BMP file, whatever the content type of the request is.",
+                        "description": "The JPEG, PNG, WebP or BMP file itself, not in a form or in JSON.",
                         "content": dict.fromkeys((*KINDS, "application/octet-stream"), image),
                     },
                     "responses": {
                         "200": response("Answer", "Classification of the image"),
                         "400": response("Problem", "A parameter is out of range"),
                         "413": response("Problem", f"The image has more than {MOST_BYTES} bytes"),
+                        "415": response("Problem", "Not the content type of an image"),
                         "422": response("Problem", "Not a usable image"),
                         "503": response("Problem", "Too many images, or too large ones, are waiting"),
                     },

@@ -175,6 +175,11 @@ def test_what_is_too_large_or_no_image_is_refused_in_words(service: Service, pho
     ):
         found, told = service.ask("POST", "/v1/classify", body)
         assert (found, said in told["error"]) == (status, True), told
+    for kind in ("multipart/form-data; boundary=x", "application/json", "text/plain"):
+        status, told = service.ask("POST", "/v1/classify", jpeg, **{"content-type": kind})
+        assert (status, "expected the image file itself as the request body" in told["error"]) == (415, True)
+    for kind in ("image/jpeg", "IMAGE/PNG", "application/octet-stream", "application/x-www-form-urlencoded"):
+        assert service.ask("POST", "/v1/classify", jpeg, **{"content-type": kind})[0] == 200
     assert service.ask("POST", "/v1/classify?top=0", jpeg)[0] == 400
     assert service.ask("GET", "/v1/classify")[0] == 405
     assert service.ask("GET", "/nothing") == (404, {"error": "Not Found"})
