@@ -82,7 +82,7 @@ class Service:
 
     async def classify(self, request: Request) -> Response:
         """Classify the image in the body."""
-        top = request.query_params.get("top", "3")
+        top = request.query_params.get("top", str(min(3, self._most)))
         if not (top.isascii() and top.isdecimal() and len(top) < 5 and 1 <= int(top) <= self._most):
             return problem(f"top: expected a number from 1 to {self._most}", 400)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -24,11 +24,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 import edge_agent
 from edge_agent.bundle import open_bundle
 from edge_agent.images import read_image
 from edge_agent.serve import workers
+from edge_agent.serve.api import Service as Api
 
 from ...conftest import Run
 from ...support.processes import interruptible
@@ -104,6 +106,21 @@ def test_the_service_says_what_the_classifier_says(
         assert told["label"] == (expected[0][0] if expected[0][1] >= threshold else "unknown")
     png = cv2.imencode(".png", read_image(path))[1].tobytes()
     assert service.ask("POST", "/v1/classify", png)[1]["top"][0]["label"] == expected[0][0]
+
+
+def test_a_model_of_two_classes_answers_plain_requests(bundle_file: Path, photo_folder: Path) -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": image(photo_folder)}
+
+    async def ask() -> Any:
+        with workers.Workers(open_bundle(bundle_file), count=1) as at_work:
+            api = Api(open_bundle(bundle_file), at_work)
+            api._most = 2  # as of a model with two classes
+            scope = {"type": "http", "method": "POST", "query_string": b"", "headers": []}
+            return await api.classify(Request(scope, receive))
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, len(json.loads(answer.body)["top"])) == (200, 2)
 
 
 def test_the_model_and_the_description_are_told(service: Service, description: dict[str, Any]) -> None:
