@@ -5,13 +5,14 @@
 # make test-pi  those on an emulated Raspberry Pi alone; wants root and scripts/emulate_arm64
 # make test-pi-full  a whole emulated machine: first boot, watchdog, power cuts; wants qemu-system-arm, too
 # make bench  every figure, into benchmarks/results.md; hours, on a machine that does nothing else
+# make torture BUNDLE=x.edgeloop  mistreats an agent for 20 minutes; writes the table in docs/reliability.md
 # make docs   the documentation site, into build/site; a broken link or reference fails
 # make check  lint, types, spelling, import contracts, documentation, and the floor of the coverage, if it was recorded
 # make release-check  builds a release, installs it into empty environments, runs the demo from the wheel
 #
 # Each makes its environment first. Another Python: make test PYTHON=python3.12
 
-.PHONY: demo test test-all test-slow test-long test-pi test-pi-full bench docs check release-check env-demo env-dev clean
+.PHONY: demo test test-all test-slow test-long test-pi test-pi-full torture bench docs check release-check env-demo env-dev clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -44,6 +45,9 @@ test-pi: env-dev
 
 test-pi-full: env-dev
 	$(BIN)/python -m pytest tests/pi -m whole_machine $(ARGS)
+
+torture: env-dev
+	$(BIN)/python -m benchmarks.torture $(BUNDLE) $(ARGS)
 
 bench: env-dev
 	$(BIN)/python -m benchmarks $(ARGS)

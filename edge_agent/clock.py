@@ -8,6 +8,7 @@ as long as the device has not been rebooted in between.
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -57,9 +58,18 @@ def correction_s(stamp: Stamp, now: Stamp) -> float | None:
     return now.wall_s - (now.uptime_s - stamp.uptime_s) - stamp.wall_s
 
 
+_was_set = threading.Event()
+
+
 def is_clock_set() -> bool:
-    """Whether the clock was set since boot, by the network or by a hardware clock."""
-    return _has_hardware_clock() or _SYNCHRONIZED.exists() or _is_synchronized()
+    """Whether the clock was set since boot, by the network or by a hardware clock.
+
+    Once it was, it stays so: without a network, the kernel declares its clock unsynchronized after some hours, but the
+    clock goes on from the right time.
+    """
+    if not _was_set.is_set() and (_has_hardware_clock() or _SYNCHRONIZED.exists() or _is_synchronized()):
+        _was_set.set()
+    return _was_set.is_set()
 
 
 @cache

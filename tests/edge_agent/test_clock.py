@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,12 @@ def test_a_clock_is_set_by_the_network_or_by_a_hardware_clock(
     monkeypatch.setattr(clock, "_RTC", tmp_path / "rtc")
     monkeypatch.setattr(clock, "_SYNCHRONIZED", tmp_path / "synchronized")
     monkeypatch.setattr(clock, "_is_synchronized", lambda: kernel)
+    monkeypatch.setattr(clock, "_was_set", threading.Event())
     clock._has_hardware_clock.cache_clear()
     try:
+        assert is_clock_set() is expected
+        # As after hours without a network.
+        monkeypatch.setattr(clock, "_is_synchronized", lambda: False)
         assert is_clock_set() is expected
     finally:
         clock._has_hardware_clock.cache_clear()
