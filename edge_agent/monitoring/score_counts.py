@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from ..atomic_files import replacing
+from ..clock import is_clock_set
 
 log = logging.getLogger(__name__)
 
@@ -99,29 +100,39 @@ class DailyScoreCounts:
         self._kept = _read(self._path)
 
     def add(self, digest: str, camera: str, counts: ScoreCounts, *, day: str | None = None) -> None:
-        """Add counts to those of a day; today (UTC) by default."""
+        """Add counts to those of a day; today (UTC) by default.
+
+        While nothing has set the clock, today is the newest day with counts: a date that is years off would move the
+        counts away from those of the last days.
+        """
         if not counts.frames:
             return
-        day = day or f"{datetime.now(UTC):%Y-%m-%d}"
+        day = day or self._today()
         cameras = self._kept.models.setdefault(digest, {}).setdefault(day, {})
         cameras[camera] = total([cameras.get(camera, ScoreCounts()), counts])
 
     def save(self) -> None:
-        """Write the file, without the days that are `KEPT_DAYS` or more before the newest day.
+        """Write the file, with the newest `KEPT_DAYS` days that have counts.
 
         Raises:
             OSError: The file cannot be written.
         """
-        last = max((day for days in self._kept.models.values() for day in days), default="")
-        if last:
-            first = f"{datetime.fromisoformat(last) - timedelta(days=KEPT_DAYS):%Y-%m-%d}"
-            kept = {
-                digest: {day: cameras for day, cameras in days.items() if day > first}
-                for digest, days in self._kept.models.items()
-            }
-            self._kept.models = {digest: days for digest, days in kept.items() if days}
+        # Counted, not compared with today: a clock that is years ahead for once would make all days look old.
+        newest = set(sorted(self._days())[-KEPT_DAYS:])
+        kept = {
+            digest: {day: cameras for day, cameras in days.items() if day in newest}
+            for digest, days in self._kept.models.items()
+        }
+        self._kept.models = {digest: days for digest, days in kept.items() if days}
         with replacing(self._path, mode=0o640) as file:
             file.write(msgspec.json.encode(self._kept))
+
+    def _days(self) -> set[str]:
+        return {day for days in self._kept.models.values() for day in days}
+
+    def _today(self) -> str:
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        return today if is_clock_set() else max(self._days(), default=today)
 
     def of(self, digest: str) -> dict[str, dict[str, ScoreCounts]]:
         """Return the score counts of a model, by camera and day."""

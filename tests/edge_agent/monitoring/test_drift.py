@@ -17,6 +17,7 @@ from edge_agent.monitoring.drift import compare, index, judge
 from edge_agent.monitoring.score_counts import (
     BINS,
     FILE,
+    KEPT_DAYS,
     DailyScoreCounts,
     ScoreCounter,
     ScoreCounts,
@@ -71,10 +72,27 @@ def test_days_are_kept_added_to_and_forgotten_after_a_season(tmp_path: Path) -> 
     again = DailyScoreCounts(tmp_path)
     assert {day: seen.frames for day, seen in again.of("ab")["door"].items()} == {"2026-01-01": 100, "2026-01-02": 100}
     assert list(again.of("cd")) == ["gate"]
-    again.add("cd", "gate", around(0.5, 10), day="2026-04-02")
+    again.add("cd", "gate", around(0.5, 10), day="2080-01-01")  # by a clock that was wrong for once
     again.save()
-    assert DailyScoreCounts(tmp_path).of("ab") == {"door": {}} or not DailyScoreCounts(tmp_path).of("ab")
-    assert set(DailyScoreCounts(tmp_path).of("cd")["gate"]) == {"2026-04-02"}
+    assert set(DailyScoreCounts(tmp_path).of("ab")["door"]) == {"2026-01-01", "2026-01-02"}
+    for number in range(KEPT_DAYS - 1):
+        again.add("cd", "gate", around(0.5, 10), day=f"2026-{3 + number // 28:02d}-{1 + number % 28:02d}")
+    again.save()
+    assert DailyScoreCounts(tmp_path).of("ab") == {}
+    assert len(DailyScoreCounts(tmp_path).of("cd")["gate"]) == KEPT_DAYS
+
+
+def test_what_is_counted_while_the_clock_is_not_set_belongs_to_the_newest_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = DailyScoreCounts(tmp_path)
+    days.add("ab", "door", around(0.9, 100), day="2020-01-02")
+    monkeypatch.setattr("edge_agent.monitoring.score_counts.is_clock_set", lambda: False)
+    days.add("ab", "door", around(0.9, 50))
+    assert {day: seen.frames for day, seen in days.of("ab")["door"].items()} == {"2020-01-02": 150}
+    monkeypatch.setattr("edge_agent.monitoring.score_counts.is_clock_set", lambda: True)
+    days.add("ab", "door", around(0.9, 50))
+    assert len(days.of("ab")["door"]) == 2
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"models": {"ab": {"2026-01-01": {"door": {"scores": [1]}}}}}'])
