@@ -29,7 +29,8 @@ class Capture(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``label``: the decided label. ``scores``: scores of this frame, by label. ``reason``: why the frame was kept.
     ``sha256``: checksum of the image file. ``clock``: ``unset`` if nothing had set the device's clock, so that
-    ``captured_at`` may be wrong; otherwise omitted.
+    ``captured_at`` may be wrong; otherwise omitted. ``number``: how many captures the device had kept with this one; it
+    gives their order, which ``captured_at`` does not if the clock was wrong.
     """
 
     v: int
@@ -45,6 +46,7 @@ class Capture(msgspec.Struct, frozen=True, omit_defaults=True):
     height: int
     sha256: str
     clock: Literal["unset"] | None = None
+    number: int = 0
 
     @property
     def guess(self) -> str:
@@ -74,14 +76,18 @@ class Captures:
         self._kinds: dict[tuple[str, str], deque[_Kept]] = {}
         self.size = 0
         """Size of all captures in bytes."""
+        self._last = 0
 
     def index(self) -> None:
         """Read the folder again, because captures may have been fetched, or a write may have been interrupted."""
         self._kinds.clear()
         self.size = 0
         self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        for file in sorted(self._folder.glob("*/*.json")):
-            capture, image = read_capture(file), file.with_suffix(".jpg")
+        read = [(read_capture(file), file) for file in sorted(self._folder.glob("*/*.json"))]
+        # Those of earlier versions have no number; they are the oldest, in the order of their names.
+        for capture, file in sorted(read, key=lambda one: 0 if one[0] is None else one[0].number):
+            image = file.with_suffix(".jpg")
+            self._last = max(self._last, 0 if capture is None else capture.number)
             try:
                 size = image.stat().st_size + file.stat().st_size
             except FileNotFoundError:
@@ -102,7 +108,7 @@ class Captures:
         Raises:
             OSError: The capture cannot be written.
         """
-        capture = msgspec.structs.replace(capture, v=VERSION, sha256=sha256(jpeg).hexdigest())
+        capture = msgspec.structs.replace(capture, v=VERSION, sha256=sha256(jpeg).hexdigest(), number=self._last + 1)
         document = msgspec.json.encode(capture) + b"\n"
         size = len(jpeg) + len(document)
         if self.size + size > self._max_bytes:
@@ -123,6 +129,7 @@ class Captures:
             image.unlink(missing_ok=True)
             raise
         self._add((capture.camera, capture.guess), image, size)
+        self._last += 1
         return None
 
     def _path_of(self, capture: Capture, captured_ns: int) -> Path:

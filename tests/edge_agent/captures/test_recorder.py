@@ -121,6 +121,7 @@ def test_a_capture_is_the_original_with_all_that_is_known_of_it(
         height=180,
         sha256=sha256(data).hexdigest(),
         clock=None if is_set else "unset",
+        number=1,
     )
     assert file.with_suffix(".json").read_text().count("\n") == 1
     assert os.stat(file).st_mode & 0o007 == 0
@@ -292,6 +293,20 @@ def test_a_clock_that_was_set_back_overwrites_nothing(tmp_path: Path) -> None:
     for size in (1000, 2000, 3000):
         store(captures, 5, "door", "brick", size)
     assert sorted(path.stat().st_size for path in tmp_path.glob("*/*.jpg")) == [1000, 2000, 3000]
+
+
+def test_the_oldest_goes_first_whatever_the_clock_said(tmp_path: Path) -> None:
+    captures = Captures(tmp_path, max_bytes=210_000, min_free_bytes=0)
+    captures.index()
+    for number in range(60, 0, -1):  # the clock goes back with each
+        store(captures, number, "door", "brick")
+    captures = Captures(tmp_path, max_bytes=210_000, min_free_bytes=0)  # after a restart
+    captures.index()
+    for number in range(200, 210):
+        store(captures, number, "door", "brick")
+    left = {capture.seq for capture in kept(tmp_path)}
+    assert left >= set(range(200, 210))
+    assert left - set(range(200, 210)) == set(range(1, len(left) - 9))
 
 
 def test_the_free_space_asked_for_is_left(tmp_path: Path) -> None:
