@@ -6,13 +6,14 @@
 # make test-pi-full  a whole emulated machine: first boot, watchdog, power cuts; wants qemu-system-arm, too
 # make bench  every figure, into benchmarks/results.md; hours, on a machine that does nothing else
 # make torture BUNDLE=x.edgeloop  mistreats an agent for 20 minutes; writes the table in docs/reliability.md
+# make findings  what surprised us in libraries and formats, run again; says what has changed
 # make docs   the documentation site, into build/site; a broken link or reference fails
 # make check  lint, types, spelling, import contracts, documentation, and the floor of the coverage, if it was recorded
 # make release-check  builds a release, installs it into empty environments, runs the demo from the wheel
 #
 # Each makes its environment first. Another Python: make test PYTHON=python3.12
 
-.PHONY: demo test test-all test-slow test-long test-pi test-pi-full torture bench docs check release-check env-demo env-dev clean
+.PHONY: demo test test-all test-slow test-long test-pi test-pi-full torture findings bench docs check release-check env-demo env-dev clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -48,6 +49,10 @@ test-pi-full: env-dev
 
 torture: env-dev
 	$(BIN)/python -m benchmarks.torture $(BUNDLE) $(ARGS)
+
+findings:
+	@for finding in findings/*.sh; do echo "$$finding"; $$finding || changed="$$changed $$finding"; done; \
+	[ -z "$$changed" ] || { echo "changed:$$changed"; exit 1; }
 
 bench: env-dev
 	$(BIN)/python -m benchmarks $(ARGS)
