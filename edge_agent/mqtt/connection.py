@@ -356,6 +356,9 @@ class _Attempt:
             opened = self._client.socket()
             if opened is not None:
                 opened.close()
+            # The client also holds a pair of sockets. Without these references to it, it ends, and closes them, at once.
+            for callback in _CALLBACKS:
+                setattr(self._client, callback, None)
         self.too_large = self._client.too_large
         if accepted_s is not None:
             self.lasted_s = time.monotonic() - accepted_s
@@ -405,6 +408,9 @@ class _Attempt:
         for reason in reasons:
             if reason.is_failure:
                 log.warning("%s refuses a subscription: %s; commands will not be received", self._broker, reason)
+
+
+_CALLBACKS = ("on_connect", "on_disconnect", "on_publish", "on_message", "on_subscribe")
 
 
 class _BoundedClient(paho.Client):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -124,6 +125,32 @@ def obliging(kind: int, body: bytes) -> bytes:
     if kind >> 4 == SUBACK:
         return b"\x90\x03" + body[:2] + b"\x01"
     return b"\xd0\x00" if kind >> 4 == 12 else b""
+
+
+def test_no_connection_leaves_a_socket_behind(tmp_path: Path, quick_retries: None) -> None:
+    """Before the collector of cyclic references runs, which may be hours later."""
+
+    def sockets() -> int:
+        found = 0
+        for handle in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):
+                found += str(handle.readlink()).startswith("socket:")
+        return found
+
+    def answer(kind: int, body: bytes) -> bytes | None:
+        return None if kind >> 4 == 3 else obliging(kind, body)  # the first message ends each connection
+
+    broker = ScriptedBroker(answer)
+    gc.disable()
+    try:
+        with MqttPublisher(settings(broker.port, "3.1.1"), "pi", tmp_path / "spool.sqlite"):
+            wait_until(lambda: len(broker.connects) >= 2, 20, "a reconnect")
+            before = sockets()
+            wait_until(lambda: len(broker.connects) >= 8, 60, "reconnects")
+            assert sockets() - before <= 3  # those of the connection of this moment
+    finally:
+        gc.enable()
+        broker.close()
 
 
 @pytest.mark.needs("mosquitto")
