@@ -1,10 +1,12 @@
-"""Runs all benchmarks and writes benchmarks/results.md with every figure and its target; called by `make bench`.
+"""Runs all benchmarks and writes every figure and its target to benchmarks/results.md. `make bench` starts it.
 
     python -m benchmarks [PART...] [--work .bench] [--again]
 
-Each part is a separate program that can also be run alone. Its inputs (images, a run, bundles, the environment of the
-other runtimes) are first created in the work folder. Results of finished parts are kept there, so that an interrupted
-command can be resumed; PART selects single parts. Takes some hours; do not use the machine during that time.
+Each part is a separate program that can also be run alone. PART selects single parts. Before a part starts, its inputs
+(images, a run, bundles, the environment of the other runtimes) are created in the work folder, unless they exist. The
+results of finished parts are also kept there, so that an interrupted command can be resumed.
+
+All parts together take some hours. Do not use the machine during that time.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def of(backbone: str) -> Callable[[Path], Sequence[object]]:
     return lambda work: [inputs.bundle(work, backbone)]
 
 
-# Part -> (title, program, arguments of the program), fastest first.
+# Part -> (title, program, function that returns the arguments of the program). The fastest parts come first.
 PARTS: dict[str, tuple[str, str, Callable[[Path], Sequence[object]]]] = {
     "preprocess": ("Preprocessing a frame", "preprocess", lambda _work: []),
     "push": ("A push over a link of 1 MB/s", "push", of(LITE0)),
@@ -102,7 +104,7 @@ def main() -> None:
 
 
 def measure(part: str, work: Path) -> bool:
-    """Run one part in a separate process and keep its figures if it succeeds; returns False if it fails."""
+    """Run one part in a separate process. Return True if it succeeds; only then are its figures used."""
     title, program, needs = PARTS[part]
     print(f"\n{part}: {title}", flush=True)
     figures = work / f"{part}.figures"
@@ -121,7 +123,7 @@ def measure(part: str, work: Path) -> bool:
 
 
 def write_results(work: Path) -> None:
-    """Write the page of all results so far: targets first, then every figure."""
+    """Write the results of all finished parts: first a table of the figures that have a target, then every figure."""
     machine = describe()
     finished = {
         part: json.loads((work / f"{part}.json").read_text()) for part in PARTS if (work / f"{part}.json").exists()

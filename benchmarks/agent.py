@@ -2,8 +2,9 @@
 
     python -m benchmarks.agent BUNDLE [--seconds 10] [--frames 200000]
 
-Uses photographs of 1280x720 and a real Mosquitto on loopback. The figures of one test come from one run and are ratios
-to the bare `invoke`, measured directly before and after it.
+The frames are photographs of 1280x720 pixels, and the broker is a real Mosquitto on loopback. Throughput and latency
+are given as ratios to a bare `invoke`, which is measured in the same run, directly before the agent or directly before
+and after it.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def load(bundle: Path, threads: int) -> LoadedModel:
 
 
 def bare_ms(model: LoadedModel, runs: int = 200) -> float:
-    """Return the median latency of invoke alone, in milliseconds."""
+    """Return the median latency of `invoke` alone, in milliseconds."""
     levels = preprocess(photographs()[0], model.classifier.spec)
     times = [model.classifier.infer(levels)[1] for _ in range(runs + 20)]
     return statistics.median(times[20:])
@@ -101,7 +102,11 @@ def bare_ms(model: LoadedModel, runs: int = 200) -> float:
 
 @contextmanager
 def receiving(port: int) -> Iterator[list[str]]:
-    """Receive results in another process and yield the list of its output lines, which a thread keeps filling."""
+    """Receive results in another process, and yield the list of the lines that this process prints.
+
+    Each line contains the sequence number of a result and the time in nanoseconds at which it arrived. A thread adds
+    new lines to the list until the context exits.
+    """
     command = [sys.executable, "-c", RECEIVER, str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as receiver:
         assert receiver.stdout is not None
@@ -181,7 +186,7 @@ def around(bundle: Path) -> None:
             result = Result(model.classifier.labels, scores, prepared.preprocess_ms, bare)
             agent._observe(model, "a", frame, result)
             times.append(1000 * (time.perf_counter() - start))
-            time.sleep(0.003)  # stands for invoke, during which the network thread can run
+            time.sleep(0.003)  # in place of invoke, so that the network thread can run
         cpu = 1000 * (time.process_time() - cpu) / runs
     record("overhead around invoke per frame", statistics.median(times), "ms", at_most=0.6)
     record("overhead around invoke per frame, CPU including the network thread", cpu, "ms")
@@ -215,8 +220,11 @@ def latency(bundle: Path, seconds: float) -> None:
 
 
 def mjpeg(bundle: Path, quality: int) -> None:
-    """Measure a 720p USB camera through the kernel's interface, with the driver shim of the tests."""
-    # USB cameras subsample colour only horizontally.
+    """Measure the CPU time per frame of a USB camera with 720p MJPEG frames of this JPEG quality.
+
+    The camera is simulated: the shim of the tests replaces the kernel's video driver.
+    """
+    # USB cameras use a lower colour resolution only horizontally (4:2:2).
     options = [
         cv2.IMWRITE_JPEG_QUALITY,
         quality,
@@ -244,7 +252,10 @@ def mjpeg(bundle: Path, quality: int) -> None:
 
 
 def entropy_ms(data: bytes) -> float:
-    """Return the CPU time of the minimum work of a decoder: Huffman decoding and one grey level per 64 pixels."""
+    """Return the CPU time, in milliseconds, of the least work that any decoder of this JPEG has to do.
+
+    This is Huffman decoding and one grey level per 64 pixels.
+    """
     coded = np.frombuffer(data, np.uint8)
     start = time.process_time()
     for _ in range(100):

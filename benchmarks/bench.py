@@ -1,10 +1,12 @@
-"""Verifies `edgeloop bench` against LiteRT's own benchmark, a bare interpreter and itself.
+"""Compares `edgeloop bench` with LiteRT's own benchmark, with a bare interpreter, and with a second run of itself.
 
     python -m benchmarks.bench BUNDLE [--threads 1,2] [--turns 5]
 
-Measures in turn, each in a new process: LiteRT's tool (ai_edge_litert.tools.benchmark_litert_model), a loop with only
-`Interpreter.invoke`, and two consecutive runs of `edgeloop bench`. Also determines the overhead of measuring: the same
-number of invokes with and without reading the clock and storing times. Figures are ratios of medians over all turns.
+Each turn measures the following, each in a new process: LiteRT's tool (ai_edge_litert.tools.benchmark_litert_model), a
+loop that calls only `Interpreter.invoke`, and two consecutive runs of `edgeloop bench`. The figures are medians over
+all turns, and ratios of these medians.
+
+The overhead of measuring is the additional time that a number of invokes takes if each is timed and its time stored.
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ def ours_ms(bundle: Path, threads: int, work: Path) -> tuple[float, list[str]]:
 
 
 def overhead(model: Path, turns: int) -> None:
-    """Measure the overhead of timing each inference, with alternating blocks in one process."""
+    """Measure the overhead of timing each inference. Blocks with and without timing alternate in one process."""
     measured, plain = [], []
     with Interpreter(model.read_bytes(), threads=1) as loaded:
         for _ in range(100):

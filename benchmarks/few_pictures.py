@@ -1,10 +1,10 @@
-"""Measures the accuracy of training with few images: the head alone compared with the default `edgeloop train`.
+"""Compares the accuracy after training only the head with that of the default `edgeloop train`, with few images.
 
     python -m benchmarks.few_pictures STAMPS [--images 5 15] [--draws 4]
 
-STAMPS is an unpacked Debian package, see benchmarks/support/synthetic_images.py. There are eight classes; the objects
-and backgrounds of the test are not used for training. Each draw has different images, the same for both ways of
-training.
+STAMPS is an unpacked Debian package, see benchmarks/support/synthetic_images.py. There are eight classes. The
+objects and backgrounds of the test images are not used for training. Each draw creates other images; both ways of
+training use the same ones.
 """
 
 from __future__ import annotations

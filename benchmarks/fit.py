@@ -1,12 +1,13 @@
-"""Compares the accuracy of the fits stretch, crop and letterbox; the default was chosen by it.
+"""Compares the accuracy of models with the fits stretch, crop and letterbox. These results decided the default.
 
     python -m benchmarks.fit STAMPS
 
 STAMPS is an unpacked Debian package, see benchmarks/support/synthetic_images.py.
 
-Objects are pasted on photographed backgrounds as a 16:9 camera would see them, in four scenes: near the centre of the
-frame, anywhere, at its sides, and anywhere after training on upright 3:4 images, as phones take them. The objects of
-the test are not used for training. Every fit trains on the same frames, with the code of `edgeloop train`.
+The frames are those of a 16:9 camera: photographed backgrounds with an object on them. There are four scenes. In the
+first three, objects are near the centre of the frame, anywhere in it, or near its sides. In the fourth they are
+anywhere, but the model is trained on upright 3:4 images, as phones take them. The objects of the test are not used for
+training. Every fit is trained on the same frames, with the code of `edgeloop train`.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ FRAMES = {"train": 40, "val": 12, "test": 50}
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene.
+    """Where objects appear in the frames of a scene, and the size of its training frames.
 
     Attributes:
         name: name of the scene.
-        across: range of horizontal positions of objects, 0 left to 1 right, mirrored at random.
+        across: range of the horizontal positions of objects, from 0 (left edge) to 1 (right edge). A random half of the
+            positions is mirrored.
         trained_on: height and width of the training frames, in pixels.
     """
 

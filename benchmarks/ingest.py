@@ -1,10 +1,11 @@
-"""Compares reading images into the cache with bare decoding and resizing on all cores.
+"""Compares the speed of reading images into the cache with that of bare decoding and resizing on all cores.
 
     python -m benchmarks.ingest [--images 1000]
 
-Bare means: one thread per core decodes and resizes the images and discards the result, either with OpenCV's bilinear
-`resize` or with the device's preprocessing; with room for augmentation every image is resized to two sizes. Reading
-additionally hashes the images, searches for duplicates and writes the cache. All take turns on the same files.
+Bare means that one thread per core decodes and resizes the images, and discards the result. Images are resized with
+OpenCV's bilinear `resize` or with the device's preprocessing. With room for augmentation, every image is resized to two
+sizes. Reading also hashes the images, searches for duplicates and writes the cache. All variants take turns on the same
+files.
 """
 
 from __future__ import annotations
@@ -64,7 +65,14 @@ def bare(paths: list[Path], resize: Callable[[Pixels], object]) -> None:
 
 
 def seconds(paths: list[Path], data: Path, scratch: Path, rounds: int) -> dict[str, float]:
-    """Return the median time of each way to read the images, which are the ``paths`` in the folder ``data``."""
+    """Measure each way to read the images, and return the median times in seconds.
+
+    Args:
+        paths: files of the images.
+        data: folder that contains these files.
+        scratch: folder for the caches, which are deleted again.
+        rounds: number of times to measure each way.
+    """
     ways: dict[str, Callable[[Path], object]] = {
         "bilinear": lambda _: bare(paths, lambda frame: cv2.resize(frame, SPEC.size)),
         "bare": lambda _: bare(paths, lambda frame: preprocess(frame, SPEC)),

@@ -1,10 +1,13 @@
-"""Measures accuracy and latency of int8 models from both quantizers, with both outputs, and from `edgeloop convert`.
+"""Measures the accuracy and latency of int8 models from two quantizers and from `edgeloop convert`.
 
     python -m benchmarks.int8 RUN...
 
-Each RUN is a directory written by `edgeloop train`, whose images have not been moved. Every row of the table is one
-model, evaluated on the run's test split with the device's classifier; latencies are medians of inferences that take
-turns, given as ratios to float.
+Each RUN is a directory written by `edgeloop train`. The images of the run must still be where they were at that time.
+
+The quantizers are the TensorFlow Lite converter, with uint8 and with float32 scores, and the LiteRT quantizer, also
+with both. Every row of the table is one model, evaluated on the test split of the run with the device's classifier. The
+inferences of all models are timed in turn. The column "speed" is the median ratio of the float32 latency to the model's
+latency.
 """
 
 from __future__ import annotations
@@ -41,7 +44,14 @@ ROUNDS = 5
 
 
 def by_tensorflow(run: Run, scratch: Path, pixels: Pixels, output: str) -> bytes:
-    """Quantize with the TensorFlow Lite converter on the same images."""
+    """Quantize the model of a run with the TensorFlow Lite converter.
+
+    Args:
+        run: the run.
+        scratch: folder that may contain the SavedModel of the run; otherwise, the one in the run directory is used.
+        pixels: images that the converter is calibrated with.
+        output: dtype of the scores: uint8 or float32.
+    """
     import tensorflow as tf
 
     def feed() -> Iterator[list[Any]]:
@@ -60,7 +70,7 @@ def by_tensorflow(run: Run, scratch: Path, pixels: Pixels, output: str) -> bytes
 
 
 def by_litert_all_int8(model: bytes, representative: Representative) -> bytes:
-    """Quantize with the LiteRT quantizer, including softmax and scores in 8 bits."""
+    """Quantize a model with the LiteRT quantizer. The softmax and the scores are quantized to 8 bits, too."""
     from litert_quantizer import qtyping, quantizer
 
     names = qtyping.TFLOperationName

@@ -1,16 +1,24 @@
-"""Compares the accuracy gained by labelling the frames that `edgeloop review` proposes with random frames.
+"""Compares labelling the frames that `edgeloop review` proposes with labelling random frames, by the accuracy gained.
 
     python -m benchmarks.label_budget STAMPS [--draws 8] [--plot FILE.png]
 
-STAMPS is an unpacked Debian package, see benchmarks/support/synthetic_images.py. A model trained on eight classes of
-photographed objects on three backgrounds is used in a changed scene: other objects of the classes, other backgrounds,
-darker light with another tint, a blurred and noisy camera. The device has captured 2,000 frames: objects appear for 5
-to 24 frames each, moving, a few of them often and most rarely (the k-th most frequent object 1/k as often as the
-first). Three ways of labelling are compared: random frames; the frames that `propose` selects in rounds of ten, with
-the head retrained in between, as on the review page; and these together with the similar frames that the page shows
-next to them and labels with the same key. Heads are trained on the old images and the labelled frames and tested on
-other frames of the new scene, equally many of each class. All parameters were tuned on other classes of the package
-(clothes, music, christmas, halloween, roadsigns, vehicles, money, planets) and other draws.
+STAMPS is an unpacked Debian package, see benchmarks/support/synthetic_images.py.
+
+A model was trained on eight classes of photographed objects on three backgrounds. It is then used in a changed scene:
+other objects of the same classes, other backgrounds, darker light with another tint, and a blurred and noisy camera.
+The device has captured 2,000 frames of this scene. Each object moves, and appears for 5 to 24 frames at a time. A few
+objects appear often and most of them rarely: the k-th most frequent object appears 1/k as often as the first.
+
+Three ways of selecting the frames to label are compared:
+
+- Random frames.
+- Frames that `propose` selects, ten at a time. The head is trained again after each ten, as on the review page.
+- The same as before, and in addition the frames that are similar to each proposed frame. The review page shows the
+  similar frames next to the proposed one, and gives all of them the same label.
+
+Heads are trained on the old images and the labelled frames, and tested on other frames of the changed scene, with the
+same number of frames of each class. All parameters of the method were tuned with other classes of the package (clothes,
+music, christmas, halloween, roadsigns, vehicles, money, planets) and with other draws.
 """
 
 from __future__ import annotations
@@ -44,7 +52,7 @@ from .support.figures import record
 from .support.synthetic_images import CLASSES, backgrounds, cut_outs
 
 POOL, TRAIN, TEST = 2000, 60, 40
-"""Number of frames captured by the device; numbers of old images and test frames per class."""
+"""Number of captured frames, number of old images per class, and number of test frames per class."""
 BUDGETS = (0.01, 0.025, 0.05, 0.1)
 SHAPE = 360, 640
 FIRST_DRAW = 100
@@ -52,7 +60,15 @@ FIRST_DRAW = 100
 
 @dataclass(frozen=True)
 class Scene:
-    """Conditions of a scene: light, tint (BGR factors), blur (sigma, pixels), noise (sigma, levels)."""
+    """Conditions in which frames are taken.
+
+    Attributes:
+        split: split whose backgrounds are used.
+        light: factor for the brightness.
+        tint: factors for the blue, green and red channels.
+        blur: standard deviation of the Gaussian blur, in pixels; 0 for a sharp image.
+        noise: standard deviation of the noise, in pixel values.
+    """
 
     split: str
     light: float = 1.0
@@ -63,7 +79,7 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """Features and classes of old images, captured frames and test frames."""
+    """Features and classes of the old images, the captured frames (``pool``) and the test frames."""
 
     old: tuple[Floats, Indices]
     pool: tuple[Floats, Indices]
@@ -71,7 +87,16 @@ class Draw:
 
 
 def photographed(thing: Path, scene: Scene, place: Sequence[float], background: Pixels, random: Any) -> Pixels:
-    """Return a frame with an object at ``place``: horizontal and vertical position, 0 to 1, and relative size."""
+    """Return a frame with an object on a background.
+
+    Args:
+        thing: image file of the cut-out object.
+        scene: light and camera.
+        place: horizontal and vertical position of the object, each 0 to 1, and the length of the object's longer side
+            relative to the height of the frame.
+        background: image behind the object.
+        random: random number generator.
+    """
     rows, columns = SHAPE
     across, down, size = place
     frame = cv2.resize(background, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -91,7 +116,7 @@ def photographed(thing: Path, scene: Scene, place: Sequence[float], background: 
 
 
 def burst(thing: Path, count: int, scene: Scene, random: Any) -> list[Pixels]:
-    """Return frames of one moving object."""
+    """Return consecutive frames of one moving object, on a random background."""
     behind = backgrounds(scene.split)
     background = behind[int(random.integers(len(behind)))]
     place, step = np.array([random.random(), random.random(), random.uniform(0.35, 0.8)]), random.normal(0, 0.02, 3)
@@ -129,9 +154,12 @@ def draw(stamps: Path, network: Network, seed: int) -> Draw:
 
 
 def gains(drawn: Draw, seed: int) -> Mapping[str, list[float]]:
-    """Return the accuracy gained at each budget, in points, by selection of the frames, and the accuracy before."""
+    """Return the accuracy gained at each budget, in points, for each way of selecting frames.
+
+    The key "before" has the accuracy without any labelled frames, in %.
+    """
     count = len(drawn.pool[0])
-    # The test frames are projected into the space but do not influence it.
+    # The test frames are projected into the space, but do not influence how it is built.
     space = build_space(drawn.pool[0], drawn.old[0])
     test_rows = space.projection.project(drawn.test[0])
     budgets = [round(share * count) for share in BUDGETS]
@@ -157,7 +185,12 @@ def gains(drawn: Draw, seed: int) -> Mapping[str, list[float]]:
 def proposed(
     space: Space, drawn: Draw, budgets: Sequence[int], *, with_similar: bool
 ) -> dict[int, tuple[list[int], list[int]]]:
-    """Return the labelled frames and their labels after each number of annotations in `budgets`."""
+    """Label the frames that `propose` selects.
+
+    Returns:
+        For each number of annotations in ``budgets``, the frames labelled until then and the labels of these frames.
+        One annotation labels one proposed frame and, if ``with_similar`` is True, also the frames similar to it.
+    """
     nearest, is_open = distances_to_known(space.frames, space.known), np.ones(len(space.frames), np.bool_)
     head = fit_head(space.known, drawn.old[1])
     chosen: list[int] = []

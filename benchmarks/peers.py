@@ -1,10 +1,12 @@
-"""Compares the latency from frame to label with MediaPipe Tasks, ONNX Runtime and OpenCV with LiteRT.
+"""Compares edgeloop's latency from frame to label with that of other runtimes.
 
     python -m benchmarks.peers BUNDLE [--peers .venv-peers] [--turns 5]
 
-All run the same int8 network on photographs of 1280x720, decoded in advance or as a camera's JPEGs. Each runs in a
-separate process, all in turn; figures are medians of the medians of all turns. The environment of the other runtimes
-is created if it is missing (benchmarks/peers.txt).
+The other runtimes are MediaPipe Tasks, ONNX Runtime, and OpenCV with LiteRT. All of them run the same int8 network on
+photographs of 1280x720 pixels, which are either decoded in advance or given as JPEGs, as from a camera. Each runtime
+runs in a separate process, and they take turns. A turn measures the median time per frame; the figures are medians over
+all turns. The other runtimes are installed into their own environment if it does not exist yet (see
+benchmarks/peers.txt).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from .support.inputs import photographs
 HERE = Path(__file__).parent
 RUNS = 200
 BARE, OURS = "LiteRT, invoke alone", "edgeloop"
-# Name -> (way of contender.py, whether the peers' Python runs it, kind of model).
+# Name -> (way of contender.py, whether it runs in the environment of the other runtimes, kind of model).
 WAYS = {
     BARE: ("bare", False, "tflite"),
     OURS: ("edgeloop", False, "bundle"),
@@ -42,7 +44,10 @@ WAYS = {
 
 
 def environment(folder: Path) -> Path:
-    """Return the peers' Python, after installing it if it is missing or the versions changed."""
+    """Return the Python of the environment of the other runtimes.
+
+    The environment is created if it does not exist, or if peers.txt has changed since it was created.
+    """
     python, stamp, requirements = folder / "bin" / "python", folder / "installed", HERE / "peers.txt"
     if not stamp.exists() or stamp.read_text() != requirements.read_text():
         print(f"installing the peers into {folder}", file=sys.stderr)
@@ -54,7 +59,7 @@ def environment(folder: Path) -> Path:
 
 
 def timed(python: Path, way: str, model: Path, source: Path, threads: int) -> tuple[float, float]:
-    """Return the time and the CPU time per frame, in milliseconds."""
+    """Run one of the ways to classify frames, and return its time and CPU time per frame, in milliseconds."""
     command = [python, "-m", "benchmarks.support.contender", way, model, source, str(threads), str(RUNS)]
     done = subprocess.run(
         [str(part) for part in command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -64,7 +69,7 @@ def timed(python: Path, way: str, model: Path, source: Path, threads: int) -> tu
 
 
 def compare(models: dict[str, Path], python: Path, source: Path, threads: int, turns: int) -> None:
-    # The bare networks take no frame, so they are measured only once.
+    # The ways called "alone" run only the network, without a frame, so they are measured for only one of the sources.
     ways = {name: way for name, way in WAYS.items() if source.name == "png" or "alone" not in name}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(turns):

@@ -1,4 +1,4 @@
-"""Compares the time for preprocessing a frame with that of OpenCV's resize, in one run on one core.
+"""Compares the time for preprocessing a frame with that of OpenCV's `resize`, in one run on one core.
 
 python -m benchmarks.preprocess
 """
@@ -32,7 +32,7 @@ def main() -> None:
         "cv2.resize, INTER_LINEAR (stretch, aliases)": lambda: cv2.resize(frame, SIZE, interpolation=cv2.INTER_LINEAR),
     }
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    # In turn, so that a temporary slowdown of the machine affects all of them.
+    # Measure all of them in turn, so that a temporary slowdown of the machine affects them equally.
     for _ in range(ROUNDS):
         for name, prepare in contenders.items():
             start = time.perf_counter()

@@ -1,11 +1,16 @@
-"""Measures a push over a slow link: the share of its time that transfers the bundle, and the bytes of a second push.
+"""Measures how much of the time of a push over a slow link is used for the transfer of the bundle.
 
     python -m benchmarks.push BUNDLE [--rate-mb-s 1] [--runs 5]
 
-The device is a store behind an SSH server on loopback (see tests/support/fleet.py), connected by a link of RATE
-megabytes per second in each direction. Three phases of a push are measured at the link: until the first byte of the
-bundle (connecting, asking the device what it has), the transfer, and the work of the device (hashes, signature, canary
-test in a separate process). The lower bound of the transfer is the size divided by the rate.
+The device is a model store behind an SSH server on loopback (see tests/support/fleet.py). It is connected by a link
+that carries ``--rate-mb-s`` megabytes per second in each direction. A push has three phases, which are measured at the
+link:
+
+- until the first byte of the bundle: connecting, and asking the device what it has
+- the transfer of the bundle, which takes at least the size divided by the rate
+- the work of the device: hashes, signature, and the canary test in a separate process
+
+After each push, the same bundle is pushed a second time, and the number of bytes sent is recorded. It should be 0.
 """
 
 from __future__ import annotations
@@ -31,7 +36,12 @@ _SLICE = 8192
 
 
 class Link:
-    """A link of `rate` bytes per second in each direction; records when the first and the last full slice arrived."""
+    """A link that carries ``rate`` bytes per second in each direction, between a client and a port of loopback.
+
+    Attributes:
+        first_s: time at which the first full slice from the client arrived, on the clock `time.monotonic`.
+        last_s: time at which the last full slice from the client was carried over the link, on the same clock.
+    """
 
     def __init__(self, port: int, rate: float) -> None:
         self._port, self._rate = port, rate
@@ -51,7 +61,7 @@ class Link:
         while data := await reader.read(_SLICE):
             if timed and len(data) == _SLICE:
                 self.first_s = self.first_s or time.monotonic()
-            # Later slices make up for sleeps that last too long, so that the average rate is correct.
+            # If a sleep lasts too long, the next slices are sent earlier, so that the average rate is correct.
             free_at = max(free_at, time.monotonic() - 0.05) + len(data) / self._rate
             await asyncio.sleep(max(0.0, free_at - time.monotonic()))
             if timed and len(data) == _SLICE:

@@ -1,10 +1,11 @@
-"""Measures the response time of the review page: annotates a thousand frames in Chromium, then kills the server.
+"""Measures the response time of the review page, and whether annotations are lost when the server is killed.
 
     python -m benchmarks.review RUN [--frames 1000]
 
-The frames are parts of the demo's photographs. The time is measured from a key event until the image of the next frame
-is decoded and ready to be painted; server, browser and the training of the head share the cores. Keys are sent once as
-fast as frames appear, hundreds per second, and once at ten per second, faster than any person.
+A thousand frames, which are parts of the demo's photographs, are annotated in Chromium. The response time is the time
+from a key event until the image of the next frame is decoded and ready to be painted. The server, the browser and the
+training of the head share the cores. The measurement is done twice: with keys sent as fast as frames appear, which is
+hundreds per second, and with ten keys per second, which is faster than any person.
 """
 
 from __future__ import annotations

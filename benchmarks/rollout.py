@@ -2,10 +2,14 @@
 
     python -m benchmarks.rollout BUNDLE [--devices 200] [--bad 5]
 
-Each device has its own store and an agent that is restarted when it exits, as systemd would, and publishes to a common
-broker; an SSH server routes to the devices by name. BUNDLE is repacked as versions 1 and 2. Of five faulty devices
-three have an agent that is killed every other second, one has an unusable store and one does not answer. Needs about
-100 MB per device and only the loopback network.
+Each device has its own store and its own agent. The agent is restarted when it exits, as by systemd, and publishes to a
+broker that all devices use. One SSH server forwards connections to the devices by name. BUNDLE is repacked as versions
+1 and 2: the devices start with version 1, and version 2 is rolled out.
+
+One faulty device does not answer, and one has an unusable store. The agents of all other faulty devices are killed
+whenever they start a model that is on probation.
+
+The benchmark needs about 100 MB per device. It uses only the loopback network.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from tests.support.fleet import agents, fleet
 from .support.figures import record
 
 FPS = 3
-"""Frame rate of each camera; low, because two hundred agents share the cores of one machine."""
+"""Frame rate of each camera. It is low because two hundred agents share the cores of one machine."""
 AT_ONCE = 64
 
 
@@ -48,7 +52,8 @@ def main() -> None:
 
 def measure(bundle: Path, count: int, bad: int, work: Path) -> None:
     names = [f"pi-{number:03d}" for number in range(count)]
-    # Faulty devices are in the last wave, which tolerates 10 %; one in an earlier wave could stop the rollout.
+    # All faulty devices are in the last wave, which tolerates 10 % of failures. In an earlier wave, a single faulty
+    # device could stop the rollout.
     chosen = [
         names[number] for number in np.random.default_rng(1).choice(range(count // 10, count), bad, replace=False)
     ]
@@ -104,7 +109,7 @@ def make_video(path: Path) -> Path:
 
 
 def wait_for_agents(work: Path, count: int, port: int) -> None:
-    """Wait until `count` agents have published their status."""
+    """Wait until ``count`` agents have published their status."""
     command = ["mosquitto_sub", "-p", str(port), "-t", "edgeloop/+/status", "-F", "%t"]
     with open(work / "online", "wb") as file, subprocess.Popen(command, stdout=file) as listening:
         while len(set((work / "online").read_text().split())) < count:

@@ -1,10 +1,13 @@
-"""Compares the throughput of `edgeloop serve` with 16 concurrent clients to the bare interpreter.
+"""Compares the throughput of `edgeloop serve` with 16 concurrent clients to that of the bare interpreter.
 
     python -m benchmarks.serve BUNDLE [--seconds 10] [--clients 16]
 
-The service runs in a separate process, as users start it. All clients run in another process; each sends 640x480 JPEG
-photographs over a persistent connection, the next as soon as it has the last response. Bare means `invoke` alone, with
-one thread and with one thread per core. Clients and service share the cores. Also measures batches in one invoke.
+The service runs in a separate process, as users start it. All clients run in another process. Each client has a
+persistent connection, over which it sends 640x480 JPEG photographs, each as soon as it has received the response to the
+one before. Clients and service share the cores. Bare means `invoke` alone, with one thread and with one thread per
+core.
+
+A second measurement compares one `invoke` of a batch of images with one `invoke` per image.
 """
 
 from __future__ import annotations
@@ -113,7 +116,7 @@ def batch(model: bytes, size: int = 8) -> None:
 
 
 def answered(port: int, clients: int, seconds: float) -> tuple[float, list[float]]:
-    """Send requests from many clients; returns the responses per second and the time of each response."""
+    """Send requests from many clients. Return the number of responses per second and all response times in seconds."""
     requests = []
     for image in photographs():
         jpeg = encoded(np.asarray(cv2.resize(image, (640, 480)), np.uint8))
@@ -135,7 +138,7 @@ def answered(port: int, clients: int, seconds: float) -> tuple[float, list[float
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         chosen.register(connection, selectors.EVENT_READ)
         send(connection)
-    # Exclude the first responses, because the service has to warm up.
+    # Do not count the responses of the first half second, because the service has to warm up.
     begin = time.perf_counter() + 0.5
     times: list[float] = []
     waiting: dict[socket.socket, bytes] = {}

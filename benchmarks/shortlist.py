@@ -1,10 +1,13 @@
-"""Measures the ranking of a million captures: in one process, with several workers, and as on the review page.
+"""Measures the time to rank a million captures: in one process, with several workers, and as on the review page.
 
     python -m benchmarks.shortlist [IMAGES] [--frames 1000000] [--picks 1000] [--workers 2]
 
-The captures are synthetic: features of objects that appear in bursts of 5 to 24 frames, with the dimension of
-EfficientNet-Lite0's features, and scores of eight classes; 3 GB in a temporary folder. All rankings must be equal.
-With IMAGES, a folder of images, it also measures how fast embeddings are computed, in practice most of the work.
+The captures are synthetic, and need 3 GB in a temporary folder. Objects appear in bursts of 5 to 24 frames. Each frame
+has scores of eight classes and features with the dimension of EfficientNet-Lite0's features. All rankings must be
+equal.
+
+If IMAGES, a folder of images, is given, the benchmark also measures how fast embeddings are computed. In practice, this
+is most of the work.
 """
 
 from __future__ import annotations
@@ -77,7 +80,15 @@ def main() -> None:
 def made_up(
     number: int, count: int, things: Floats, spread_out: Floats, random: np.random.Generator
 ) -> ChunkEmbeddings:
-    """Create a chunk of synthetic frames; some objects appear much more often than others."""
+    """Create a chunk of synthetic frames. Some objects appear in many more frames than others.
+
+    Args:
+        number: number of the chunk.
+        count: number of frames in the chunk.
+        things: (objects, kinds) float32, properties of the objects.
+        spread_out: (kinds, features) float32, matrix that converts these properties into features.
+        random: random number generator.
+    """
     which: list[int] = []
     while len(which) < count:
         which += [int(len(things) * random.random() ** 3)] * int(random.integers(5, 25))
@@ -102,7 +113,7 @@ def features_of(things: Floats, spread_out: Floats, random: np.random.Generator)
 
 
 class Counted:
-    """An executor that counts the passes that rank."""
+    """An executor that counts the ranking passes over all frames."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor, self.passes = executor, 0
@@ -110,7 +121,7 @@ class Counted:
     def __call__(
         self, function: Callable[..., Any], items: Sequence[Any], description: str, *, factory: bool = False
     ) -> list[Any]:
-        """As `Executor`."""
+        """Count the call if it is a ranking pass, and pass it to the other executor; see `Executor`."""
         self.passes += description.startswith("Ranking")
         return self._executor(function, items, description, factory=factory)
 
@@ -122,7 +133,10 @@ def timed(work: Path, parts: Sequence[Part], known: Floats, picks: int, executor
 
 
 def same(one: Ranking, other: Ranking) -> float:
-    """Return the share of picks with the same frame, the same value and the same similar frames in both rankings."""
+    """Return the share of picks that have the same frame, value and similar frames in both rankings.
+
+    Return 0 if the rankings have different lengths.
+    """
     if len(one.numbers) != len(other.numbers):
         return 0.0
     pairs = zip(one.numbers, other.numbers, one.worth, other.worth, one.similar, other.similar, strict=True)
@@ -130,7 +144,7 @@ def same(one: Ranking, other: Ranking) -> float:
 
 
 def by_frame(work: Path, parts: Sequence[Part], known: Floats, picks: int, console: Console) -> np.ndarray:
-    """Rank as the review page does: all frames in memory, all of them updated after each pick."""
+    """Rank as the review page does: keep all frames in memory, and update all of them after each pick."""
     features, doubt = [], []
     for part in parts:
         embeddings = read_embeddings(work, part.name)

@@ -1,9 +1,10 @@
-"""Mistreats a running agent and counts what it lost; writes the table in docs/reliability.md.
+"""Causes many kinds of failures around a running agent, and counts the events that are lost or delivered twice.
 
     python -m benchmarks.torture BUNDLE [--part 0.1]
 
-One agent, with a real Mosquitto behind a proxy that can cut connections, an HTTP camera, recording and the dashboard.
-Takes about 20 minutes on two cores; ``--part`` does a part of each kind of harm and prints the table only.
+One agent runs with an HTTP camera, recording and the dashboard. It is connected to a real Mosquitto through a proxy
+that can cut connections. The benchmark takes about 20 minutes on two cores, prints the results and writes them to the
+table in docs/reliability.md. With ``--part``, it causes only this share of the failures and does not change the table.
 """
 
 from __future__ import annotations
@@ -49,14 +50,23 @@ PATIENCE_S = 60.0
 
 
 def free_port() -> int:
-    """Return a port of loopback that nothing listens on."""
+    """Return a port on the loopback interface that no program listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_S) -> None:
-    """Wait until a condition holds."""
+    """Wait until ``condition`` returns True.
+
+    Args:
+        condition: function to call repeatedly.
+        what: what is waited for, for the error message.
+        seconds: maximum time to wait.
+
+    Raises:
+        TimeoutError: the time has passed.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -65,7 +75,14 @@ def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_S)
 
 
 class Camera:
-    """An HTTP camera that shows one image or two in turn, and damages some of its frames if asked to."""
+    """An HTTP camera that serves JPEG images as an MJPEG stream.
+
+    Attributes:
+        turn_s: time in seconds after which the camera changes to the next image; None to serve only the first image.
+        damage: whether to damage about half of the frames.
+        damaged: number of frames that were damaged.
+        port: port that the camera listens on.
+    """
 
     def __init__(self, images: Sequence[bytes], seed: random.Random) -> None:
         self.turn_s: float | None = 1.0
@@ -95,7 +112,7 @@ class Camera:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def frame(self) -> bytes:
-        """Return the next frame."""
+        """Return the next frame as a JPEG, which may be damaged."""
         number = 0 if self.turn_s is None else int(time.monotonic() / self.turn_s) % len(self._images)
         data = self._images[number]
         if not self.damage or self._random.random() < 0.5:
@@ -105,7 +122,7 @@ class Camera:
 
 
 def mutated(data: bytes, seed: random.Random) -> bytes:
-    """Return the data cut off, extended, or with some of its bytes changed."""
+    """Return a copy of the data with some bytes changed. Some of the copies are also truncated or extended."""
     changed = bytearray(data)
     for _ in range(seed.choice((1, 1, 3, 30))):
         changed[seed.randrange(len(changed))] = seed.randrange(256)
@@ -118,7 +135,7 @@ def mutated(data: bytes, seed: random.Random) -> bytes:
 
 
 class Broker:
-    """Mosquitto, which can be killed and started again."""
+    """A Mosquitto broker that can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -132,7 +149,7 @@ class Broker:
         self.start()
 
     def start(self) -> None:
-        """Start it and wait until it listens."""
+        """Start the broker and wait until it listens."""
         program = shutil.which("mosquitto", path=PATH) or "mosquitto"
         self.process = subprocess.Popen(
             [program, "-c", str(self._settings)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -140,19 +157,19 @@ class Broker:
         until(lambda: listens(self.port), "Mosquitto")
 
     def kill(self) -> None:
-        """Kill it."""
+        """Kill the broker and wait until it has ended."""
         self.process.kill()
         self.process.wait()
 
 
 def listens(port: int) -> bool:
-    """Return whether something listens on a port of loopback."""
+    """Return whether a program listens on this port of the loopback interface."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Proxy:
-    """Passes connections on to a port, until they are cut."""
+    """Forwards connections to another port of the loopback interface. The connections can be cut."""
 
     def __init__(self, target: int) -> None:
         self._target, self._open = target, set[socket.socket]()
@@ -161,7 +178,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> int:
-        """Reset all connections, and return how many there were."""
+        """Cut all connections. Return the number of connections that were open."""
         cut = list(self._open)
         for one in cut:
             with suppress(OSError):
@@ -191,7 +208,13 @@ class Proxy:
 
 
 class Receiver:
-    """Counts the events that arrive, with a session that the broker keeps."""
+    """Subscribes to the agent's events and counts them.
+
+    The broker keeps the session of this subscriber while it is not connected.
+
+    Attributes:
+        events: number of times that each event was received, by time of capture, sequence number and label.
+    """
 
     def __init__(self, port: int) -> None:
         self.events: Counter[tuple[str, int, str]] = Counter()
@@ -209,13 +232,21 @@ class Receiver:
 
     @property
     def twice(self) -> int:
-        """Number of deliveries beyond the first one of each event."""
+        """Number of deliveries in addition to the first delivery of each event."""
         return self.events.total() - len(self.events)
 
 
 @dataclass
 class Tortured:
-    """The agent, and what is around it."""
+    """The agent under test.
+
+    Attributes:
+        folder: working directory of the agent, with agent.yaml and agent.log.
+        camera: the agent's camera.
+        proxy: proxy between the agent and the broker.
+        page: port of the dashboard.
+        process: process of the agent; set by `start`.
+    """
 
     folder: Path
     camera: Camera
@@ -231,12 +262,15 @@ class Tortured:
         until(lambda: self.figure("edgeloop_frames_classified_total") > 0, "the first classified frame")
 
     def kill(self) -> None:
-        """Kill it like a power cut."""
+        """Kill the agent without warning, as a power cut would."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def figure(self, name: str) -> float:
-        """Return a figure of the dashboard's metrics, summed over its labels; 0 if it cannot be read."""
+        """Return the value of one of the dashboard's metrics, summed over its Prometheus labels.
+
+        Return 0 if the dashboard does not answer.
+        """
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.page}/metrics", timeout=10) as answer:
                 text = answer.read().decode()
@@ -245,19 +279,26 @@ class Tortured:
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
 
     def use(self) -> tuple[float, int, int]:
-        """Return resident memory in MB, and the number of threads and of open files."""
+        """Return the agent's resident memory in MB, the number of its threads and the number of its open files."""
         proc = Path(f"/proc/{self.process.pid}")
         status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
         return int(status["VmRSS"].split()[0]) / 1024, int(status["Threads"]), len(list((proc / "fd").iterdir()))
 
     def spooled(self) -> float:
-        """Return the number of events that wait for the broker."""
+        """Return the number of events that the agent has not yet delivered to the broker."""
         return self.figure("edgeloop_spool_depth")
 
 
 @contextmanager
 def tortured(bundle: Path, folder: Path, broker: Broker, seed: random.Random) -> Iterator[Tortured]:
-    """Write the settings of an agent, and end it when the block ends."""
+    """Start an agent with its camera and proxy, and stop the agent when the context exits.
+
+    Args:
+        bundle: bundle that the agent runs. The camera serves two of its canary images, of different classes.
+        folder: folder for the settings and the state of the agent.
+        broker: broker that the agent is connected to through the proxy.
+        seed: random number generator for damaged frames.
+    """
     opened = open_bundle(bundle)
     labels: dict[str, bytes] = {}
     for image in opened.canary():
@@ -292,7 +333,7 @@ Rows = list[tuple[str, str]]
 
 
 def commands(agent: Tortured, broker: Broker, count: int, seed: random.Random) -> Rows:
-    """Send mutated commands to the agent."""
+    """Send mutated commands to the agent, and check whether it still classifies."""
     good = [
         ("set", b'{"id": "1", "enter": 0.4, "smoothing_s": 0.1}'),
         ("snapshot", b'{"id": "2", "camera": "door"}'),
@@ -316,7 +357,10 @@ def commands(agent: Tortured, broker: Broker, count: int, seed: random.Random) -
 
 
 def slow_clients(agent: Tortured, count: int) -> Rows:
-    """Open connections to the dashboard that send a header, byte by byte or not at all."""
+    """Open connections to the dashboard that send an incomplete header or nothing, and stay open.
+
+    Measure the longest time that another visitor of the dashboard waits for an answer.
+    """
     worst_s = 0.0
     with ExitStack() as stack:
         for number in range(count):
@@ -332,7 +376,7 @@ def slow_clients(agent: Tortured, count: int) -> Rows:
 
 
 def frames(agent: Tortured, count: int) -> Rows:
-    """Damage frames of the HTTP camera."""
+    """Damage frames of the HTTP camera, and check whether the agent still classifies."""
     agent.camera.damaged, agent.camera.damage = 0, True
     until(lambda: agent.camera.damaged >= count, "damaged frames", 20 + count)
     agent.camera.damage = False
@@ -340,7 +384,7 @@ def frames(agent: Tortured, count: int) -> Rows:
 
 
 def still_there(agent: Tortured) -> str:
-    """Say whether the agent still classifies, as the same process."""
+    """Return a phrase for the table: whether the agent still classifies and its process has not ended."""
     before = agent.figure("edgeloop_frames_classified_total")
     try:
         until(lambda: agent.figure("edgeloop_frames_classified_total") > before, "a frame")
@@ -350,7 +394,7 @@ def still_there(agent: Tortured) -> str:
 
 
 def bundles(bundle: Path, folder: Path, count: int, seed: random.Random) -> Rows:
-    """Open mutated bundles."""
+    """Read mutated bundles. Count the bundles that are accepted, and errors other than `BundleError`."""
     data, accepted, other = bundle.read_bytes(), 0, 0
     path = folder / "mutated.edgeloop"
     for _ in range(count):
@@ -363,13 +407,13 @@ def bundles(bundle: Path, folder: Path, count: int, seed: random.Random) -> Rows
             accepted += changed != data
         except BundleError:
             pass
-        except Exception:  # noqa: BLE001  what must not happen is counted
+        except Exception:  # noqa: BLE001  any other error is counted
             other += 1
     return [(f"{count} mutated bundles", f"{accepted} accepted, {other} other errors than a refusal")]
 
 
 def cuts(agent: Tortured, receiver: Receiver, count: int, seconds: float) -> Rows:
-    """Cut the connection to the broker whenever there is one."""
+    """Cut the connection to the broker again and again, until ``count`` were cut or ``seconds`` have passed."""
     before, decided = len(receiver.events), agent.figure("edgeloop_label_changes_total")
     twice, cut = receiver.twice, 0
     deadline = time.monotonic() + seconds
@@ -380,7 +424,7 @@ def cuts(agent: Tortured, receiver: Receiver, count: int, seconds: float) -> Row
 
 
 def broker_kills(agent: Tortured, broker: Broker, receiver: Receiver, count: int) -> Rows:
-    """Kill the broker and start it again."""
+    """Kill the broker and start it again, ``count`` times."""
     before, decided, twice = len(receiver.events), agent.figure("edgeloop_label_changes_total"), receiver.twice
     for _ in range(count):
         broker.kill()
@@ -391,7 +435,18 @@ def broker_kills(agent: Tortured, broker: Broker, receiver: Receiver, count: int
 
 
 def lost(agent: Tortured, receiver: Receiver, before: int, decided: float, twice: int) -> str:
-    """Compare the events that were decided with those that arrived, once all have left the spool."""
+    """Wait until the agent has sent all events, and compare the decided events with the received ones.
+
+    Args:
+        agent: the agent.
+        receiver: subscriber that counts the received events.
+        before: number of different events that were received before the failures.
+        decided: number of events that the agent had decided before the failures.
+        twice: number of repeated deliveries before the failures.
+
+    Returns:
+        A phrase for the table.
+    """
     agent.camera.turn_s = None
     time.sleep(3)
     with suppress(TimeoutError):
@@ -406,7 +461,10 @@ def lost(agent: Tortured, receiver: Receiver, before: int, decided: float, twice
 
 
 def kills(agent: Tortured, receiver: Receiver, count: int, seed: random.Random) -> Rows:
-    """Kill the agent while labels change, and while they do not."""
+    """Kill and restart the agent ``count`` times, half of the times while labels change.
+
+    The other half of the times, the image stays the same.
+    """
     before, twice = len(receiver.events), receiver.twice
     decided = -agent.figure("edgeloop_label_changes_total")
     for _ in range(count // 2):
@@ -437,7 +495,7 @@ def kills(agent: Tortured, receiver: Receiver, count: int, seed: random.Random) 
 
 
 def main() -> None:
-    """Run all parts and write the table."""
+    """Cause all kinds of failures in turn and print the results. After a complete run, also write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--part", type=float, default=1.0)
@@ -483,7 +541,7 @@ def main() -> None:
 
 
 def write(rows: Rows, minutes: float) -> None:
-    """Write the table into the documentation."""
+    """Replace the table in docs/reliability.md. ``minutes`` is the time that the benchmark took."""
     table = "\n".join(f"| {what} | {result} |" for what, result in rows)
     text = TABLE.read_text() if TABLE.exists() else ""
     start, end = "<!-- table -->\n", "<!-- end -->"

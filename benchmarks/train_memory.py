@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_memory [--counts 1000 20000]
 
-Samples the anonymous memory of the process, which it has allocated itself, ten times per second. Pages of mapped files
-are not counted: the kernel keeps them only while memory is free.
+Ten times per second, the anonymous memory of the process is read, that is, the memory that the process has allocated
+itself. Pages of mapped files are not counted, because the kernel keeps them only while memory is free.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .train_throughput import write_images
 
 
 def peak_mib(command: list[str]) -> float:
-    """Run a command and return its largest RssAnon, in MiB."""
+    """Run a command and return the peak of its anonymous memory (RssAnon), in MiB."""
     process = subprocess.Popen(command)
     peak = 0
     while process.poll() is None:

@@ -1,10 +1,10 @@
-"""Measures how much reading images slows down training: steps from the pixel cache compared with one resident batch.
+"""Measures how much training is slowed down by reading images from the pixel cache.
 
     python -m benchmarks.train_throughput [--images 2000] [--batch-size 32]
 
-Both run the same compiled training step, including augmentation, with Keras' `fit`. One reads from the cache in
-shuffled order, as `edgeloop train` does; the other uses the same batch repeatedly. They take turns, and the ratio is
-the median over all rounds.
+Two ways of training are compared. One reads the images from the cache in shuffled order, as `edgeloop train` does. The
+other uses the same batch in memory again and again. Both run the same compiled training step, including augmentation,
+with Keras' `fit`. They take turns, and the figure is the median over all rounds of the ratio of the two rates.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIDE, CLASSES = 224, 8
 
 
 def write_images(folder: Path, count: int) -> None:
-    """Write ``count`` different images of 640x360 in eight folders."""
+    """Write ``count`` different images of 640x360 pixels into eight folders, one per class."""
     random = np.random.default_rng(0)
     for number in range(count):
         target = folder / f"class{number % CLASSES}"
@@ -44,7 +44,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def again(batch: Any) -> Iterator[Any]:
-    """Yield the same batch forever; Keras needs a generator."""
+    """Yield the same batch forever. Keras' `fit` needs a generator."""
     while True:
         yield batch
 
@@ -87,7 +87,7 @@ def main() -> None:
         student.fit(again(resident), steps_per_epoch=3, shuffle=False, verbose=0)
         seconds: dict[str, list[float]] = {"cache": [], "resident": []}
         for turn in track(range(arguments.rounds), console=Console(stderr=True)):
-            # Rounds are short and the order alternates, so that slow moments of the machine affect both equally.
+            # Rounds are short and their order alternates, so that a slow moment of the machine affects both equally.
             for name in sorted(seconds, reverse=bool(turn % 2)):
                 data = batches(np.arange(len(truth))).for_fit(turn) if name == "cache" else again(resident)
                 start = time.perf_counter()

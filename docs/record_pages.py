@@ -1,10 +1,10 @@
-"""Record the images of pages that the documentation shows: images/dashboard.webp and images/review.png.
+"""Records the images of web pages for the documentation: images/dashboard.webp and images/review.png.
 
     edgeloop demo --keep ~/edgeloop-demo
     python -m docs.record_pages ~/edgeloop-demo
 
-The agent watches the demo's video and records frames; then the review page shows these frames. Needs the development
-environment (make env-dev) and Chromium. Run it from the repository's root.
+The agent classifies the demo's video and records frames. Then the review page shows these frames. The program needs the
+development environment (make env-dev) and Chromium. Run it from the root of the repository.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from tests.support.browser import Browser
 
 IMAGES = Path(__file__).parent / "images"
 PAGE_WIDTH, PAGE_HEIGHT = 1000, 740
-"""Pixels of a page that are recorded, from the top."""
+"""Width and height of the recorded part of a page, in pixels. This is the upper part of the page."""
 SHOWN_WIDTH = 800
 FRAMES, PER_SECOND = 30, 3
 WARM_UP_S = 40.0
-"""Seconds before the recording, so that the curves show something and frames are kept."""
+"""Seconds to wait before the recording, so that the charts have data and the agent has recorded frames."""
 START_S = 60.0
-"""Seconds within which a command serves its page; the review page loads a network first."""
+"""Maximum seconds until a command serves its page. The command for the review page loads a network first."""
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def record_dashboard(browser: Browser, demo: Path, folder: Path) -> None:
-    """Record images/dashboard.webp. The frames that the agent keeps are in ``folder``/state/captures afterwards."""
+    """Record images/dashboard.webp. The agent writes the frames that it records to ``folder``/state/captures."""
     port = find_free_port()
     with embedded_broker(folder) as broker_port:
         settings = {
@@ -79,7 +79,7 @@ def record_dashboard(browser: Browser, demo: Path, folder: Path) -> None:
 
 
 def record_review(browser: Browser, demo: Path, captures: Path) -> None:
-    """Record images/review.png: the first group of frames that the model is not sure of, a few labels later."""
+    """Record images/review.png, which shows the review page after five suggested labels have been accepted."""
     port = find_free_port()
     with serving("review", captures, "--run", demo / "run", "--port", port, "--no-open", port=port):
         browser.open(f"http://127.0.0.1:{port}/")
@@ -94,7 +94,7 @@ def record_review(browser: Browser, demo: Path, captures: Path) -> None:
 
 @contextmanager
 def serving(*arguments: object, port: int) -> Iterator[None]:
-    """Run a command of edgeloop until the context exits; enter the context when its page is served."""
+    """Run a command of edgeloop until the context exits. Wait until the command serves its page on ``port``."""
     command = [sys.executable, "-m", "edge_agent.cli", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -106,7 +106,7 @@ def serving(*arguments: object, port: int) -> Iterator[None]:
 
 
 def screenshot(browser: Browser) -> Image.Image:
-    """Take one image of the page, at the pace of ``PER_SECOND``."""
+    """Return a screenshot of the page. Each call takes at least 1 / `PER_SECOND` seconds."""
     started = time.monotonic()
     png = base64.b64decode(browser.send("Page.captureScreenshot", format="png")["data"])
     time.sleep(max(0.0, 1 / PER_SECOND - (time.monotonic() - started)))

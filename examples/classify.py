@@ -1,4 +1,4 @@
-"""Classify images from a script: python examples/classify.py birds-3.edgeloop robin.jpg ..."""
+"""Classifies image files: python examples/classify.py birds-3.edgeloop robin.jpg ..."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Print what agents publish, with typed messages: python examples/mqtt_subscriber.py [HOST [PORT]]"""
+"""Receives the messages that agents publish, and prints them: python examples/mqtt_subscriber.py [HOST [PORT]]
+
+`edge_agent.read_message` converts each MQTT message into a typed object.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Train, evaluate and convert from Python: python examples/train_and_convert.py IMAGES WORK [--quick]
+"""Trains, converts and evaluates a model from Python: python examples/train_and_convert.py IMAGES WORK [--quick]
 
-IMAGES has a folder per class, WORK must not exist. --quick trains only a head, on small images. Progress and messages
-come as values, so that a program can show them in its own way; here they are printed.
+IMAGES is a folder with one subfolder per class. WORK is the folder for the results; it must not exist. With --quick,
+only the head is trained, on small images. The library passes progress and messages to callbacks, so that a program can
+show them in its own way. This example prints them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def main() -> None:
     low, high = trained.test_interval_95
     print(f"test accuracy {trained.test_accuracy:.3f}, 95 % interval {low:.3f} to {high:.3f}")
 
-    # What quantization may cost: the default is one point of accuracy. A handful of test images needs more room.
+    # Limits on the accuracy that quantization may cost. The default is one point, which is less than one image if there
+    # are fewer than 100 test images.
     limits = converter.GateLimits(max_drop=15, max_class_drop=100) if trained.test_images < 100 else None
     try:
         converted = converter.convert(trained.path, work / "model-1.edgeloop", limits=limits, on_message=print)

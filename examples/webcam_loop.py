@@ -1,7 +1,7 @@
-"""Classify what a webcam sees and print each change: python examples/webcam_loop.py birds-3.edgeloop [SOURCE]
+"""Classifies the frames of a webcam and prints each new label: python examples/webcam_loop.py birds-3.edgeloop [SOURCE]
 
-SOURCE is what OpenCV opens: a camera number (default 0), a video file or an address. The agent (`edgeloop run`) does
-the same with reconnecting, smoothing and MQTT; this loop is for your own programs.
+SOURCE is anything that OpenCV can open: a camera number (default 0), a video file or a URL. Use this loop as a start
+for your own programs. The agent (`edgeloop run`) also reconnects cameras, smooths the scores and publishes with MQTT.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     shown = ""
     with edge_agent.open(bundle) as model:
         while True:
-            ok, frame = camera.read()  # (height, width, 3) uint8, BGR, as edgeloop takes it
+            ok, frame = camera.read()  # (height, width, 3) uint8, BGR, as edgeloop expects
             if not ok:
                 break
             result = model.classify(np.asarray(frame, np.uint8))

@@ -1,6 +1,6 @@
-"""Hook of MkDocs: write the command line reference from the click commands themselves.
+"""Writes the command line reference from the click commands. MkDocs loads this file as a hook.
 
-A line ``commands: train evaluate`` in docs/reference/cli.md becomes one section per command.
+A line ``commands: train evaluate`` in docs/reference/cli.md is replaced by one section for each of these commands.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MARKER = re.compile(r"^commands: (.+)$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Called by MkDocs for every page before it is rendered."""
+    """Replace the ``commands:`` lines of the reference page. MkDocs calls this for every page before it renders it."""
     if page.file.src_uri != PAGE:
         return markdown
     root = click.Context(cli, info_name="edgeloop")
@@ -72,6 +72,6 @@ def _row(option: click.Parameter, context: click.Context) -> str | None:
 
 
 def _escaped(text: str) -> str:
-    """Escape what Markdown would interpret, except in code spans."""
+    """Escape the characters that Markdown would interpret, except in code spans."""
     parts = re.split(r"(`[^`]+`)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([\\*_\[\]<>|#])", r"\\\1", part) for part in parts)

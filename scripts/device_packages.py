@@ -1,7 +1,7 @@
-"""Writes deploy/provisioning/device_packages.json: the packages of a device, with the hashes that the index states.
+"""Writes deploy/provisioning/device_packages.json: the packages that a device needs, with the hashes of their wheels.
 
-The versions are those of constraints.txt, which are tested. Run it whenever constraints.txt or the dependencies in
-pyproject.toml change; it needs the package index.
+The versions are those in constraints.txt, which have been tested. The hashes come from the package index. Run this
+script whenever constraints.txt or the dependencies in pyproject.toml change. It needs access to the package index.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from deploy.provisioning.wheels import PIP, PYTHONS, platform_options
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "deploy" / "provisioning" / "device_packages.json"
 MACHINES = ("aarch64", "x86_64")
-# Debian's camera packages for Python 3.11 are built against numpy 1 and import the one that is installed. These three
-# then have an older version, too, as the newest ones want numpy 2.
+# Debian's camera packages for Python 3.11 are built for numpy 1 and import the numpy that is installed. With this
+# Python, these three packages therefore have older versions than in constraints.txt, because the newest ones need numpy
+# 2.
 WITH_NUMPY_1 = ("numpy", "opencv-python-headless", "ml_dtypes")
 
 
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def resolved(requirements: list[str], python: tuple[int, int], machine: str) -> dict[str, str]:
-    """Return the SHA-256 of each wheel that pip would install, by file name."""
+    """Return the SHA-256 of each wheel that pip would install on this Python and processor, by file name."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     if python == (3, 11):
         lines = [line for line in lines if line.split("==")[0] not in WITH_NUMPY_1] + ["numpy<2"]

@@ -1,4 +1,7 @@
-"""Writes the JSON Schema of every message and command to docs/schemas/; `--check` only checks that they are current."""
+"""Writes the JSON Schema of every message and command to docs/schemas/.
+
+With ``--check``, it writes nothing and only checks whether the files there are up to date.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +37,16 @@ def schemas() -> dict[str, str]:
 def _text(name: str, kind: type[msgspec.Struct]) -> str:
     schema = msgspec.json.schema(kind)
     if not name.startswith("cmd-"):
-        # Later versions may add fields to messages, so readers must accept unknown ones; commands accept none.
+        # Later versions may add fields to messages, so readers must accept unknown fields. Commands do not allow them.
         for definition in schema["$defs"].values():
             definition.setdefault("additionalProperties", True)
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": name, **schema}
-    # msgspec uses Python's \Z at the end of patterns; JSON Schema's dialect has only $.
+    # msgspec ends patterns with Python's \Z. The regular expressions of JSON Schema have only $.
     return json.dumps(document, indent=2).replace("\\\\Z", "$") + "\n"
 
 
 def main() -> int:
-    """Write the schemas, or compare them with ``--check``; returns 1 if they differ."""
+    """Write the schemas and return 0. With ``--check``, only return 1 if the files differ from the schemas, else 0."""
     expected = schemas()
     found = {path.name: path.read_text() for path in FOLDER.glob("*.json")}
     if "--check" in sys.argv:

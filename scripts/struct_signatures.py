@@ -1,4 +1,4 @@
-"""Griffe extension: fields of msgspec structs and named tuples become parameters of their classes."""
+"""Extends Griffe so that the API reference shows the fields of structs and named tuples as constructor parameters."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ BASES = {"Struct", "NamedTuple"}
 
 
 class StructSignatures(griffe.Extension):
-    """Gives each class the signature that msgspec or NamedTuple makes when Python runs it."""
+    """Gives each class the ``__init__`` that msgspec or NamedTuple generates for it at run time."""
 
     def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
-        """Called by Griffe once it has read the members of a class."""
+        """Add ``__init__`` to a struct or named tuple. Griffe calls this after it has read the members of a class."""
         if not BASES & {str(base).rpartition(".")[2] for base in cls.bases}:
             return
         parameters = [griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)]

@@ -1,4 +1,4 @@
-"""Builds the backbone with a given name, and loads its weights."""
+"""Builds the network of a backbone, and loads its weights."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def build_backbone(
     Only a SavedModel that returns feature vectors has no such layer.
 
     Layer names never begin with "_", and do not depend on models that were built before in the same process. If
-    `Backbone.self_contained` is True, Keras can save and load the model. KerasHub is needed to load it only if some of
-    its layers could not be replaced by plain Keras layers; see `kerashub_network`.
+    `Backbone.self_contained` is True, Keras can save and load the model. Loading a saved KerasHub preset requires
+    KerasHub only if some layers of the preset could not be replaced by plain Keras layers; see `kerashub_network`.
 
     Args:
         name: name of the backbone; see `find_backbone`.
@@ -43,13 +43,13 @@ def build_backbone(
             - the path of a weights file: a Keras `.h5` or `.weights.h5` file of the network without its classifier, a
               `.keras` file of a model built on the network, or the `.pth` file of the Python package.
             - the path of a run directory: the weights of the backbone in that run.
-        progress: shows the progress of a download.
+        progress: function that shows the progress of a download; see `Progress`.
 
     Returns:
         A model that maps pixels, (n, height, width, 3) float32, RGB, 0 to 255, to features, (n, f) float32.
 
     Raises:
-        ConfigError: there is no such backbone, it does not have such weights, or the size is too small.
+        ConfigError: no backbone has this name, the backbone does not have such weights, or the size is too small.
         DataError: the weights cannot be downloaded, or the file does not contain weights of this network.
         MissingExtraError: Keras or KerasHub is not installed.
     """

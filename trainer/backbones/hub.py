@@ -1,6 +1,6 @@
 """Builds networks from other sources: KerasHub presets, and TensorFlow SavedModels in a folder or on Kaggle.
 
-SavedModels can also be given by their former address on tfhub.dev.
+A SavedModel on Kaggle can also be given by its former address on tfhub.dev.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 _USUAL_SIDE = 224
 _ENDPOINTS = ("serve", "serving_default", "default")
-"""Names that `keras.Model.export`, TensorFlow and TF Hub give to the function of a SavedModel, in this order."""
+"""Names that the function of a SavedModel may have. They are tried in this order.
+
+The first is the one that `keras.Model.export` writes, the second that of TensorFlow, the third that of TF Hub.
+"""
 _PATIENCE_S = 15.0
 
 
@@ -75,12 +78,12 @@ def kerashub_network(network: KerasHub, size: tuple[int, int], *, name: str, loa
 
     Returns:
         A model that maps pixels, (n, height, width, 3) float32, RGB, 0 to 255, to pooled features, (n, f) float32.
-        KerasHub's layers are replaced by plain Keras layers if possible. If it is not possible, KerasHub is needed to
-        load the saved model.
+        KerasHub's layers are replaced by plain Keras layers if possible. Otherwise, loading the saved model requires
+        KerasHub.
 
     Raises:
         MissingExtraError: KerasHub is not installed.
-        ConfigError: the preset does not define its pixel range.
+        ConfigError: the preset does not define the pixel range that it expects.
         DataError: the preset cannot be loaded, or is not an image network.
     """
     hub = _import("keras_hub")
@@ -164,7 +167,7 @@ def saved_model_network(network: SavedModel, size: tuple[int, int], *, name: str
 def write_saved_model(model: keras.Model, folder: Path) -> None:
     """Write a complete classifier as a SavedModel with batch size 1.
 
-    This is for classifiers that a `.keras` file cannot contain completely; see `Backbone.self_contained`.
+    Use this for classifiers that a `.keras` file cannot contain completely; see `Backbone.self_contained`.
 
     Args:
         model: classifier with the input (n, height, width, 3) float32, for example a head on `saved_model_network`.

@@ -2,8 +2,8 @@
 
 The texts about int8 contain three kinds of numbers:
 
-- Milliseconds per image at 224x224 on 2 threads of an x86-64 server with VNNI, measured with LiteRT 2.3. Only their
-  ratios are meaningful on other machines.
+- Milliseconds per image at 224x224 on 2 threads of an x86-64 server with VNNI, measured with LiteRT 2.3. Other machines
+  have other latencies; only the ratios are comparable.
 - Published milliseconds per image on a Raspberry Pi with XNNPACK (2022).
 - Published ImageNet accuracies, first of the float model, then of the int8 model.
 """

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import keras
 
 Progress: TypeAlias = Callable[[Iterable[bytes], int], Iterable[bytes]]
-"""A function that yields the chunks of a download unchanged and shows how many have arrived.
+"""A function that yields the chunks of a download unchanged, and shows how many of them have arrived.
 
-Its arguments are the chunks and their number.
+The arguments are the chunks and the expected number of chunks.
 """
 
 _PATIENCE_S = 15.0
@@ -56,15 +56,15 @@ def no_progress(chunks: Iterable[bytes], _: int) -> Iterable[bytes]:
 def weights_file(
     backbone: Backbone, size: tuple[int, int], weights: str | Path, *, progress: Progress = no_progress
 ) -> Path | None:
-    """Return the path of the file with the network's weights. The file is downloaded if necessary.
+    """Return the path of the file with the network's weights, or None for random weights.
 
-    Return None for random weights.
+    The file is downloaded if necessary.
 
     Args:
         backbone: the network.
-        size: height and width of its input, pixels. Some networks have separate weights for each input size.
+        size: height and width of the network's input, pixels. Some networks have separate weights for each input size.
         weights: ``auto``, ``package``, ``imagenet``, ``none``, a file or a run directory; see `build_backbone`.
-        progress: shows the progress of a download.
+        progress: function that shows the progress of a download.
 
     Raises:
         ConfigError: the network has no such weights, or the package with the weights is not installed.
@@ -92,7 +92,7 @@ def downloaded(url: str, md5: str, *, what: str, progress: Progress = no_progres
         url: URL of the file.
         md5: MD5 of the file; "" if none is published.
         what: name of the network, for messages.
-        progress: shows the progress of the download.
+        progress: function that shows the progress of the download.
 
     Raises:
         DataError: the file cannot be downloaded, is incomplete or damaged, or cannot be stored.
@@ -174,7 +174,7 @@ def _refuse_what_crashes(path: Path) -> None:
         ).returncode
     except subprocess.TimeoutExpired:
         code = -1
-    if code < 0:  # ended by a signal; Keras explains other failures
+    if code < 0:  # a signal ended the process; Keras reports all other failures
         raise DataError(f"{path}: damaged (reading it crashes HDF5); copy or download it again")
 
 
@@ -215,7 +215,7 @@ def _md5(path: Path) -> str:
 
 
 def _fetch(url: str, what: str, remedy: str, progress: Progress) -> Iterator[bytes]:
-    """Download the file and yield its chunks; raise `DataError` if the file is not received completely."""
+    """Download a file and yield its chunks. Raise `DataError` if the file is not received completely."""
     try:
         with urllib.request.urlopen(url, timeout=_PATIENCE_S) as response:  # noqa: S310  https, from our own table
             length = int(response.headers.get("Content-Length") or 0)

@@ -1,4 +1,4 @@
-"""Writes `report.html`, which shows how good the model is, why, and what to do next.
+"""Writes `report.html`, which shows how accurate the model is, which mistakes it makes, and what to do next.
 
 The report is a single file that a browser can open offline.
 """
@@ -24,8 +24,8 @@ from .summary import advice_for, doubtful_findings, doubts
 from .templating import environment
 from .thumbnails import data_uri, highlighted, matrix_uri
 
-# Limits on what a report shows. An image has at most `thumbnails.MAX_BYTES`, so that a report stays under 3 MB for any
-# data.
+# Limits on the numbers of images, confused pairs and findings that a report shows. Together with
+# `thumbnails.MAX_BYTES`, the limit on the size of an image, they keep every report smaller than 3 MB.
 MISTAKES, NEAR_MISSES, TYPICAL = 18, 9, 24
 PAIRS_LISTED = 12
 FINDINGS, FINDINGS_WITH_IMAGES, FINDING_GROUPS, FINDING_IMAGES = 40, 12, 6, 2
@@ -194,7 +194,7 @@ def _typical(report: ReportData) -> list[int]:
 def _cards(report: ReportData, positions: Sequence[int]) -> list[dict[str, Any]]:
     """Return what the report shows about the test images at ``positions``.
 
-    For each image this is the image itself, the activation map of the predicted class, the true and the predicted
+    For each image, the report shows a thumbnail, the activation map of the predicted class, the true and the predicted
     class, and the score.
     """
     pixels = [np.asarray(report.dataset.pixels[int(report.tested[position])]) for position in positions]

@@ -1,4 +1,4 @@
-"""Collects and sorts the advice of a report, and collects the reasons to distrust the accuracy."""
+"""Collects the advice of a report, the most important first, and the reasons to distrust the accuracy."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ def doubts(report: ReportData) -> list[str]:
 def doubtful_findings(report: ReportData) -> list[Finding]:
     """Return the findings that make the accuracy doubtful.
 
-    A finding does so if it is about related images, such as near duplicates, that are in the test split and in another
-    split. A finding about classes that cannot be tested reliably because of their groups does so, too.
+    There are two kinds of such findings:
+
+    - Related images, such as near duplicates, are in the test split and in another split.
+    - Classes cannot be tested reliably because of their groups.
     """
     split = {photo.path: photo.split for photo in report.dataset.photos}
     return [

@@ -1,8 +1,8 @@
 """Renders Matplotlib charts as inline SVG.
 
-The charts use the font and the colours of the page, also in dark mode. Do not put text of the user into the charts,
-such as class names. Matplotlib would interpret `$` as the beginning of a formula, and its font does not support all
-scripts.
+The charts use the font and the colours of the page, also in dark mode. Do not put text from the user, such as class
+names, into a chart. Matplotlib would interpret `$` as the beginning of a formula, and Matplotlib's font does not
+support all scripts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE, SQUARE = (4.5, 2.9), (3.4, 3.3)
-"""Widths and heights of figures, in inches of 72 CSS pixels. Both are narrow enough to be readable on a phone."""
+"""Widths and heights of the two sizes of figures, in inches. One inch is 72 CSS pixels.
+
+Both sizes are narrow enough to be readable on a phone.
+"""
 
 # Placeholders for the colours of the page. `as_svg` replaces them with CSS variables.
 INK, MUTED, GRID, BLUE, ORANGE = "#010101", "#020202", "#030303", "#040404", "#050505"

@@ -79,7 +79,7 @@ def matrix_uri(shares: npt.NDArray[np.float64]) -> str:
     cells = np.empty((*shares.shape, 4), np.uint8)
     cells[..., :3] = ORANGE
     np.einsum("iij->ij", cells)[:, :3] = BLUE
-    # With the square root, one mistake in a hundred images is visible.
+    # The square root makes even one mistake in a hundred images visible.
     cells[..., 3] = np.round(np.sqrt(np.clip(shares, 0, 1)) * 255)
     data = cv2.imencode(".png", cells)[1].tobytes()
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
