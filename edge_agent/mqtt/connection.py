@@ -353,12 +353,7 @@ class _Attempt:
             log.exception("cannot handle what %s sent", self._broker)
             self.reason = f"unexpected error: {error}"
         finally:
-            opened = self._client.socket()
-            if opened is not None:
-                opened.close()
-            # The client also holds a pair of sockets. Without these references to it, it ends, and closes them, at once.
-            for callback in _CALLBACKS:
-                setattr(self._client, callback, None)
+            self._client.let_go()
         self.too_large = self._client.too_large
         if accepted_s is not None:
             self.lasted_s = time.monotonic() - accepted_s
@@ -410,9 +405,6 @@ class _Attempt:
                 log.warning("%s refuses a subscription: %s; commands will not be received", self._broker, reason)
 
 
-_CALLBACKS = ("on_connect", "on_disconnect", "on_publish", "on_message", "on_subscribe")
-
-
 class _BoundedClient(paho.Client):
     """A client that closes the connection instead of receiving a packet that is too large.
 
@@ -420,6 +412,17 @@ class _BoundedClient(paho.Client):
     """
 
     too_large = False
+
+    def let_go(self) -> None:
+        """Close the connection, and end the references of the client to itself.
+
+        The client also holds a pair of sockets, which it closes when it ends: at once, or, with such references, when the
+        collector of cyclic references finds it, perhaps hours later.
+        """
+        opened = self.socket()
+        if opened is not None:
+            opened.close()
+        self.on_connect = self.on_disconnect = self.on_publish = self.on_message = self.on_subscribe = None
 
     def _sock_recv(self, bufsize: int) -> bytes:
         # paho asks for the rest of a packet at once.
