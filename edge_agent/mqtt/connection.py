@@ -416,8 +416,8 @@ class _BoundedClient(paho.Client):
     def let_go(self) -> None:
         """Close the connection, and end the references of the client to itself.
 
-        The client also holds a pair of sockets, which it closes when it ends: at once, or, with such references, when the
-        collector of cyclic references finds it, perhaps hours later.
+        The client also holds a pair of sockets, which it closes when it ends: at once, or, with such references, when
+        the collector of cyclic references finds it, perhaps hours later.
         """
         opened = self.socket()
         if opened is not None:
