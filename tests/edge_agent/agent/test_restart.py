@@ -15,6 +15,7 @@ from edge_agent.preprocessing import Pixels
 
 from ...conftest import Mosquitto, Subscriber, wait_until, write_crop
 from ...support.processes import AgentProcess
+from ..mqtt.test_mqtt import spooled
 
 pytestmark = pytest.mark.needs("mosquitto")
 
@@ -70,6 +71,8 @@ def test_a_restart_over_the_same_scene_is_no_event(
         agent(tmp_path, bundle_file, scene, mosquitto.port) as running,
     ):
         wait_until(lambda: labels(subscriber, "/event")[-1:] == ["brick"], 30, "the event")
+        # Otherwise it would be delivered again, as MQTT's QoS 1 allows.
+        wait_until(lambda: spooled(tmp_path) == 0, 30, "the acknowledgement")
         running.end(how)
     # The broker has lost everything, too: the label is published again, the event is not.
     mosquitto.stop()
